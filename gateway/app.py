@@ -67,7 +67,7 @@ from gateway.pipeline.reserving import Reserving
 from gateway.pipeline.run_rate import NewRunLimit
 from gateway.pipeline.settlement import Settler
 from gateway.pricebook import PriceBook
-from gateway.runs.in_progress import RunsUnderWay
+from gateway.runs.in_progress import RunsInProgress
 from gateway.runs.registry import RunRegistry
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.housekeeping import tidy_daily
@@ -222,8 +222,8 @@ class Application:
         tidying = asyncio.create_task(tidy_daily(parts.store, retention_of(self.config)), name="tidy")
         stack.push_async_callback(_cancelled, tidying)
         stack.push_async_callback(parts.tracing.stop)
-        under_way = RunsUnderWay(self._heartbeat.calls, parts.store)
-        watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat | RunsUnderWay, ...]
+        under_way = RunsInProgress(self._heartbeat.calls, parts.store)
+        watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat | RunsInProgress, ...]
         watching = (parts.alerts, parts.recorder, self._gauges, self._heartbeat, under_way)
         for part in watching:
             part.start()

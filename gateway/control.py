@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class SettingNow:
+class EffectiveSetting:
     """The current value of a setting, and where it comes from."""
 
     key: str
@@ -47,7 +47,7 @@ class Snapshot:
     """The state at one moment. `generation` rises with every change that this process sees."""
 
     settings: Settings
-    setting_rows: Mapping[str, SettingNow]
+    setting_rows: Mapping[str, EffectiveSetting]
     keys: Mapping[str, ApiKey] = field(default_factory=lambda: _NONE)  # by SHA-256 digest, hex
     workflows: Mapping[tuple[str, str], Workflow] = field(default_factory=lambda: _NONE)  # by (project, name)
     budgets: tuple[StoredBudget, ...] = ()
@@ -201,20 +201,22 @@ def _with_settings(
     return replace(snapshot, settings=typed, setting_rows=MappingProxyType(current))
 
 
-def _setting_now(key: str, row: settings.SettingRow | None, first_values: Mapping[str, SettingValue]) -> SettingNow:
+def _setting_now(
+    key: str, row: settings.SettingRow | None, first_values: Mapping[str, SettingValue]
+) -> EffectiveSetting:
     """The store's value once somebody has set it; until then the file's, or else the seeded default."""
     if row is not None and row.updated_by:
         try:
-            return SettingNow(key, validated(key, row.value), "store", row.updated_at_ms, row.updated_by)
+            return EffectiveSetting(key, validated(key, row.value), "store", row.updated_at_ms, row.updated_by)
         # written by another version or by hand: one bad row must not affect the other 39
         except SettingError as error:
             _log.warning("setting_ignored", error=str(error))
     if key in first_values:
-        return SettingNow(key, validated(key, first_values[key]), "file")
-    return SettingNow(key, defaults()[key] if row is None else _or_default(key, row.value), "default")
+        return EffectiveSetting(key, validated(key, first_values[key]), "file")
+    return EffectiveSetting(key, defaults()[key] if row is None else _valid_or_default(key, row.value), "default")
 
 
-def _or_default(key: str, value: SettingValue) -> SettingValue:
+def _valid_or_default(key: str, value: SettingValue) -> SettingValue:
     try:
         return validated(key, value)
     except SettingError:

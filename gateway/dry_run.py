@@ -43,7 +43,7 @@ class Explained:
     standing: Sequence[tuple[Link, Balance]] = field(default=())
 
 
-async def explained(
+async def explain(
     parts: Parts, principal: Principal, protocol: WireProtocol, raw: bytes, headers: Mapping[str, str]
 ) -> Explained:
     """Raises no `GatewayError`: the explanation contains what the caller would be told."""
@@ -74,7 +74,7 @@ def _call_of(
 
 async def _admit(parts: Parts, call: Call, found: Explained) -> None:
     scratch = DryRunLedger(parts.ledger, await _overrides(parts, call))
-    runs = parts.runs.looking(scratch)
+    runs = parts.runs.dry_run_copy(scratch)
     reserving = Reserving(scratch, local=None, runs=runs, is_outbox_full=lambda: parts.flusher.is_full)
     admission = admission_for(
         parts, reserving, ledger=scratch, planner=found.planner, runs=runs, sleep=_without_waiting

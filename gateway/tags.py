@@ -128,7 +128,7 @@ def read_tags(
     )
 
 
-def told_tags(headers: Mapping[str, str], path_tags: Mapping[str, str]) -> Tags:
+def echoed_tags(headers: Mapping[str, str], path_tags: Mapping[str, str]) -> Tags:
     """The tags in headers and path of a request that is refused before its body is read; untagged if they are invalid."""
     try:
         return read_tags(headers, path_tags, None, {})

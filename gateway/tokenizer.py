@@ -110,10 +110,10 @@ class Tokenizer:
             await self.load(counting.encoding)
         rules, encoding = _RULES[protocol], counting.encoding
         try:
-            return rules(body, counting, self._inline_count(encoding), self._rememberer(counting, _INLINE_CHARACTERS))
+            return rules(body, counting, self._inline_count(encoding), self._cached_cost(counting, _INLINE_CHARACTERS))
         except _TooMuchInlineError:
             return await asyncio.get_running_loop().run_in_executor(
-                self._threads, rules, body, counting, self._count_in(encoding), self._rememberer(counting, None)
+                self._threads, rules, body, counting, self._count_in(encoding), self._cached_cost(counting, None)
             )
 
     def count_prompt_now(self, protocol: str, body: Mapping[str, Any]) -> int:
@@ -124,7 +124,7 @@ class Tokenizer:
             return 0
         counting = counting_for(str(body.get("model", "")), "openai")
         encoding = counting.encoding
-        return rules(body, counting, self._count_in(encoding), self._rememberer(counting, None)).tokens
+        return rules(body, counting, self._count_in(encoding), self._cached_cost(counting, None)).tokens
 
     def output_counter(self, model: str, provider: str | None = None) -> OutputCounter:
         """A counter for one answer of the model, to be fed while the answer is streamed."""
@@ -170,13 +170,13 @@ class Tokenizer:
 
         return count
 
-    def _rememberer(self, counting: Counting, bytes_max: int | None) -> CachedCost:
+    def _cached_cost(self, counting: Counting, bytes_max: int | None) -> CachedCost:
         # Tools and schemas repeat with every call of an agent, and rendering them costs far more than hashing their JSON. The
         # cost also depends on the family's rules, so the whole counting is part of the key.
         counts = self._counts_in(counting.encoding)
 
         def remember(rule: str, value: Any, compute: Callable[[], int]) -> int:
-            dumped = _dumped(value)
+            dumped = _canonical_json(value)
             if dumped is None:
                 return compute()
             key = (hash((counting, rule, dumped)), len(dumped))
@@ -279,7 +279,7 @@ def _bytes_bound(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _dumped(value: Any) -> bytes | None:
+def _canonical_json(value: Any) -> bytes | None:
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:

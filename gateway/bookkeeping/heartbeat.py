@@ -28,7 +28,7 @@ _TICK_MS: Final = 50
 
 
 @dataclass(slots=True)
-class _Flight:
+class _InFlightCall:
     """One call in flight; it is the call's `Departure`."""
 
     heartbeat: Heartbeat
@@ -36,18 +36,18 @@ class _Flight:
     renewed_tick: int
     output_tokens: int = 0
     is_waiting: bool = False  # no byte of the request was sent
-    is_said_unsent: bool = False  # the ledger was told that it is unsent
-    has_left: bool = False  # set once any attempt has sent something
+    is_reported_unsent: bool = False  # the ledger was told that it is unsent
+    has_sent: bool = False  # set once any attempt has sent something
 
     def waits(self) -> None:
-        self.is_waiting = not self.has_left
+        self.is_waiting = not self.has_sent
 
     def leaves(self) -> Awaitable[None] | None:
-        self.is_waiting, self.has_left = False, True
-        return self.heartbeat.unsay(self) if self.is_said_unsent else None
+        self.is_waiting, self.has_sent = False, True
+        return self.heartbeat.retract_unsent(self) if self.is_reported_unsent else None
 
     def is_due(self, tick: int, ticks_between: int) -> bool:
-        return tick - self.renewed_tick >= ticks_between or (self.is_waiting and not self.is_said_unsent)
+        return tick - self.renewed_tick >= ticks_between or (self.is_waiting and not self.is_reported_unsent)
 
 
 class Heartbeat:
@@ -65,7 +65,7 @@ class Heartbeat:
         self._ttl_ms = ttl_ms
         self._sweep_ms = sweep_ms
         self._charges = on_lost is OnLost.CHARGE
-        self._flights: dict[str, _Flight] = {}
+        self._calls: dict[str, _InFlightCall] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._tick = 0
 
@@ -73,20 +73,20 @@ class Heartbeat:
         """The request is on its way to the provider, unless its lane says otherwise: from now on it may cost money."""
         if call.grant is None or not call.grant.held.requests:
             return None
-        flight = self._flights[call.id] = _Flight(self, call, self._tick)
-        return flight if self._charges else None
+        in_flight = self._calls[call.id] = _InFlightCall(self, call, self._tick)
+        return in_flight if self._charges else None
 
     def progressed(self, call: Call, output_tokens: int) -> None:
-        flight = self._flights.get(call.id)
-        if flight is not None:
-            flight.output_tokens = output_tokens
+        in_flight = self._calls.get(call.id)
+        if in_flight is not None:
+            in_flight.output_tokens = output_tokens
 
     def finished(self, call: Call) -> None:
-        self._flights.pop(call.id, None)
+        self._calls.pop(call.id, None)
 
     def calls(self) -> list[Call]:
         """The calls that have a hold and are at a provider now."""
-        return [flight.call for flight in self._flights.values()]
+        return [in_flight.call for in_flight in self._calls.values()]
 
     def start(self) -> None:
         self._tasks = [
@@ -104,33 +104,33 @@ class Heartbeat:
         while True:
             await asyncio.sleep(_TICK_MS / 1000)
             self._tick += 1
-            due = [flight for flight in self._flights.values() if flight.is_due(self._tick, ticks_between)]
+            due = [in_flight for in_flight in self._calls.values() if in_flight.is_due(self._tick, ticks_between)]
             if due:
                 await self._renew(due)
 
-    async def _renew(self, due: list[_Flight]) -> None:
-        by_project: dict[str, list[_Flight]] = defaultdict(list)
-        for flight in due:
-            by_project[flight.call.principal.project].append(flight)
+    async def _renew(self, due: list[_InFlightCall]) -> None:
+        by_project: dict[str, list[_InFlightCall]] = defaultdict(list)
+        for in_flight in due:
+            by_project[in_flight.call.principal.project].append(in_flight)
         for project, flights in by_project.items():
-            progress = [_sign(flight) for flight in flights]
-            for flight in flights:
+            progress = [_progress_report(in_flight) for in_flight in flights]
+            for in_flight in flights:
                 # Set before the ledger answers, because from here on it may have been told.
-                flight.is_said_unsent = flight.is_said_unsent or flight.is_waiting
+                in_flight.is_reported_unsent = in_flight.is_reported_unsent or in_flight.is_waiting
             try:
                 await self._ledger.renew(project, progress, self._ttl_ms)
             except LedgerError as error:
                 _log.warning("heartbeat_missed", calls=len(flights), error=str(error))
                 continue
-            for flight in flights:
-                flight.renewed_tick = self._tick
+            for in_flight in flights:
+                in_flight.renewed_tick = self._tick
 
-    async def unsay(self, flight: _Flight) -> None:
+    async def retract_unsent(self, in_flight: _InFlightCall) -> None:
         """Take back that the request is unsent. Raises `LedgerOutage` if the ledger cannot be told, or has released the hold."""
-        call = flight.call
-        sign = Progress(call.id, _progress(flight), OnLost.CHARGE)
+        call = in_flight.call
+        report = Progress(call.id, _progress(in_flight), OnLost.CHARGE)
         try:
-            gone = await self._ledger.renew(call.principal.project, [sign], self._ttl_ms)
+            gone = await self._ledger.renew(call.principal.project, [report], self._ttl_ms)
         except LedgerError:
             raise LedgerOutage from None
         if gone:
@@ -151,18 +151,18 @@ class Heartbeat:
         await self._ledger.purge()
 
 
-def _sign(flight: _Flight) -> Progress:
-    if flight.is_waiting:
-        return Progress(flight.call.id, on_lost=OnLost.RELEASE)
-    return Progress(flight.call.id, _progress(flight))
+def _progress_report(in_flight: _InFlightCall) -> Progress:
+    if in_flight.is_waiting:
+        return Progress(in_flight.call.id, on_lost=OnLost.RELEASE)
+    return Progress(in_flight.call.id, _progress(in_flight))
 
 
-def _progress(flight: _Flight) -> Amount:
+def _progress(in_flight: _InFlightCall) -> Amount:
     """The prompt and the output so far, at the prices of the reservation."""
-    call = flight.call
+    call = in_flight.call
     prompt = call.count.reserve_tokens if call.count else 0
     nano_usd = 0
     if call.price is not None:
         rates = call.price.rates
-        nano_usd = (prompt * rates.input + flight.output_tokens * rates.output) // 1_000_000
-    return Amount(prompt + flight.output_tokens, nano_usd, 1)
+        nano_usd = (prompt * rates.input + in_flight.output_tokens * rates.output) // 1_000_000
+    return Amount(prompt + in_flight.output_tokens, nano_usd, 1)

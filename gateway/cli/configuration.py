@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from gateway.config.faults import ConfigError, near
-from gateway.config.loading import Given, load_config, parse_config
+from gateway.config.loading import Override, load_config, parse_config
 from gateway.config.marked_yaml import Path as KeyPath
 from gateway.config.schema import Config
 from policies.settings import PREFIX, SETTINGS
@@ -29,8 +29,8 @@ def load_configuration(path: Path | None, server: Mapping[str, Any] | None = Non
 
     `server` are command-line options that override fields of the section `server`.
     """
-    options: dict[KeyPath, Given] = {
-        ("server", key): Given(value, f"--{key.replace('_', '-')} (command line)")
+    options: dict[KeyPath, Override] = {
+        ("server", key): Override(value, f"--{key.replace('_', '-')} (command line)")
         for key, value in (server or {}).items()
         if value is not None
     }
@@ -45,7 +45,7 @@ def load_configuration(path: Path | None, server: Mapping[str, Any] | None = Non
 def read_config(
     path: Path | None,
     environ: Mapping[str, str] | None = None,
-    options: Mapping[KeyPath, Given] = MappingProxyType({}),
+    options: Mapping[KeyPath, Override] = MappingProxyType({}),
 ) -> Config:
     """Raises `ConfigError`. Without a path, `config.yaml` here is read if it exists; otherwise the defaults serve."""
     environment = os.environ if environ is None else environ
@@ -58,7 +58,7 @@ def read_config(
     return config.with_ignored((*config.ignored, *ignored))
 
 
-def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Given], list[str]]:
+def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Override], list[str]]:
     """The values that environment variables override, and a warning for each variable that looks like one of them but is not.
 
     A setting's variable is its key in upper case: FAREBOX_ORCHESTRATION_ENABLED. Like all other keys, it may also have its
@@ -66,7 +66,7 @@ def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Given
     """
     known = {f"{section}_{field}": (section, field) for section in _SECTIONS for field in _section_keys(section)}
     known |= {f"{section}{key}": ("settings", key) for key in SETTINGS for section in ("", "settings_")}
-    given: dict[KeyPath, Given] = {}
+    given: dict[KeyPath, Override] = {}
     ignored = []
     for name, text in environ.items():
         key = name.removeprefix(_PREFIX).lower()
@@ -74,7 +74,7 @@ def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Given
         if not name.startswith(_PREFIX):
             continue
         if key in known:
-            given[known[key]] = Given(_parse_value(text), source)
+            given[known[key]] = Override(_parse_value(text), source)
         elif key.startswith((PREFIX, *(f"{section}_" for section in _SECTIONS))):
             suggestion = near(name, [_PREFIX + one.upper() for one in known])
             ignored.append(f"{source}: ignored: there is no key of this name{suggestion}")

@@ -87,7 +87,7 @@ def adopt(data: Mapping[str, Any]) -> Adopted:
             if given:
                 named = f" ({', '.join(map(str, given))})" if isinstance(given, Mapping) else ""
                 adopted.ignored.append(((section,), f"ignored{named}: {why}"))
-    _tell_limits(adopted)
+    _report_limits(adopted)
     _adopt_litellm_settings(adopted)
     _adopt_router_settings(adopted)
     _adopt_credentials(adopted)
@@ -172,7 +172,7 @@ def _adopt_router_settings(adopted: Adopted) -> None:
         adopted.ignored.append((("router_settings",), f"ignored {', '.join(left_out)}: Farebox has nothing like it"))
 
 
-def _tell_limits(adopted: Adopted) -> None:
+def _report_limits(adopted: Adopted) -> None:
     """Limits of single deployments: ignoring one silently would break it."""
     for position, entry in enumerate(_listed(adopted.data.get("model_list"))):
         params = entry.get("litellm_params") if isinstance(entry, Mapping) else None

@@ -25,7 +25,7 @@ _AFTER_THE_FILE: Final = Mark(1_000_000_000, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Override:
     """A value that overrides the file's, and the name of its source."""
 
     value: Any
@@ -33,27 +33,27 @@ class Given:
 
 
 @dataclass(slots=True)
-class _Places:
+class _Locations:
     """The places of everything. `origins`: where the file has data that was moved before validation."""
 
     name: str
     marks: dict[Path, Mark]
-    given: Mapping[Path, Given]
+    given: Mapping[Path, Override]
     origins: Mapping[Path, Path] = field(default_factory=dict)
 
-    def told(self, faults: list[Fault]) -> list[str]:
+    def described(self, faults: list[Fault]) -> list[str]:
         """One sentence per fault, in the file's order, without duplicates."""
-        written = [(self._written(path), text) for path, text in faults]
+        written = [(self._path_in_file(path), text) for path, text in faults]
         written.sort(key=lambda one: self._mark(one[0]))
         return list(dict.fromkeys(f"{self._where(path)}: {field_in_words(path)}: {text}" for path, text in written))
 
-    def _written(self, path: Path) -> Path:
+    def _path_in_file(self, path: Path) -> Path:
         for length in range(len(path), 0, -1):
             if path[:length] in self.given:
                 return path
             origin = self.origins.get(path[:length])
             if origin is not None:
-                return self._written((*origin, *path[length:]))
+                return self._path_in_file((*origin, *path[length:]))
         return path
 
     def _source(self, path: Path) -> str | None:
@@ -78,27 +78,27 @@ def parse_config(
     text: str,
     name: str = "config.yaml",
     environ: Mapping[str, str] | None = None,
-    given: Mapping[Path, Given] | None = None,
+    given: Mapping[Path, Override] | None = None,
 ) -> Config:
     """Raises `ConfigError` with every fault found. `os.environ/NAME` values are resolved from `environ` (default: the
     process's). `given` are values by (section, key) that override the file's."""
     data, marks = _read(text, name)
     adopted = adopt(data)
-    places = _Places(name, marks, given or {}, adopted.origins)
+    locations = _Locations(name, marks, given or {}, adopted.origins)
     resolved, missing = _resolved(adopted, os.environ if environ is None else environ)
-    for path, one in places.given.items():
+    for path, one in locations.given.items():
         _put(resolved, path, one.value)
         missing.pop(path, None)
     config, faults = _validated(resolved)
     # A value that is missing in the environment cannot have other faults.
     faults = [*adopted.faults, *missing.items(), *(one for one in faults if one[0] not in missing)]
     if config is None or faults:
-        raise ConfigError(places.told(faults))
-    return config.with_ignored(tuple(places.told(adopted.ignored)))
+        raise ConfigError(locations.described(faults))
+    return config.with_ignored(tuple(locations.described(adopted.ignored)))
 
 
 def load_config(
-    path: pathlib.Path, environ: Mapping[str, str] | None = None, given: Mapping[Path, Given] | None = None
+    path: pathlib.Path, environ: Mapping[str, str] | None = None, given: Mapping[Path, Override] | None = None
 ) -> Config:
     try:
         text = path.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.pipeline.exchange import ClientDisconnected, Exchange
 from gateway.pipeline.intake import Intake, refuse_destinations
 from gateway.pipeline.response_headers import ANTHROPIC_REQUEST_ID, encoded, error_headers, tag_headers
-from gateway.tags import read_tags, split_path, told_tags
+from gateway.tags import echoed_tags, read_tags, split_path
 from gateway.wire import anthropic_errors, openai_errors
 from gateway.wire.protocol import Request, WireProtocol
 from gateway.wire.protocols import COUNT_TOKENS_PATHS, MESSAGES
@@ -111,7 +111,7 @@ class RequestRouter:
         request_id = self._new_id()
         error.metadata.setdefault("request_id", request_id)
         shape = anthropic_errors if is_anthropic(exchange.headers) or "/messages" in exchange.path else openai_errors
-        headers = error_headers(error, request_id, None, told_tags(exchange.headers, path_tags))
+        headers = error_headers(error, request_id, None, echoed_tags(exchange.headers, path_tags))
         await exchange.answer(error.status, encoded(headers), shape.error_body(error))
 
     def _not_found_error(self, method: str, path: str) -> GatewayError:

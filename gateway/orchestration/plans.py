@@ -26,7 +26,7 @@ from gateway.runs.plan import (
     RunPlan,
     announced_plan,
     demands_of,
-    moved_step,
+    reallocated_step,
     stored_step,
     with_limit,
     within_caps,
@@ -274,7 +274,7 @@ class Plans:
                 if not writes:
                     continue
                 position = list(plan.planned).index(share.step) + 1
-                self._writing.put((key[0], moved_step(key[1], position, plan.planned[share.step], share)))
+                self._writing.put((key[0], reallocated_step(key[1], position, plan.planned[share.step], share)))
 
     def _note(self, key: RunKey, plan: LivePlan, step_start: StepStart) -> None:
         """Store a step that the plan does not have, so that the run's page shows its limits."""

@@ -135,7 +135,7 @@ class Admission:
 
     async def _held_elsewhere(self, call: Call, limits: RunLimits) -> RunLimits:
         """Tighten `limits`: a run used under several workflows is held to the run budgets of all of them."""
-        limit = await self._runs.limit_elsewhere(call, self._budgets())
+        limit = await self._runs.limit_of_other_workflows(call, self._budgets())
         return limits if limit.is_unlimited else replace(limits, tightened=limits.tightened.tightened_by(limit))
 
     def use(self, call: Call, deployment: Deployment) -> None:

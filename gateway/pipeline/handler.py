@@ -27,7 +27,7 @@ from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.response_headers import call_headers, encoded, error_headers
 from gateway.pipeline.run_rate import NewRunLimit
 from gateway.pipeline.settlement import Settler
-from gateway.tags import told_tags
+from gateway.tags import echoed_tags
 from gateway.upstream.port import UpstreamError
 from gateway.wire.protocol import WireProtocol
 
@@ -231,7 +231,7 @@ class CallHandler:
         if exchange.is_answered:
             return
         error.metadata.setdefault("request_id", call_id)
-        tags = told_tags(exchange.headers, path_tags) if call is None else call.tags
+        tags = echoed_tags(exchange.headers, path_tags) if call is None else call.tags
         headers = error_headers(error, call_id, call, tags)
         if call is None:
             headers.append(("server-timing", f"total;dur={(perf_counter_ns() - exchange.began_ns) / 1e6:.1f}"))

@@ -39,7 +39,7 @@ class Reserving:
         else:
             # Not for local grants: their smaller limits do not mean that someone tightened the run.
             if isinstance(decision, Granted):
-                self._runs.saw(call, decision)
+                self._runs.note_granted(call, decision)
             return decision
         try:
             return await self._local.reserve_locally(project, request)

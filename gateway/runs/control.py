@@ -92,7 +92,7 @@ class RunControl:
         """
         before = await self._find(project, request.run)
         if before is not None and before.state in runs_store.FINAL_STATES:
-            return _over(before.run, before.state)
+            return _finished(before.run, before.state)
         if before is not None and before.workflow not in ("", request.workflow):
             return _of_other(before.run, before.workflow)
         is_new_budget = not request.budget.is_unlimited
@@ -105,7 +105,7 @@ class RunControl:
             await runs_store.create(self._store, _planned_run(project, whole, plan, self._now_ms()))
         except RunOfOtherWorkflow as error:  # it began in the meantime
             return _of_other(request.run, error.workflow)
-        return await self._shown(project, request.run)
+        return await self._view(project, request.run)
 
     async def act(self, project: str, run: str, action: Action) -> RunView | Denied:
         """Raises StoreUnavailable (the gate may have been set: repeat the action) and LedgerUnavailable."""
@@ -113,10 +113,10 @@ class RunControl:
         if found is None:
             return _unknown(run)
         # The state as shown, because the loop breaker pauses a run only in the ledger.
-        shown = await self._shown(project, run)
+        shown = await self._view(project, run)
         after = _AFTER.get((action, "active" if shown.state == "exhausted" else shown.state))
         if after is None:
-            return _over(run, shown.state)
+            return _finished(run, shown.state)
         # The state shown may come from the gate alone, if the store failed after it was set: then the rest is still to be done.
         if after == shown.state == found.state:
             return shown
@@ -124,9 +124,9 @@ class RunControl:
         metrics = None
         if after == "completed":
             await self._catch_up()
-            metrics = asdict((await self._shown(project, run)).metrics)
+            metrics = asdict((await self._view(project, run)).metrics)
         await runs_store.set_state(self._store, project, run, after, self._now_ms(), metrics)
-        return await self._shown(project, run)
+        return await self._view(project, run)
 
     async def set_budget(self, project: str, run: str, change: Mapping[str, int | None]) -> RunView | Denied:
         """Give a run a budget of its own, which replaces those of file and store. `change` is by unit; None removes it."""
@@ -134,7 +134,7 @@ class RunControl:
         if found is None:
             return _unknown(run)
         if found.state in runs_store.FINAL_STATES:
-            return _over(run, found.state)
+            return _finished(run, found.state)
         before = own_budget(found.plan)
         budget = Limit(*(change.get(unit, before.of(unit)) for unit in ("tokens", "nano_usd", "requests")))
         await self._ledger.set_override(project, run_account(run), budget)
@@ -142,7 +142,7 @@ class RunControl:
         if found.state == "exhausted":  # as its latest call reported, under the previous budget
             await runs_store.set_state(self._store, project, run, "active", self._now_ms())
         self._orchestration.budget_changed(project, run)
-        return await self._shown(project, run)
+        return await self._view(project, run)
 
     async def reset(self, project: str, run: str, reset_id: str) -> tuple[RunView, RunView] | Denied:
         """Start a run's spending again from zero: (before, after). What was spent stays in all sums except the run's.
@@ -153,12 +153,12 @@ class RunControl:
         if found is None:
             return _unknown(run)
         if found.state in runs_store.FINAL_STATES:
-            return _over(run, found.state)
+            return _finished(run, found.state)
         async with self._store.read() as connection:
             family = await runs_store.family(connection, project, run)
         if found.parent_run or len(family) > 1:
             return Denied(f"Run {run!r} shares its budget with runs inside or around it.", "run_nested")
-        state = (await self._shown(project, run)).state
+        state = (await self._view(project, run)).state
         gate = _GATES.get(found.state, Gate.OPEN)
         await self._ledger.set_gate(project, run_account(run), Gate.PAUSED)
         held = await self._views.balance(project, run)
@@ -167,12 +167,12 @@ class RunControl:
             return Denied(f"Run {run!r} has calls under way: pause it and try again when they are done.", "run_busy")
         await self._catch_up()
         # It is only paused for this moment.
-        before = replace(await self._shown(project, run), state=state)
+        before = replace(await self._view(project, run), state=state)
         current = await runs_store.get(self._store, project, run)
         await reset_figures(self._ledger, current or found, reset_id, self._now_ms())
         await self._catch_up()
         await self._ledger.set_gate(project, run_account(run), gate)
-        return before, await self._shown(project, run)
+        return before, await self._view(project, run)
 
     async def _find(self, project: str, run: str) -> Run | None:
         """Until its first events are stored, a run that was only named in headers is not in the store."""
@@ -182,7 +182,7 @@ class RunControl:
             found = await runs_store.get(self._store, project, run)
         return found
 
-    async def _shown(self, project: str, run: str) -> RunView:
+    async def _view(self, project: str, run: str) -> RunView:
         shown = await self._views.get(project, run)
         if shown is None:
             raise LookupError(f"run {run!r} was there a moment ago")
@@ -228,7 +228,7 @@ def _unknown(run: str) -> Denied:
     return Denied(f"There is no run {run[:200]!r}.", NO_SUCH_RUN)
 
 
-def _over(run: str, state: str) -> Denied:
+def _finished(run: str, state: str) -> Denied:
     return Denied(f"Run {run!r} is {state}.", f"run_{state}")
 
 

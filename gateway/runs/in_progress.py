@@ -22,7 +22,7 @@ _EVERY_S: Final = 0.5
 _KNOWN_MAX: Final = 50_000
 
 
-class RunsUnderWay:
+class RunsInProgress:
     """`calls` returns those that are at a provider now."""
 
     def __init__(self, calls: Callable[[], Iterable[Call]], store: Database) -> None:
@@ -33,14 +33,14 @@ class RunsUnderWay:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._look_forever(), name="runs-under-way")
+        self._task = asyncio.create_task(self._store_forever(), name="runs-under-way")
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _look_forever(self) -> None:
+    async def _store_forever(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
             with suppress(StoreUnavailable):  # the flusher reports it; the next look tries again

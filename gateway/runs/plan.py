@@ -120,7 +120,7 @@ def with_limit(plan: RunPlan, limit_tokens: int | None, settings: Settings) -> R
     """The same steps, sharing another limit. The same object if there is no limit, or it is unchanged."""
     if limit_tokens is None or limit_tokens == plan.limit_tokens or not plan.steps:
         return plan
-    return _shared_anew(plan, limit_tokens, settings)
+    return _reallocated(plan, limit_tokens, settings)
 
 
 def kept_plan(plan: RunPlan, request: RunRequest, limit_tokens: int, settings: Settings) -> RunPlan:
@@ -128,10 +128,10 @@ def kept_plan(plan: RunPlan, request: RunRequest, limit_tokens: int, settings: S
     strategy, ais = request.strategy or plan.strategy, plan.ais if request.ais is None else request.ais
     if (strategy, ais) == (plan.strategy, plan.ais):
         return with_limit(plan, limit_tokens, settings)
-    return _shared_anew(replace(plan, strategy=strategy, ais=ais), limit_tokens, settings)
+    return _reallocated(replace(plan, strategy=strategy, ais=ais), limit_tokens, settings)
 
 
-def _shared_anew(plan: RunPlan, limit_tokens: int, settings: Settings) -> RunPlan:
+def _reallocated(plan: RunPlan, limit_tokens: int, settings: Settings) -> RunPlan:
     demands = demands_of(plan)
     allocation = within_caps(
         allocate(demands, strategy=plan.strategy, pool_limit_tokens=limit_tokens, settings=settings, ais=plan.ais),
@@ -209,7 +209,7 @@ def stored_step(run: str, position: int, step: PlannedStep) -> RunStep:
     )
 
 
-def moved_step(run: str, position: int, step: PlannedStep, now: StepAllocation) -> RunStep:
+def reallocated_step(run: str, position: int, step: PlannedStep, now: StepAllocation) -> RunStep:
     """The row of a planned step whose allocation changed when others completed. It also keeps what was planned first."""
     row = stored_step(run, position, step)
     return replace(

@@ -31,7 +31,7 @@ class FindRun(Protocol):
     def __call__(self, project: str, run: str, *, fresh: bool) -> Awaitable[Run | None]: ...
 
 
-async def _nobody_knows(project: str, run: str, *, fresh: bool) -> Run | None:
+async def _find_nothing(project: str, run: str, *, fresh: bool) -> Run | None:
     return None
 
 
@@ -49,7 +49,7 @@ class RunRegistry:
         silence_s: float,
         new_id: Callable[[], str],
         limits_of: Callable[[str, str], RunLimits] = lambda _project, _workflow: RunLimits(),
-        find: FindRun = _nobody_knows,
+        find: FindRun = _find_nothing,
         is_shared: bool = False,
     ) -> None:
         self._ledger = ledger
@@ -65,7 +65,7 @@ class RunRegistry:
         self._tightened: LRUCache[tuple[str, str], bool] = LRUCache(_RUNS_MAX)
         self._last_implicit: LRUCache[tuple[str, str], str] = LRUCache(_RUNS_MAX)
 
-    def looking(self, ledger: Ledger) -> RunRegistry:
+    def dry_run_copy(self, ledger: Ledger) -> RunRegistry:
         """A copy for dry runs: it has all of this one's knowledge, but what it learns stays in the copy."""
         other = RunRegistry(
             ledger,
@@ -97,11 +97,11 @@ class RunRegistry:
         if parent and parent != run:
             self._parent_of[project, run] = parent
 
-    async def why_not_inside(self, project: str, run: str, parent: str) -> str:
+    async def parent_fault(self, project: str, run: str, parent: str) -> str:
         """Why the run cannot be inside `parent`, as far as this process or the store knows; empty if it can."""
         line = [parent]
         while run not in line and len(line) <= _ANCESTORS_MAX:
-            outer = await self._outer(project, line[-1])
+            outer = await self._parent_run(project, line[-1])
             if outer is None or outer in line:
                 return ""
             line.append(outer)
@@ -111,7 +111,7 @@ class RunRegistry:
             f"names a run inside of {run!r}" if run in line else f"is deeper than {_ANCESTORS_MAX} runs in one another"
         )
 
-    async def _outer(self, project: str, run: str) -> str | None:
+    async def _parent_run(self, project: str, run: str) -> str | None:
         """The run that contains a run. One that never called here may have called elsewhere."""
         key = (project, run)
         if key not in self._workflow_of and key not in self._parent_of:
@@ -129,10 +129,10 @@ class RunRegistry:
         project, run, parent = call.principal.project, call.run, call.tags.parent_run
         if run is None or parent is None or self._parent_of.get((project, run)) == parent:
             return
-        outer = await self._outer(project, run)
+        outer = await self._parent_run(project, run)
         is_elsewhere = outer is not None and outer != parent
         why_not = f"names another run than {outer!r}, which this run is inside of" if is_elsewhere else ""
-        why_not = why_not or await self.why_not_inside(project, run, parent)
+        why_not = why_not or await self.parent_fault(project, run, parent)
         if why_not:
             call.tags = replace(call.tags, parent_run=None)  # so that the store does not get it either
             raise BadRequest.header(PARENT_HEADER, why_not)
@@ -174,14 +174,14 @@ class RunRegistry:
         run = call.tags.run
         return run is not None and (call.principal.project, run, call.tags.workflow) not in self._held_to
 
-    async def limit_elsewhere(self, call: Call, budgets: Sequence[Budget]) -> Limit:
+    async def limit_of_other_workflows(self, call: Call, budgets: Sequence[Budget]) -> Limit:
         """The limit to tighten a run's account to when it is used under a second workflow: the smallest of its limits under
         either. The ledger remembers it for all processes; a budget of the run's own overrides it, as always."""
         project, run, workflow = call.principal.project, call.run or "", call.tags.workflow or ""
         first = self._workflow_of.get((project, run))
         found = await self._find(project, run, fresh=first is not None)
         parent = found.parent_run if found is not None else ""
-        if parent and not await self.why_not_inside(project, run, parent):
+        if parent and not await self.parent_fault(project, run, parent):
             self.note_parent(project, run, parent)
         first = first or (found.workflow if found is not None else "") or await self._claim(project, run, workflow)
         if first in ("", workflow):
@@ -201,7 +201,7 @@ class RunRegistry:
         except LedgerUnavailable:
             return ""
 
-    def saw(self, call: Call, granted: Granted) -> None:
+    def note_granted(self, call: Call, granted: Granted) -> None:
         if call.run is None:
             return
         key = (call.principal.project, call.run)

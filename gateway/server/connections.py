@@ -32,7 +32,7 @@ from gateway.server.guard import HEADER_BYTES_MAX
 from gateway.server.whole_answers import WholeAnswers
 from gateway.wire.openai_errors import error_body
 
-_LOOK_S: Final = 1.0
+_CHECK_INTERVAL_S: Final = 1.0
 _NEVER: Final = float("inf")
 # How long a client may go on sending after it was refused: closing at once would make it miss the answer.
 _LINGER_S: Final = 5.0
@@ -56,16 +56,16 @@ class ConnectionLimits:
 
 
 class Connections:
-    """All connections of a process. `quiet` has those without a call in progress, longest quiet first."""
+    """All connections of a process. `idle` has those without a call in progress, longest quiet first."""
 
     def __init__(self, limits: ConnectionLimits, telemetry: Telemetry, new_id: Callable[[], str]) -> None:
         self.limits = limits
         self.new_id = new_id
         self._telemetry = telemetry
         self.open: set[BoundedHttp] = set()
-        self.quiet: dict[BoundedHttp, None] = {}
+        self.idle: dict[BoundedHttp, None] = {}
         self.bodies_bytes = 0
-        self._looking: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
 
     def protocol(
         self,
@@ -77,34 +77,34 @@ class Connections:
         """The factory that uvicorn calls for each connection."""
         return BoundedHttp(self, config, server_state, app_state, _loop)
 
-    def opened(self, connection: BoundedHttp) -> None:
+    def add(self, connection: BoundedHttp) -> None:
         self.open.add(connection)
         self._telemetry.connections.inc()
-        self.quiet[connection] = None
-        if self._looking is None:
-            self._looking = connection.loop.call_later(_LOOK_S, self._look, connection.loop)
+        self.idle[connection] = None
+        if self._check_timer is None:
+            self._check_timer = connection.loop.call_later(_CHECK_INTERVAL_S, self._check_deadlines, connection.loop)
         if len(self.open) > self.limits.connections_max:
             self._make_room()
 
-    def lost(self, connection: BoundedHttp) -> None:
+    def remove(self, connection: BoundedHttp) -> None:
         self.open.discard(connection)
         self._telemetry.connections.dec()
-        self.quiet.pop(connection, None)
+        self.idle.pop(connection, None)
 
-    def ended(self, reason: str) -> None:
+    def count_end(self, reason: str) -> None:
         self._telemetry.connections_ended.labels(reason).inc()
 
     def _make_room(self) -> None:
         """Close the connection that has been quiet for longest. If all are busy with calls, that is the newest one."""
-        oldest = next(iter(self.quiet))
-        self.quiet.pop(oldest)
+        oldest = next(iter(self.idle))
+        self.idle.pop(oldest)
         oldest.end("too_many")
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _check_deadlines(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for connection in [one for one in self.open if one.deadline < now or one.reads_until < now]:
-            connection.overdue(now)
-        self._looking = loop.call_later(_LOOK_S, self._look, loop) if self.open else None
+            connection.on_deadline(now)
+        self._check_timer = loop.call_later(_CHECK_INTERVAL_S, self._check_deadlines, loop) if self.open else None
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -112,15 +112,15 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(
         self,
-        all_of_them: Connections,
+        connections: Connections,
         config: UvicornConfig,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._all = all_of_them
-        self._limits = all_of_them.limits
+        self._connections = connections
+        self._limits = connections.limits
         self.deadline = _NEVER  # for what the client has to send
         self.reads_until = _NEVER  # for what the client has to read
         self._unread_bytes = 0
@@ -134,10 +134,10 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.deadline = self.loop.time() + self._limits.head_s
-        self._all.opened(self)
+        self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._all.lost(self)
+        self._connections.remove(self)
         self.deadline = self.reads_until = _NEVER
         self._release()
         super().connection_lost(exc)
@@ -167,9 +167,9 @@ class BoundedHttp(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 rest = rest[upgrade.args[0] :]
-                self._stay()
+                self._decline_upgrade()
 
-    def _stay(self) -> None:
+    def _decline_upgrade(self) -> None:
         """Serve a client that offers another protocol (Java's offers h2c with its first request) in the current one, as RFC
         9110 (7.8) allows. The parser would take what follows for the other protocol, so a new one parses the same head
         without the offer."""
@@ -199,7 +199,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._upgrading = self.headers
             return
         self.deadline += self._limits.body_s
-        self._all.quiet.pop(self, None)
+        self._connections.idle.pop(self, None)
         super().on_headers_complete()
         # What comes now are trailers, which must not be added to the headers that were checked.
         self.headers = []
@@ -214,8 +214,8 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if not self.cycle.response_complete:
             self._kept_bytes += size
-            self._all.bodies_bytes += size
-            if self._all.bodies_bytes > self._limits.bodies_bytes_max:
+            self._connections.bodies_bytes += size
+            if self._connections.bodies_bytes > self._limits.bodies_bytes_max:
                 self._refuse(_busy())
                 return
         super().on_body(body)
@@ -230,7 +230,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if not self.pipeline:
-            self._all.quiet[self] = None
+            self._connections.idle[self] = None
             self._release()
         if self._is_body_due:
             self.deadline = self.loop.time() + _LINGER_S
@@ -245,12 +245,12 @@ class BoundedHttp(HttpToolsProtocol):
         super().resume_writing()
         self.reads_until = _NEVER
 
-    def overdue(self, now: float) -> None:
+    def on_deadline(self, now: float) -> None:
         """A deadline has passed."""
         if self.reads_until < now:
             unread = self.transport.get_write_buffer_size()
             if self._unread_bytes - unread < _READ_BYTES_A_SECOND_MIN * self._limits.stall_s:
-                self._all.ended("unread")
+                self._connections.count_end("unread")
                 self.transport.abort()
                 return
             self._unread_bytes, self.reads_until = unread, now + self._limits.stall_s
@@ -258,31 +258,31 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._is_body_due:
             self.end("body")
-        elif self in self._all.quiet:
+        elif self in self._connections.idle:
             self.end("head")
         else:  # the next request has begun while a call is served, which must not suffer
-            self.deadline = now + _LOOK_S
+            self.deadline = now + _CHECK_INTERVAL_S
 
     def end(self, reason: str) -> None:
         """Close the connection, with an explanation if the client is waiting for an answer."""
         if reason == "body" or (reason == "head" and self._received_bytes):
             self._refuse(BadRequest("The request did not arrive in time.", status=408, code="request_timeout"))
             return
-        self._all.ended(reason)
+        self._connections.count_end(reason)
         self.deadline = _NEVER
-        self._leave()
+        self._close()
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer instead of the application, unless it has begun to answer, and close the connection."""
-        self._all.ended(error.code)
+        self._connections.count_end(error.code)
         self.deadline = _NEVER
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete or not (self.cycle.response_started or self.pipeline):
-            self.transport.write(_answer(error, self._all.new_id()))
-        self._leave()
+            self.transport.write(_answer(error, self._connections.new_id()))
+        self._close()
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -294,7 +294,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.reads_until = self.loop.time() + self._limits.stall_s
 
     def _release(self) -> None:
-        self._all.bodies_bytes -= self._kept_bytes
+        self._connections.bodies_bytes -= self._kept_bytes
         self._kept_bytes = 0
 
 

@@ -57,7 +57,7 @@ class Guard:
 
     def _refuse(self, scope: Mapping[str, Any], send: Any, fault: GatewayError) -> Awaitable[None]:
         fault.metadata["request_id"] = request_id = self._new_id()
-        shape = anthropic_errors if _is_anthropics(scope) else openai_errors
+        shape = anthropic_errors if _is_messages_path(scope) else openai_errors
         return _answer(with_request_id(send, lambda: request_id), fault, shape.error_body(fault))
 
 
@@ -71,16 +71,16 @@ def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
             headers={"allow": ", ".join(sorted(_METHODS))},
         )
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
-    if not raw_path.startswith(b"/") or _is_crooked(raw_path):
+    if not raw_path.startswith(b"/") or _is_malformed(raw_path):
         return BadRequest("The path is not in its plain form.", code="invalid_path")
     return _header_fault(scope["headers"])
 
 
-def _is_anthropics(scope: Mapping[str, Any]) -> bool:
+def _is_messages_path(scope: Mapping[str, Any]) -> bool:
     return "/messages" in scope["path"] or any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 
-def _is_crooked(path: bytes) -> bool:
+def _is_malformed(path: bytes) -> bool:
     return bool(_CROOKED.search(path) and _CROOKED.search(_NAME.sub(b"", path)))
 
 
@@ -90,7 +90,7 @@ def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
     if sum(map(len, chain.from_iterable(headers))) > HEADER_BYTES_MAX:
         return _too_many(f"more than {HEADER_BYTES_MAX} bytes of headers")
     values = dict(headers)
-    if len(values) != len(headers) and (fault := _fault_of_doubled(headers)) is not None:
+    if len(values) != len(headers) and (fault := _repeated_header_fault(headers)) is not None:
         return fault
     if not _OVERRIDES.isdisjoint(values):
         name = next(name for name in values if name in _OVERRIDES)
@@ -106,7 +106,7 @@ def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
     return None
 
 
-def _fault_of_doubled(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
+def _repeated_header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
     """Some headers may be repeated. With two values of a tag it would be a guess which run pays."""
     seen: dict[bytes, bytes] = {}
     for name, value in headers:

@@ -65,7 +65,7 @@ class _Server(uvicorn.Server):
             gc.freeze()
             gc.enable()
             gc.set_threshold(_YOUNG_OBJECTS_MAX, 10, 10)
-            _give_memory_back()
+            _trim_heap()
             for one in sockets or []:
                 host, port = one.getsockname()[:2]
                 print(f"Farebox listens on http://{host}:{port}", file=sys.stderr, flush=True)
@@ -84,7 +84,7 @@ def _use_one_heap() -> None:
     _ask_glibc("mallopt", _HEAPS_MAX, 1)
 
 
-def _give_memory_back() -> None:
+def _trim_heap() -> None:
     """glibc keeps what the start freed (the price map, the tokenizer's table as text); an idle gateway does not need it."""
     _ask_glibc("malloc_trim", 0)
 
@@ -153,7 +153,7 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
     _on_hangup(server.handle_exit)
     parent = parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_stop_with_parent, args=(parent,), daemon=True).start()
     server.run(sockets=[listening])
     return 0 if server.started else _STARTUP_FAILED
 
@@ -164,7 +164,7 @@ def _on_hangup(stop: Callable[[int, FrameType | None], None]) -> None:
         signal.signal(signal.SIGHUP, stop)
 
 
-def _end_with(parent: BaseProcess) -> None:
+def _stop_with_parent(parent: BaseProcess) -> None:
     """Otherwise a worker whose parent was killed would keep the port, with nothing left to replace or stop it."""
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.dry_run import Explained, explained
+from gateway.dry_run import Explained, explain
 from gateway.endpoints.api.route import ApiRequest, Route, not_found
 from gateway.endpoints.api.schema import Name, Priority, ProjectQuery, Strict, Tokens
 from gateway.errors import GatewayError
@@ -185,7 +185,7 @@ async def explain_call(request: ApiRequest[ExplainQuery, ExplainBody]) -> Explan
     body, query = request.body, request.query
     headers = (body.tags.headers() if body.tags is not None else {}) | dict(request.headers)
     raw = json.dumps(body.model_extra or {}).encode()  # orjson writes no number above 64 bits
-    found = await explained(request.services.parts, _principal(request), _BY_NAME[query.protocol], raw, headers)
+    found = await explain(request.services.parts, _principal(request), _BY_NAME[query.protocol], raw, headers)
     return _view(found, query.protocol)
 
 

@@ -139,7 +139,7 @@ class CallList:
 async def create_run(request: ApiRequest[ProjectQuery, RunBody]) -> RunView:
     body = request.body
     run, runs = body.run or f"run-{request.services.parts.ids.new()}", request.services.parts.runs
-    why_not = await runs.why_not_inside(request.project, run, body.parent_run) if body.parent_run else ""
+    why_not = await runs.parent_fault(request.project, run, body.parent_run) if body.parent_run else ""
     if why_not:
         raise BadRequest.field("parent_run", why_not)
     try:

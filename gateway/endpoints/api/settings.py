@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from gateway.control import SettingNow, Snapshot
+from gateway.control import EffectiveSetting, Snapshot
 from gateway.endpoints.api.route import ApiRequest, Route, not_found
 from gateway.endpoints.api.schema import ListQuery, NoBody, ProjectQuery, Strict, page_start
 from gateway.errors import BadRequest
@@ -146,7 +146,7 @@ def _views(snapshot: Snapshot, keys: tuple[str, ...]) -> SettingList:
     return SettingList(tuple(_view(snapshot.setting_rows[key]) for key in keys))
 
 
-def _view(now: SettingNow) -> SettingView:
+def _view(now: EffectiveSetting) -> SettingView:
     spec = SETTINGS[now.key]
     return SettingView(
         key=now.key,
