@@ -104,8 +104,8 @@ class MixedLoad:
 
     async def _call(self, session: aiohttp.ClientSession, chance: random.Random) -> None:
         fault = chance.choice(_FAULTS) if chance.random() < 0.2 else {}
-        told = {"tokens": chance.choice([3, 20, 100, 400]), "chunk_delay_ms": chance.choice([0, 0, 2]), **fault}
-        path, body = _request(chance, "time " * chance.choice([5, 50, 300]) + json.dumps({"fake": told}))
+        directive = {"tokens": chance.choice([3, 20, 100, 400]), "chunk_delay_ms": chance.choice([0, 0, 2]), **fault}
+        path, body = _request(chance, "time " * chance.choice([5, 50, 300]) + json.dumps({"fake": directive}))
         leaves = chance.random() < 0.06
         async with session.post(self.url() + path, json=body, headers=self._headers(chance)) as answer:
             if leaves:

@@ -263,8 +263,8 @@ def test_budget_header_of_a_call_refused_by_an_early_refuse_rung_limits_the_run(
         facts = refusal(reply, 402, "run_budget_exceeded")
         assert (facts["limit"], facts["settled"], facts["reserved"]) == (100, 88, 0)
         assert "kept back" in reply.json()["error"]["message"]
-        told = [reply.headers[f"x-budget-run-{figure}"] for figure in ("limit", "remaining")]
-        assert told == ["100", "12"]
+        figures = [reply.headers[f"x-budget-run-{figure}"] for figure in ("limit", "remaining")]
+        assert figures == ["100", "12"]
     run = served.gateway.get("/api/runs/r-kept-back").json()
     assert (run["tokens"]["limit"], run["tokens"]["reserved"], run["requests"]["reserved"]) == (100, 0, 0)
 
@@ -422,8 +422,8 @@ def test_refusal_carries_limit_and_remaining_headers(served: Served) -> None:
     reply = served.chat(tagged("rigid", "r-told"), max_tokens=990)
     assert reply.status == 402
     facts = reply.json()["error"]["metadata"]
-    told = (reply.headers["x-budget-run-limit"], reply.headers["x-budget-run-remaining"])
-    assert told == ("1000", str(1000 - facts["settled"]))
+    figures = (reply.headers["x-budget-run-limit"], reply.headers["x-budget-run-remaining"])
+    assert figures == ("1000", str(1000 - facts["settled"]))
     assert "reserve;dur=" in reply.headers["server-timing"]
 
 

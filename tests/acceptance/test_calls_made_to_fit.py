@@ -153,8 +153,8 @@ def test_cheaper_model_is_used_when_tokens_were_short_before_money(
     body = {"model": "large"} | ({"max_tokens": cap} if cap is not None else {})
     headers = tagged("purse", f"purse-{cap}", "draft")
     question = {**body, "messages": LETTER, "tags": {"workflow": "purse", "run": f"purse-{cap}", "step": "draft"}}
-    told = served.gateway.request("POST", "/api/explain", question).json()
-    assert (told["verdict"], told["model"]) == ("forward", "medium"), told
+    explained = served.gateway.request("POST", "/api/explain", question).json()
+    assert (explained["verdict"], explained["model"]) == ("forward", "medium"), explained
     reply = ask(served, headers, LETTER, **body)
     assert (reply.status, action_names(reply)) == (200, took), reply.body
     assert served.last.model == "gpt-4o"

@@ -236,8 +236,8 @@ def test_check_reports_file_line_and_column_of_each_fault(cli: Cli) -> None:
     assert lines[0].startswith("faulty.yaml:6:6: budgets[1].scope: ")
     assert lines[1].startswith("faulty.yaml:8:3: server.prt: unknown key")
     assert len(lines) == 2
-    told = cli("check", "--json", config="faulty.yaml")
-    assert (told.code, json.loads(told.out)["faults"]) == (2, lines)
+    as_json = cli("check", "--json", config="faulty.yaml")
+    assert (as_json.code, json.loads(as_json.out)["faults"]) == (2, lines)
     assert cli("keys", "list", config="faulty.yaml").code == 2
     assert (
         cli("keys", "list", config="nowhere.yaml").err
@@ -437,8 +437,8 @@ def test_arguments_after_a_double_dash_are_not_options(cli: Cli) -> None:
 def test_serve_without_keys_refuses_a_public_host(cli: Cli) -> None:
     said = cli("serve", "--host", "0.0.0.0", "--port", "0")
     assert said.code == 1
-    told = [line for line in said.err.splitlines() if "--allow-anonymous" in line]
-    assert len(told) == 1
+    lines = [line for line in said.err.splitlines() if "--allow-anonymous" in line]
+    assert len(lines) == 1
     assert "Traceback" not in said.err
 
 

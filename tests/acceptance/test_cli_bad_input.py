@@ -24,7 +24,7 @@ def test_values_that_json_cannot_carry_are_refused_and_change_nothing(served: tu
 
 
 @pytest.mark.parametrize(
-    ("declared", "told"),
+    ("declared", "fault"),
     [
         ("budget: {usd: .inf}", "A number must be finite, not inf or nan."),
         ("1: 2", "1: is not a field."),
@@ -32,10 +32,10 @@ def test_values_that_json_cannot_carry_are_refused_and_change_nothing(served: tu
         ("steps: [\n", "w.yaml:2:1: expected the node content, but found '<stream end>'."),
     ],
 )
-def test_invalid_declaration_is_refused_with_its_fault(cli: Cli, declared: str, told: str) -> None:
+def test_invalid_declaration_is_refused_with_its_fault(cli: Cli, declared: str, fault: str) -> None:
     (cli.folder / "w.yaml").write_text(declared)
     said = cli("workflows", "put", "w", "w.yaml")
-    assert (said.code, said.err) == (1, f"farebox: {told}\n")
+    assert (said.code, said.err) == (1, f"farebox: {fault}\n")
 
 
 def test_unusable_url_is_reported_with_its_reason(served: tuple[Cli, FareboxProcess]) -> None:

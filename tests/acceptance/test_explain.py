@@ -85,21 +85,21 @@ def recorded_state(served: Served) -> tuple[Any, ...]:
 def test_explain_predicts_the_answer_of_the_call(served: Served) -> None:
     headers = tagged("letters", "same-1", "draft", intent="generate")
     body = chat(words(100))
-    told = explain(served, body, headers)
+    explained = explain(served, body, headers)
     reply = send(served, body, headers)
-    assert (told["verdict"], told["error"], told["model"]) == ("forward", None, "fake")
-    assert told["intent"]["intent"] == "generate"
-    assert told["intent"]["source"] == "header"
-    assert told["prompt_tokens_sent"] == int(reply.headers["x-workflow-prompt-tokens"])
-    by_scope = {one["scope"]: one for one in told["budgets"]}
+    assert (explained["verdict"], explained["error"], explained["model"]) == ("forward", None, "fake")
+    assert explained["intent"]["intent"] == "generate"
+    assert explained["intent"]["source"] == "header"
+    assert explained["prompt_tokens_sent"] == int(reply.headers["x-workflow-prompt-tokens"])
+    by_scope = {one["scope"]: one for one in explained["budgets"]}
     assert by_scope["step"]["tokens"]["limit"] == int(reply.headers["x-budget-step-limit"])
     assert by_scope["run"]["tokens"]["limit"] == int(reply.headers["x-budget-run-limit"]) == 5000
-    assert told["allocation"]["hard_limit_tokens"] == by_scope["step"]["tokens"]["limit"]
-    assert told["hold"]["tokens"] > 116
-    for one in told["budgets"]:
+    assert explained["allocation"]["hard_limit_tokens"] == by_scope["step"]["tokens"]["limit"]
+    assert explained["hold"]["tokens"] > 116
+    for one in explained["budgets"]:
         figures = [*one["tokens"].values(), *one["requests"].values()]
         assert all(figure is None or type(figure) is int for figure in figures), one
-    assert told["on_pressure"] == ["compress", "route", "clamp", "refuse"]
+    assert explained["on_pressure"] == ["compress", "route", "clamp", "refuse"]
     again = explain(served, body, headers)
     spent = reply.json()["usage"]["total_tokens"]
     assert {one["scope"]: one["tokens"]["settled"] for one in again["budgets"]} == {"step": spent, "run": spent}
@@ -107,8 +107,8 @@ def test_explain_predicts_the_answer_of_the_call(served: Served) -> None:
 
 def test_integer_above_64_bits_has_the_same_status_as_in_the_call(served: Served) -> None:
     body = chat(seed=2**64)
-    told, reply = explain(served, body), send(served, body, {})
-    assert (told["error"] or {}).get("status", 200) == reply.status
+    explained, reply = explain(served, body), send(served, body, {})
+    assert (explained["error"] or {}).get("status", 200) == reply.status
 
 
 @pytest.mark.parametrize("workflow", ["small", "letters", "priced"])
@@ -140,24 +140,24 @@ def test_explained_refusal_equals_the_error_of_the_call(
     served: Served, workflow: str, body: dict[str, Any], more: dict[str, str]
 ) -> None:
     headers = tagged(workflow, "refused-1", "s", **more)
-    told = explain(served, body, headers)
+    explained = explain(served, body, headers)
     reply = send(served, body, headers)
     error = reply.json()["error"]
-    assert told["verdict"] == "refuse"
-    assert (told["error"]["status"], told["error"]["code"]) == (reply.status, error["code"])
-    assert told["error"]["message"] == error["message"]
+    assert explained["verdict"] == "refuse"
+    assert (explained["error"]["status"], explained["error"]["code"]) == (reply.status, error["code"])
+    assert explained["error"]["message"] == error["message"]
 
 
 def test_decisions_list_every_rung_with_its_reason(served: Served) -> None:
     headers = tagged("small", "rungs-1", "s", intent="extract")
-    told = explain(served, chat(words(450), max_tokens=200, model="able"), headers)
-    assert told["on_pressure"] == ["compress", {"route": 0.2}, "refuse"]
-    assert [(one["rung"], one["result"]) for one in told["decisions"] if "rung" in one] == [
+    explained = explain(served, chat(words(450), max_tokens=200, model="able"), headers)
+    assert explained["on_pressure"] == ["compress", {"route": 0.2}, "refuse"]
+    assert [(one["rung"], one["result"]) for one in explained["decisions"] if "rung" in one] == [
         ("whole", "does not fit"),
         ("compress", "changed nothing"),
         ("route", "changed nothing"),
     ]
-    _, whole, compress, _, route, _ = told["decisions"]
+    _, whole, compress, _, route, _ = explained["decisions"]
     assert whole["needed"] > whole["remaining"]
     assert compress["compress"] == "every text is protected"
     assert route["route"] == "a cheaper model saves money, and what is short is tokens"
@@ -201,12 +201,12 @@ def test_explain_reports_a_wait_without_waiting(served: Served) -> None:
         seen = served.seen()
         held = pool.submit(send, served, slow, headers)
         until(lambda: served.seen() > seen, 5, "the sibling at the provider")
-        told = explain(served, chat(words(50), max_tokens=200), headers)
+        explained = explain(served, chat(words(50), max_tokens=200), headers)
         assert not held.done()
         assert held.result().status == 200
-    assert told["error"]["code"] == "step_budget_busy"
-    assert [one["result"] for one in told["decisions"]] == ["does not fit", "does not fit"]
-    assert told["actions"] == ["wait=30000ms"]
+    assert explained["error"]["code"] == "step_budget_busy"
+    assert [one["result"] for one in explained["decisions"]] == ["does not fit", "does not fit"]
+    assert explained["actions"] == ["wait=30000ms"]
 
 
 def test_explained_routing_does_not_change_the_conversations_model(served: Served) -> None:
@@ -214,19 +214,19 @@ def test_explained_routing_does_not_change_the_conversations_model(served: Serve
     hard = chat("Prove it step by step, unless it is false. " * 400, model="auto", reasoning_effort="high")
     easy = chat(model="auto")
     assert explain(served, hard, headers)["model"] == "able"
-    told = explain(served, easy, headers)
-    assert told["model"] == "fake"
-    assert told["actions"] == ["route=fake"]
-    assert "asks for fast" in told["decisions"][0]["why"]
+    explained = explain(served, easy, headers)
+    assert explained["model"] == "fake"
+    assert explained["actions"] == ["route=fake"]
+    assert "asks for fast" in explained["decisions"][0]["why"]
     assert send(served, easy, headers).headers["x-budget-actions"] == "route=fake"
 
 
 def test_explain_takes_other_protocols_and_refuses_an_unknown_key(served: Served) -> None:
     messages = {"model": "fake", "max_tokens": 16, "messages": [{"role": "user", "content": "hi"}]}
-    told = explain(served, messages, tagged("letters", "m-1", "s"), "?protocol=messages")
-    assert (told["protocol"], told["verdict"]) == ("messages", "forward")
-    told = explain(served, {"model": "fake", "input": "hi"}, tagged("letters", "m-2", "s"), "?protocol=responses")
-    assert (told["verdict"], told["prompt_tokens"]) == ("forward", 8), told
+    explained = explain(served, messages, tagged("letters", "m-1", "s"), "?protocol=messages")
+    assert (explained["protocol"], explained["verdict"]) == ("messages", "forward")
+    explained = explain(served, {"model": "fake", "input": "hi"}, tagged("letters", "m-2", "s"), "?protocol=responses")
+    assert (explained["verdict"], explained["prompt_tokens"]) == ("forward", 8), explained
     reply = served.gateway.request("POST", "/api/explain?key=nobody", chat())
     assert (reply.status, reply.json()["error"]["code"]) == (404, "not_found")
 
@@ -283,10 +283,10 @@ def test_both_prompt_counts_are_those_of_the_model_that_is_asked(tmp_path: Path)
             {"role": "user", "content": "Summarize the errors."},
         ]
         headers = tagged("letters", "r-1", "draft", intent="summarize")
-        told = explain(served, chat(model="dear", messages=messages), headers)
+        explained = explain(served, chat(model="dear", messages=messages), headers)
         unchanged = explain(
             served, chat(model="cheap", messages=messages), {**headers, "x-workflow-options": "no-compress"}
         )
-    assert (told["verdict"], told["model"]) == ("forward", "cheap"), told
-    assert told["prompt_tokens_sent"] < told["prompt_tokens"], told["decisions"]
-    assert told["prompt_tokens"] == pytest.approx(unchanged["prompt_tokens"], rel=0.02)
+    assert (explained["verdict"], explained["model"]) == ("forward", "cheap"), explained
+    assert explained["prompt_tokens_sent"] < explained["prompt_tokens"], explained["decisions"]
+    assert explained["prompt_tokens"] == pytest.approx(unchanged["prompt_tokens"], rel=0.02)

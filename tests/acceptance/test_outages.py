@@ -134,21 +134,21 @@ def test_30_s_redis_stall_delays_no_call_beyond_its_deadline(
             ends_s = time.monotonic() + 30
 
             def ask(_: int) -> list[tuple[float, Reply]]:
-                told = []
+                answers = []
                 while time.monotonic() < ends_s:
                     took_ms, (reply,) = timed(lambda: call(gateway, "strict", "strict-30"), 1)
-                    told.append((took_ms[0], reply))
+                    answers.append((took_ms[0], reply))
                     time.sleep(0.1)
-                return told
+                return answers
 
             with ThreadPoolExecutor(16) as pool:
-                told = [one for client in pool.map(ask, range(16)) for one in client]
-            took_ms = sorted(took for took, _ in told)
+                answers = [one for client in pool.map(ask, range(16)) for one in client]
+            took_ms = sorted(took for took, _ in answers)
             p50, p99 = statistics.median(took_ms), took_ms[int(len(took_ms) * 0.99)]
             print(
-                f"{len(told)} calls in a stall of 30 s: p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {took_ms[-1]:.1f} ms"
+                f"{len(answers)} calls in a stall of 30 s: p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {took_ms[-1]:.1f} ms"
             )
-            assert {code_of(reply) for _, reply in told} == {"ledger_unavailable"}
+            assert {code_of(reply) for _, reply in answers} == {"ledger_unavailable"}
             assert p99 < FAST_MS
             loop.do(proxy.resume)
             until(lambda: is_ready(gateway), 20, "the gateway is ready again")

@@ -382,17 +382,24 @@ def check_that_secrets_were_used(
     assert any(one.headers.get("x-token") == HEADER for one in provider.requests)
     assert asked[0].endswith(HOOK)
     assert collector.headers[0]["authorization"] == COLLECTOR
-    told = {
+    by_status = {
         status: {what for what, one in found.statuses.items() if one == status} for status in found.statuses.values()
     }
-    assert told[401] >= {
+    assert by_status[401] >= {
         "bearer",
         "x-api-key",
         "login",
         *(f"echo-fake-{body}" for body in ("json", "text", "string", "detail")),
     }
-    assert told[502] == {"reset-fake", "garbage-fake", "reset-by-litellm", "garbage-by-litellm", "dead", "no-address"}
-    assert (told[402], told[503]) == ({"budget"}, {"outage"})
+    assert by_status[502] == {
+        "reset-fake",
+        "garbage-fake",
+        "reset-by-litellm",
+        "garbage-by-litellm",
+        "dead",
+        "no-address",
+    }
+    assert (by_status[402], by_status[503]) == ({"budget"}, {"outage"})
 
 
 @pytest.mark.parametrize("place", PLACES)

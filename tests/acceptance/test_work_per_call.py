@@ -300,8 +300,8 @@ async def test_redis_runs_one_script_to_reserve_and_one_to_settle(
 
 def _scripts_run(server: RedisServer) -> int:
     """The server's own count."""
-    told = server.command("INFO", "commandstats")
-    return sum(int(calls) for calls in re.findall(r"cmdstat_(?:evalsha|eval|fcall):calls=(\d+)", told))
+    stats = server.command("INFO", "commandstats")
+    return sum(int(calls) for calls in re.findall(r"cmdstat_(?:evalsha|eval|fcall):calls=(\d+)", stats))
 
 
 def test_start_of_an_embedded_gateway_imports_no_unneeded_module(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def field_value(page: str, field: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("field", "text", "told"),
+    ("field", "text", "message"),
     [
         ("match", "a b", "matches no name"),
         ("usd", "9100000", "may be at most 9,007,199"),
@@ -44,11 +44,11 @@ def field_value(page: str, field: str) -> str:
         ("timezone", "Nowhere/At-all", "Nowhere/At-all"),
     ],
 )
-def test_budget_fault_is_shown_beside_its_field(client: Client, field: str, text: str, told: str) -> None:
+def test_budget_fault_is_shown_beside_its_field(client: Client, field: str, text: str, message: str) -> None:
     form = {"scope": "workflow", "match": "faulty", "usd": "1", "window": "day", field: text}
     said = client.post("/admin/budgets", form)
     assert said.status == 400
-    assert told in fault_beside(said.text, field)
+    assert message in fault_beside(said.text, field)
     assert alert_text(said.text) == "Nothing was saved: see below."
     assert field_value(said.text, field) == text
     assert ("<details open>" in said.text) == (field == "timezone")

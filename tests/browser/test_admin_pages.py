@@ -287,13 +287,13 @@ def test_run_row_shows_its_shared_budgets(guarded: FareboxProcess) -> None:
     page = html.unescape(program.get("/admin/runs?workflow=intake").text)
     row = re.search(r'<tr id="run-r-shared">(.*?)</tr>', page, re.DOTALL)
     assert row
-    told = dict(re.findall(r'title="(\w+ [\w-]+): ([^"]+)"', row[1]))
+    titles = dict(re.findall(r'title="(\w+ [\w-]+): ([^"]+)"', row[1]))
     budgets = guarded.request("GET", "/api/budgets", headers=admin).json()["budgets"]
     accounts = {(one["scope"], account["scope_id"]): account for one in budgets for account in one["accounts"]}
     intake, ada, default = (
         accounts[name] for name in (("workflow", "intake"), ("agent", "ada"), ("project", "default"))
     )
-    assert told == {
+    assert titles == {
         "Workflow intake": f"today {intake['tokens_settled']:,} of 100,000 tokens",
         "Agent ada": f"this hour {money(ada['usd_settled'])} of $0.01",
         "Key metered": "today 1 of 4 requests",

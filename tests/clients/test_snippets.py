@@ -96,21 +96,21 @@ def test_llm_snippet_streams_calls_a_tool_and_is_refused_once(served: Served, tm
     python = python_with("llm")
     expect_scenario(served)
     before = refusals(served)
-    told = values(served, "llm")
-    poor = SnippetValues(told.url, told.key, told.model, "tiny", "s-llm-refused", "draft")
+    given = values(served, "llm")
+    poor = SnippetValues(given.url, given.key, given.model, "tiny", "s-llm-refused", "draft")
 
     def ask(settings: SnippetValues, *arguments: str) -> str:
         (tmp_path / "extra-openai-models.yaml").write_text(snippet("llm", settings))
         done = run([python, "-m", "llm", *arguments], tmp_path, LLM_USER_PATH=str(tmp_path))
         return f"{done.code}: {done.output}{done.errors}"
 
-    ask(told, "keys", "set", "farebox", "--value", "local")
+    ask(given, "keys", "set", "farebox", "--value", "local")
     function = (
         "def weather(city: str) -> str:\n    'The weather of a city.'\n    print('asked for', city)\n    return 'rain'"
     )
-    said = ask(told, "-m", "farebox", "--no-stream", "--functions", function, "What is the weather in Bremen?")
+    said = ask(given, "-m", "farebox", "--no-stream", "--functions", function, "What is the weather in Bremen?")
     assert "asked for Bremen" in said
-    assert ask(told, "-m", "farebox", "Say something.") == f"0: {TEXT}\n"
+    assert ask(given, "-m", "farebox", "Say something.") == f"0: {TEXT}\n"
     assert served.last.body["stream"] is True
     assert run_of(served, "s-llm")["requests"]["settled"] == served.seen() == 3
     refused = ask(poor, "-m", "farebox", "Say something.")
@@ -161,12 +161,12 @@ def test_claude_code_snippet_sets_its_headers_in_a_shell(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_every_placeholder_of_a_snippet_is_filled(name: str) -> None:
-    told = SnippetValues("http://gateway.example:4000", "fb_key", "a-model", "a-workflow", "a-run", "a-step")
-    text = snippet(name, told)
+    given = SnippetValues("http://gateway.example:4000", "fb_key", "a-model", "a-workflow", "a-run", "a-step")
+    text = snippet(name, given)
     assert "{{" not in text
-    assert told.url in text
-    assert told.workflow in text
-    assert shlex.quote(told.model) in text or name in ("open-webui", "n8n", "crewai", "litellm", "aider")
+    assert given.url in text
+    assert given.workflow in text
+    assert shlex.quote(given.model) in text or name in ("open-webui", "n8n", "crewai", "litellm", "aider")
 
 
 def test_clients_page_is_up_to_date() -> None:
