@@ -262,10 +262,10 @@ def test_both_prompt_counts_are_those_of_the_model_that_is_asked(tmp_path: Path)
 
     def models(provider: FakeProvider) -> list[dict[str, Any]]:
         url = provider.openai_url
-        return [model(url, "dear", input_cost_per_token=1e-5), model(url, "cheap", "hosted_vllm/unheard-of")]
+        return [model(url, "expensive", input_cost_per_token=1e-5), model(url, "cheap", "hosted_vllm/unheard-of")]
 
     budgets = [{"scope": "run", "match": "*", "usd": 0.003, "on_pressure": ["compress", "route", "refuse"]}]
-    tiers = {"fast": ["cheap"], "powerful": ["dear"]}
+    tiers = {"fast": ["cheap"], "powerful": ["expensive"]}
     settings = {
         "orchestration_enabled": True,
         "orchestration_compression_enabled": True,
@@ -283,7 +283,7 @@ def test_both_prompt_counts_are_those_of_the_model_that_is_asked(tmp_path: Path)
             {"role": "user", "content": "Summarize the errors."},
         ]
         headers = tagged("letters", "r-1", "draft", intent="summarize")
-        explained = explain(served, chat(model="dear", messages=messages), headers)
+        explained = explain(served, chat(model="expensive", messages=messages), headers)
         unchanged = explain(
             served, chat(model="cheap", messages=messages), {**headers, "x-workflow-options": "no-compress"}
         )
