@@ -73,7 +73,7 @@ from gateway.store.database import Database, StoreUnavailable
 from gateway.store.housekeeping import tidy_daily
 from gateway.tokenizer import DEFAULT_ENCODING, Tokenizer
 from gateway.tracing.switch import Untraced, make_tracing
-from gateway.upstream.deployments import Pool
+from gateway.upstream.deployments import DeploymentPool
 from gateway.upstream.direct import DirectLane
 from gateway.upstream.dispatch import Forwarder
 from gateway.upstream.litellm_lane import LiteLLMLane
@@ -104,7 +104,7 @@ class Parts:
     rebuilding: Rebuilding
     control: Control
     flusher: Flusher
-    pool: Pool
+    pool: DeploymentPool
     prices: PriceBook
     telemetry: Telemetry
     tracing: Untraced
@@ -434,8 +434,8 @@ def _concurrency_limits(config: Config) -> ConcurrencyLimits:
     )
 
 
-def _pool(config: Config, deployments: Sequence[Deployment], price_map: PriceMap) -> Pool:
-    return Pool(
+def _pool(config: Config, deployments: Sequence[Deployment], price_map: PriceMap) -> DeploymentPool:
+    return DeploymentPool(
         deployments,
         pool_settings_of(config),
         clock_s=time.monotonic,

@@ -19,7 +19,7 @@ from gateway.errors import LedgerOutage
 from gateway.ledger.port import Ledger, LedgerError, Progress
 from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.call import Call
-from gateway.upstream.port import Departure
+from gateway.upstream.port import SendObserver
 from policies.amounts import Amount
 from policies.reservation import OnLost
 
@@ -29,7 +29,7 @@ _TICK_MS: Final = 50
 
 @dataclass(slots=True)
 class _InFlightCall:
-    """One call in flight; it is the call's `Departure`."""
+    """One call in flight; it is the call's `SendObserver`."""
 
     heartbeat: Heartbeat
     call: Call
@@ -39,10 +39,10 @@ class _InFlightCall:
     is_reported_unsent: bool = False  # the ledger was told that it is unsent
     has_sent: bool = False  # set once any attempt has sent something
 
-    def waits(self) -> None:
+    def on_waiting(self) -> None:
         self.is_waiting = not self.has_sent
 
-    def leaves(self) -> Awaitable[None] | None:
+    def before_send(self) -> Awaitable[None] | None:
         self.is_waiting, self.has_sent = False, True
         return self.heartbeat.retract_unsent(self) if self.is_reported_unsent else None
 
@@ -69,7 +69,7 @@ class Heartbeat:
         self._tasks: list[asyncio.Task[None]] = []
         self._tick = 0
 
-    def sent(self, call: Call) -> Departure | None:
+    def sent(self, call: Call) -> SendObserver | None:
         """The request is on its way to the provider, unless its lane says otherwise: from now on it may cost money."""
         if call.grant is None or not call.grant.held.requests:
             return None

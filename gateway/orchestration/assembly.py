@@ -26,7 +26,7 @@ from gateway.pipeline.call import Call
 from gateway.pricebook import PriceBook
 from gateway.store.database import Database
 from gateway.tokenizer import Tokenizer
-from gateway.upstream.deployments import Pool
+from gateway.upstream.deployments import DeploymentPool
 from policies.budgets import Budget
 from policies.classify import Classification
 from policies.handlers import ENTRY_POINT_GROUP, Registry, registry_of
@@ -45,7 +45,7 @@ def make_orchestration(
     store: Database,
     ledger: Ledger,
     control: Control,
-    pool: Pool,
+    pool: DeploymentPool,
     prices: PriceBook,
     tokenizer: Tokenizer,
     telemetry: Telemetry,
@@ -110,7 +110,7 @@ def _semantic(
     config: Config,
     model_calls: ModelCalls,
     ledger: Ledger,
-    pool: Pool,
+    pool: DeploymentPool,
     tokenizer: Tokenizer,
     clock_ms: Callable[[], int],
 ) -> SemanticCompression:

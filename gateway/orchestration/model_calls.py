@@ -19,7 +19,7 @@ from gateway.pipeline.call import LOCAL_PROJECT, Call
 from gateway.pipeline.events import draft_of
 from gateway.pipeline.settlement import Recorder
 from gateway.pricebook import PriceBook
-from gateway.upstream.deployments import Pool
+from gateway.upstream.deployments import DeploymentPool
 from gateway.upstream.port import Deployment, Purpose, Timeouts, Upstream, UpstreamCall, UpstreamError
 from gateway.wire.choices import usage_in
 from policies.amounts import Amount
@@ -56,7 +56,7 @@ class ModelCalls:
         self,
         *,
         upstream: Upstream,
-        pool: Pool,
+        pool: DeploymentPool,
         prices: PriceBook,
         recorder: Recorder,
         ledger: Ledger,

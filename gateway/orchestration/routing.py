@@ -18,7 +18,7 @@ from gateway.orchestration.complexity import complexity_of, intent_of
 from gateway.pipeline.call import Call
 from gateway.pipeline.intake import is_among
 from gateway.pricebook import PriceBook
-from gateway.upstream.deployments import Pool
+from gateway.upstream.deployments import DeploymentPool
 from policies.answer_checks import Answer
 from policies.handlers import Handler, Registry
 from policies.holdout import Arm
@@ -59,7 +59,7 @@ class Routing:
     def __init__(
         self,
         *,
-        pool: Pool,
+        pool: DeploymentPool,
         prices: PriceBook,
         handlers: Registry,
         tiers: Sequence[tuple[Tier, Sequence[str]]],

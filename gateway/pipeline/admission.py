@@ -28,7 +28,7 @@ from gateway.pipeline.stored_histories import StoredHistories
 from gateway.pricebook import PriceBook
 from gateway.runs.registry import RunRegistry
 from gateway.tokenizer import Tokenizer
-from gateway.upstream.deployments import Pool
+from gateway.upstream.deployments import DeploymentPool
 from gateway.upstream.port import Deployment
 from policies.budgets import RunLimits
 from policies.pressure import Rung
@@ -58,7 +58,7 @@ class Admission:
         reserving: Reserving,
         tokenizer: Tokenizer,
         prices: PriceBook,
-        pool: Pool,
+        pool: DeploymentPool,
         planner: Planner,
         runs: RunRegistry,
         budgets: BudgetBook,
@@ -145,7 +145,7 @@ class Admission:
         call.request = with_defaults_of(deployment, call.request)
 
     def choose(self, model: str) -> Deployment:
-        deployment = self._pool.choose(model, also_resting=True)
+        deployment = self._pool.choose(model, include_cooling_down=True)
         if deployment is None:
             raise ModelNotFound(
                 f"There is no model {model[:200]!r}; GET /v1/models lists what there is.", param="model"

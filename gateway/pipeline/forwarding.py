@@ -17,9 +17,17 @@ from gateway.pipeline.entry_defaults import with_defaults_of
 from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.intake import is_among
 from gateway.pipeline.reserving import Reserving
-from gateway.upstream.deployments import Pool
+from gateway.upstream.deployments import DeploymentPool
 from gateway.upstream.failures import is_context_window, retry_after_s
-from gateway.upstream.port import Departure, Deployment, Timeouts, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
+from gateway.upstream.port import (
+    Deployment,
+    SendObserver,
+    Timeouts,
+    Upstream,
+    UpstreamAnswer,
+    UpstreamCall,
+    UpstreamError,
+)
 from policies.reservation import Demand
 from policies.routing import is_auto
 
@@ -47,7 +55,7 @@ class Forwarding:
         self,
         *,
         upstream: Upstream,
-        pool: Pool,
+        pool: DeploymentPool,
         reserving: Reserving,
         admission: Admission,
         in_flight: InFlightCalls,
@@ -62,10 +70,10 @@ class Forwarding:
 
     async def forward(self, call: Call) -> UpstreamAnswer:
         """The first answer that is a success or a final error. Raises `UpstreamFailure` if the last attempt got no answer."""
-        departure = self._in_flight.sent(call)
+        send_observer = self._in_flight.sent(call)
         tried: list[str] = []
         while True:
-            failure = await self._attempt(call, departure)
+            failure = await self._attempt(call, send_observer)
             if isinstance(failure, UpstreamAnswer):
                 return failure
             tried.append(failure.deployment.id)
@@ -76,12 +84,12 @@ class Forwarding:
                 await failure.answer.close()
             self._admission.use(call, following)
 
-    async def _attempt(self, call: Call, departure: Departure | None) -> UpstreamAnswer | _Failure:
+    async def _attempt(self, call: Call, send_observer: SendObserver | None) -> UpstreamAnswer | _Failure:
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - admission chose one
         call.is_with_upstream = True
         try:
-            answer = await self._upstream.send(deployment, self._upstream_call(call, departure))
+            answer = await self._upstream.send(deployment, self._upstream_call(call, send_observer))
         except UpstreamError as error:
             self._pool.report(deployment, error.status)
             _log.warning("upstream_failed", request_id=call.id, model=deployment.name, error=str(error)[:_SHOWN_MAX])
@@ -99,7 +107,7 @@ class Forwarding:
         self._pool.report(deployment, answer.status, retry_after_s=failure.retry_after_s)
         return failure
 
-    def _upstream_call(self, call: Call, departure: Departure | None) -> UpstreamCall:
+    def _upstream_call(self, call: Call, send_observer: SendObserver | None) -> UpstreamCall:
         streamed = call.request.stream or call.holds_slices
         return UpstreamCall(
             protocol=call.protocol.name,
@@ -109,7 +117,7 @@ class Forwarding:
             client_credential=call.principal.credential if call.principal.is_anonymous else None,
             request_id=call.id,
             timeouts=self._timeouts,
-            departure=departure,
+            send_observer=send_observer,
         )
 
     async def _following(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
@@ -118,7 +126,7 @@ class Forwarding:
         if not failure.is_context_window:
             sibling = self._pool.choose(name, tried)
             if self._should_retry(failure, len(tried), others=sibling is not None):
-                following = sibling or self._pool.choose(name, also_resting=True)
+                following = sibling or self._pool.choose(name, include_cooling_down=True)
                 if following is not None and await self._may_use(call, following):
                     await self._wait(failure, len(tried), others=sibling is not None)
                     return following

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from gateway.pipeline.call import Call
-from gateway.upstream.port import Departure
+from gateway.upstream.port import SendObserver
 
 
 class InFlightCalls(Protocol):
-    def sent(self, call: Call) -> Departure | None:
+    def sent(self, call: Call) -> SendObserver | None:
         """From now on the call's hold is renewed. None: nothing is held, or it does not matter whether the request has left."""
 
     def progressed(self, call: Call, output_tokens: int) -> None: ...

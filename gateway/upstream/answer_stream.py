@@ -10,43 +10,43 @@ from typing import Final, Protocol
 from gateway.upstream.http_client import HttpAnswer, HttpError
 from gateway.upstream.port import UpstreamBroken, UpstreamError, UpstreamTimeout
 
-_INFLATED_PIECE_BYTES: Final = 256 * 1024
+_DECOMPRESSED_PIECE_BYTES: Final = 256 * 1024
 _WINDOW_BITS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
-class Reader(Protocol):
+class ByteReader(Protocol):
     async def readany(self) -> bytes:
         """The bytes received so far, waiting if there are none; empty at the end."""
 
 
-class InflatingReader:
+class DecompressingReader:
     """Decompresses an answer that is compressed although we asked for identity, in pieces of bounded size."""
 
-    def __init__(self, content: Reader, encoding: str) -> None:
+    def __init__(self, content: ByteReader, encoding: str) -> None:
         bits = _WINDOW_BITS.get(encoding)
         if bits is None:
             raise UpstreamBroken(
                 f"The provider sent {encoding!r} content, which was not asked for.", bytes_received=True
             )
         self._content = content
-        self._unpacker = zlib.decompressobj(bits)
+        self._decompressor = zlib.decompressobj(bits)
 
     async def readany(self) -> bytes:
         # Read nothing after the end: zlib would keep it all, and copy what it has kept for every further piece.
-        while not self._unpacker.eof:
-            packed = self._unpacker.unconsumed_tail or await self._content.readany()
+        while not self._decompressor.eof:
+            compressed = self._decompressor.unconsumed_tail or await self._content.readany()
             try:
-                piece = self._unpacker.decompress(packed, _INFLATED_PIECE_BYTES)
+                piece = self._decompressor.decompress(compressed, _DECOMPRESSED_PIECE_BYTES)
             except zlib.error as error:
-                raise _damaged() from error
+                raise _damaged_error() from error
             if piece:
                 return piece
-            if not packed:
-                raise _damaged()
+            if not compressed:
+                raise _damaged_error()
         return b""
 
 
-def _damaged() -> UpstreamBroken:
+def _damaged_error() -> UpstreamBroken:
     return UpstreamBroken("The provider's compressed answer is damaged.", bytes_received=True)
 
 
@@ -57,29 +57,29 @@ class Watchdog:
     a deadline can have passed, and checks then.
     """
 
-    __slots__ = ("_bark", "_deadline_s", "_handle", "_idle_s", "_loop", "_waiting_since_s", "expired")
+    __slots__ = ("_deadline_s", "_handle", "_idle_s", "_loop", "_on_expiry", "_waiting_since_s", "expired")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, idle_s: float, deadline_s: float, bark: Callable[[], None]
+        self, loop: asyncio.AbstractEventLoop, idle_s: float, deadline_s: float, on_expiry: Callable[[], None]
     ) -> None:
         self._loop = loop
         self._idle_s = idle_s
         self._deadline_s = deadline_s
-        self._bark = bark
+        self._on_expiry = on_expiry
         self._waiting_since_s: float | None = None
         self.expired: str | None = None
-        self._handle = loop.call_at(min(loop.time() + idle_s, deadline_s), self._look)
+        self._handle = loop.call_at(min(loop.time() + idle_s, deadline_s), self._check)
 
-    def wait(self) -> None:
+    def start_waiting(self) -> None:
         self._waiting_since_s = self._loop.time()
 
-    def relax(self) -> None:
+    def stop_waiting(self) -> None:
         self._waiting_since_s = None
 
     def stop(self) -> None:
         self._handle.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now_s = self._loop.time()
         since_s = self._waiting_since_s
         # Only time spent waiting counts: a slow client of ours does not make the provider silent.
@@ -88,9 +88,9 @@ class Watchdog:
         elif now_s >= self._deadline_s:
             self.expired = "the answer did not end within the total timeout"
         if self.expired:
-            self._bark()
+            self._on_expiry()
             return
-        self._handle = self._loop.call_at(min((since_s or now_s) + self._idle_s, self._deadline_s), self._look)
+        self._handle = self._loop.call_at(min((since_s or now_s) + self._idle_s, self._deadline_s), self._check)
 
 
 class AnswerStream:
@@ -103,7 +103,7 @@ class AnswerStream:
     ) -> None:
         """`deadline_s` is on the loop's clock."""
         encoding = encoding_of(response)
-        self._reader: Reader = response if encoding is None else InflatingReader(response, encoding)
+        self._reader: ByteReader = response if encoding is None else DecompressingReader(response, encoding)
         self._response = response
         self._closed = False
         self._watchdog = Watchdog(loop, idle_s, deadline_s, response.close)
@@ -114,16 +114,16 @@ class AnswerStream:
     async def __anext__(self) -> bytes:
         if self._closed:
             raise StopAsyncIteration
-        self._watchdog.wait()
+        self._watchdog.start_waiting()
         try:
             piece = await self._reader.readany()
         except HttpError as error:
             self.close_now()
-            raise self._broken(error) from error
+            raise self._stream_error(error) from error
         except UpstreamError:
             self.close_now()
             raise
-        self._watchdog.relax()
+        self._watchdog.stop_waiting()
         if not piece:
             self.close_now()
             if self._watchdog.expired:
@@ -140,7 +140,7 @@ class AnswerStream:
     async def close(self) -> None:
         self.close_now()
 
-    def _broken(self, error: Exception) -> UpstreamError:
+    def _stream_error(self, error: Exception) -> UpstreamError:
         if self._watchdog.expired:
             return UpstreamTimeout(f"The provider fell silent: {self._watchdog.expired}.", bytes_received=True)
         return UpstreamBroken(f"The provider broke off its answer ({error}).", bytes_received=True)

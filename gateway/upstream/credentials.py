@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from gateway.upstream.port import Deployment
 
-_NAMES: Final = re.compile(r"key|token|secret|password|credential|authorization", re.I)
+_SECRET_NAMES: Final = re.compile(r"key|token|secret|password|credential|authorization", re.I)
 # A shorter value may be an ordinary word, which a provider can say for other reasons.
 _CHARACTERS_MIN: Final = 8
 
@@ -21,7 +21,7 @@ def secrets_in(fields: Mapping[str, Any]) -> set[str]:
         if isinstance(value, Mapping):
             found |= secrets_in(value)
         elif isinstance(value, str):
-            found |= {value} if _NAMES.search(name) else password_in(value)
+            found |= {value} if _SECRET_NAMES.search(name) else password_in(value)
     return found
 
 
@@ -40,7 +40,7 @@ def secrets_of(deployment: Deployment, key: str | None) -> tuple[str, ...]:
     return tuple(sorted((value for value in values if len(value) >= _CHARACTERS_MIN), key=len, reverse=True))
 
 
-def without(text: str, secrets: Iterable[str]) -> str:
+def redact(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "***")
     return text

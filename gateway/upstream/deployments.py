@@ -14,8 +14,8 @@ from typing import Final, Literal
 from gateway.upstream.port import Deployment, UpstreamError
 
 # Statuses that rest a deployment at once, because it cannot take calls now: a bad key, no such model, no quota left.
-_AT_ONCE: Final = frozenset({401, 403, 404, 429})
-_COUNTED: Final = frozenset({408, 409})  # and every 5xx
+_COOLDOWN_STATUSES: Final = frozenset({401, 403, 404, 429})
+_COUNTED_STATUSES: Final = frozenset({408, 409})  # and every 5xx
 _EXPANDED_MAX: Final = 2_000
 _COOLDOWN_MAX_S: Final = 300.0  # a deployment is tried again after this, however long its retry-after
 # The longest pause before a retry. If the provider asks for a longer one, the client gets the error at once: a waiting call
@@ -40,11 +40,11 @@ class PoolSettings:
 class _Health:
     in_flight: int = 0
     fails: int = 0
-    first_fail_s: float = 0.0
-    rests_until_s: float = 0.0
+    first_failed_s: float = 0.0
+    cooldown_until_s: float = 0.0
 
 
-class Pool:
+class DeploymentPool:
     """All deployments by public name. `clock_s` is monotonic. `chance` picks among equals. `expand` creates the deployments of
     a name that matches only a wildcard entry."""
 
@@ -74,9 +74,9 @@ class Pool:
 
     def of(self, name: str) -> Sequence[Deployment]:
         """All deployments of a name, resting or not; empty for an unknown one."""
-        return self._by_name.get(name) or self._expanded.get(name) or self._newly_expanded(name)
+        return self._by_name.get(name) or self._expanded.get(name) or self._expand_name(name)
 
-    def _newly_expanded(self, name: str) -> Sequence[Deployment]:
+    def _expand_name(self, name: str) -> Sequence[Deployment]:
         """Clients choose these names, so the cache is bounded: when it is full, it starts over."""
         found = self._expand(name)
         if found:
@@ -89,57 +89,59 @@ class Pool:
     def cache_ttl_s(self, name: str) -> int | None:
         """How long answers under this name may be cached, according to its entry; None: not at all."""
         found = self.of(name)
-        wished = found[0].info.get("cache_ttl_seconds") if found else None
-        return wished if type(wished) is int and wished > 0 else None
+        ttl_s = found[0].info.get("cache_ttl_seconds") if found else None
+        return ttl_s if type(ttl_s) is int and ttl_s > 0 else None
 
-    def choose(self, name: str, exclude: Collection[str] = (), *, also_resting: bool = False) -> Deployment | None:
+    def choose(
+        self, name: str, exclude: Collection[str] = (), *, include_cooling_down: bool = False
+    ) -> Deployment | None:
         """The deployment for the next attempt, or None. It counts as in flight until either `report` or `release` is called.
 
-        `exclude` holds the ids that this call has tried. `also_resting` is for when nothing else is left: if all are resting,
+        `exclude` holds the ids that this call has tried. `include_cooling_down` is for when nothing else is left: if all are resting,
         the one whose rest ends first is chosen.
         """
-        rested = [item for item in self.of(name) if item.id not in exclude]
+        untried = [item for item in self.of(name) if item.id not in exclude]
         now_s = self._clock_s()
-        awake = [item for item in rested if now_s >= self._of(item).rests_until_s]
-        if not awake and len(self.of(name)) == 1:
-            awake = rested  # if the only deployment rested, every call would fail for certain
-        if awake:
-            chosen = awake[0] if len(awake) == 1 else self._among(awake)
-        elif rested and also_resting:
-            chosen = min(rested, key=lambda item: self._of(item).rests_until_s)
+        available = [item for item in untried if now_s >= self._health_of(item).cooldown_until_s]
+        if not available and len(self.of(name)) == 1:
+            available = untried  # if the only deployment rested, every call would fail for certain
+        if available:
+            chosen = available[0] if len(available) == 1 else self._pick(available)
+        elif untried and include_cooling_down:
+            chosen = min(untried, key=lambda item: self._health_of(item).cooldown_until_s)
         else:
             return None
-        self._of(chosen).in_flight += 1
+        self._health_of(chosen).in_flight += 1
         return chosen
 
     def release(self, deployment: Deployment) -> None:
         """Give back a chosen deployment that was not called after all."""
-        health = self._of(deployment)
+        health = self._health_of(deployment)
         health.in_flight = max(0, health.in_flight - 1)
 
     def report(self, deployment: Deployment, status: int, *, retry_after_s: float | None = None) -> None:
         """Report how an attempt ended: `status` of the answer or of the `UpstreamError`, and the provider's retry-after."""
         self.release(deployment)
-        health = self._of(deployment)
+        health = self._health_of(deployment)
         if status < 400:
             health.fails = 0
             return
         now_s = self._clock_s()
-        if status in _AT_ONCE:
-            wish_s = min(retry_after_s or 0.0, _COOLDOWN_MAX_S)
-            health.rests_until_s = now_s + max(self._settings.cooldown_s, wish_s)
-        elif status >= 500 or status in _COUNTED:
-            self._count(health, now_s)
+        if status in _COOLDOWN_STATUSES:
+            requested_s = min(retry_after_s or 0.0, _COOLDOWN_MAX_S)
+            health.cooldown_until_s = now_s + max(self._settings.cooldown_s, requested_s)
+        elif status >= 500 or status in _COUNTED_STATUSES:
+            self._count_failure(health, now_s)
 
-    def is_resting(self, deployment: Deployment) -> bool:
-        return len(self.of(deployment.name)) > 1 and self._has_failed(deployment)
+    def is_cooling_down(self, deployment: Deployment) -> bool:
+        return len(self.of(deployment.name)) > 1 and self._is_in_cooldown(deployment)
 
     def is_down(self, name: str) -> bool:
         """Whether every deployment of this name has failed so recently that another name is the better choice."""
-        return all(self._has_failed(item) for item in self.of(name))
+        return all(self._is_in_cooldown(item) for item in self.of(name))
 
     def in_flight(self, deployment: Deployment) -> int:
-        return self._of(deployment).in_flight
+        return self._health_of(deployment).in_flight
 
     def should_retry(
         self,
@@ -184,28 +186,28 @@ class Pool:
         named = [*table.get(name, ()), *table.get("*", ())]
         return tuple(dict.fromkeys(item for item in named if item != name and self.of(item)))
 
-    def _among(self, awake: Sequence[Deployment]) -> Deployment:
+    def _pick(self, available: Sequence[Deployment]) -> Deployment:
         if self._settings.routing_strategy == "least-busy":
-            least = min(self._of(item).in_flight for item in awake)
-            awake = [item for item in awake if self._of(item).in_flight == least]
-        weights = [max(0, item.weight) for item in awake]
+            least = min(self._health_of(item).in_flight for item in available)
+            available = [item for item in available if self._health_of(item).in_flight == least]
+        weights = [max(0, item.weight) for item in available]
         if not any(weights):
-            return self._chance.choice(awake)
-        return self._chance.choices(awake, weights)[0]
+            return self._chance.choice(available)
+        return self._chance.choices(available, weights)[0]
 
-    def _count(self, health: _Health, now_s: float) -> None:
+    def _count_failure(self, health: _Health, now_s: float) -> None:
         # Failures are counted for a minute from the first one, so that rare ones never add up.
-        if health.fails == 0 or now_s - health.first_fail_s > 60.0:
-            health.fails, health.first_fail_s = 0, now_s
+        if health.fails == 0 or now_s - health.first_failed_s > 60.0:
+            health.fails, health.first_failed_s = 0, now_s
         health.fails += 1
         if health.fails > self._settings.allowed_fails:
-            health.rests_until_s = now_s + self._settings.cooldown_s
+            health.cooldown_until_s = now_s + self._settings.cooldown_s
             health.fails = 0
 
-    def _has_failed(self, deployment: Deployment) -> bool:
-        return self._clock_s() < self._of(deployment).rests_until_s
+    def _is_in_cooldown(self, deployment: Deployment) -> bool:
+        return self._clock_s() < self._health_of(deployment).cooldown_until_s
 
-    def _of(self, deployment: Deployment) -> _Health:
+    def _health_of(self, deployment: Deployment) -> _Health:
         found = self._health.get(deployment.id)
         if found is None:
             found = self._health[deployment.id] = _Health()

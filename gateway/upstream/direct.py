@@ -16,8 +16,9 @@ import orjson
 
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.answer_stream import AnswerStream, encoding_of, read_whole
-from gateway.upstream.credentials import secrets_of, without
-from gateway.upstream.error_bodies import shaped
+from gateway.upstream.buffered_as_stream import events_of
+from gateway.upstream.credentials import redact, secrets_of
+from gateway.upstream.error_bodies import convert_error
 from gateway.upstream.http_client import (
     AnswerTimeout,
     ClientLimits,
@@ -42,7 +43,6 @@ from gateway.upstream.port import (
 from gateway.upstream.providers import api_base, credential, url_of
 from gateway.upstream.request import request_body, request_headers
 from gateway.upstream.timeouts import effective_timeouts
-from gateway.upstream.whole_as_stream import events_of
 
 _URLS_MAX: Final = 4_096
 _EMPTY: Final = frozenset({204, 205})  # statuses without a body: passed on, they would look like an empty answer
@@ -99,9 +99,9 @@ class DirectLane:
         address = self._address(deployment, call.protocol)
         headers = request_headers(deployment, call, key, self._user_agent)
         body = _payload(deployment, call, headers)
-        departure = call.departure
-        if departure is not None:
-            departure.waits()
+        send_observer = call.send_observer
+        if send_observer is not None:
+            send_observer.on_waiting()
         try:
             return await self._client.post(
                 address,
@@ -109,7 +109,7 @@ class DirectLane:
                 body,
                 connect_s=timeouts.connect_ms / 1000,
                 answer_s=timeouts.first_byte_ms / 1000,
-                leaves=None if departure is None else departure.leaves,
+                before_send=None if send_observer is None else send_observer.before_send,
             )
         except ConnectFailed as error:
             if error.timed_out:
@@ -157,7 +157,7 @@ class DirectLane:
         key: str | None,
     ) -> UpstreamAnswer:
         def clean(said: str) -> str:
-            return without(said, secrets_of(deployment, key))
+            return redact(said, secrets_of(deployment, key))
 
         status = response.status
         if status < 200 or 300 <= status < 400:
@@ -172,25 +172,25 @@ class DirectLane:
         headers = answer_headers(response.headers)
         is_stream = status < 400 and call.stream
         if is_stream and not _content_type(response).endswith(("json", "html")):
-            stream = _reading(response, timeouts, timeouts.idle_ms / 1000)
+            stream = _open_stream(response, timeouts, timeouts.idle_ms / 1000)
             headers.setdefault("content-type", _EVENTS)
             return UpstreamAnswer(status, headers, deployment, "direct", pieces=stream, close=stream.close, clean=clean)
         body = await self._body(response, timeouts, is_error=status >= 400)
         if status >= 400:
             headers["content-type"] = "application/json"
-            body = clean(shaped(call.protocol, status, body).decode(errors="replace")).encode()
+            body = clean(convert_error(call.protocol, status, body).decode(errors="replace")).encode()
         elif call.protocol not in _NOT_JSON and body.lstrip()[:1] not in (b"{", b"["):
             message = f"The provider answered {status} with something that is not JSON."
             raise UpstreamBroken(message, bytes_received=True)
         if is_stream:
             headers["content-type"] = _EVENTS
-            pieces = _at_once(events_of(call.protocol, body))
+            pieces = _single_piece(events_of(call.protocol, body))
             return UpstreamAnswer(status, headers, deployment, "direct", pieces=pieces, clean=clean)
         return UpstreamAnswer(status, headers, deployment, "direct", body=body)
 
     async def _body(self, response: HttpAnswer, timeouts: Timeouts, *, is_error: bool) -> bytes:
         bytes_max = self._limits.error_bytes_max if is_error else self._limits.answer_bytes_max
-        body = response.read_at_once() if encoding_of(response) is None else None
+        body = response.read_if_complete() if encoding_of(response) is None else None
         if body is not None:
             if len(body) <= bytes_max:
                 return body
@@ -199,7 +199,7 @@ class DirectLane:
             raise UpstreamBroken(f"The answer is larger than {bytes_max:,} bytes.", bytes_received=True)
         # A model may think before it answers, and its provider may send the headers before that.
         idle_s = max(timeouts.idle_ms, timeouts.first_byte_ms) / 1000
-        stream = _reading(response, timeouts, idle_s)
+        stream = _open_stream(response, timeouts, idle_s)
         try:
             return await read_whole(stream, bytes_max)
         except UpstreamError:
@@ -208,12 +208,12 @@ class DirectLane:
             raise
 
 
-def _reading(response: HttpAnswer, timeouts: Timeouts, idle_s: float) -> AnswerStream:
+def _open_stream(response: HttpAnswer, timeouts: Timeouts, idle_s: float) -> AnswerStream:
     loop = asyncio.get_running_loop()
     return AnswerStream(response, loop=loop, idle_s=idle_s, deadline_s=loop.time() + timeouts.total_ms / 1000)
 
 
-async def _at_once(events: bytes) -> AsyncIterator[bytes]:
+async def _single_piece(events: bytes) -> AsyncIterator[bytes]:
     yield events
 
 
@@ -228,29 +228,31 @@ def _payload(deployment: Deployment, call: UpstreamCall, headers: dict[str, str]
         return orjson.dumps(body)
     boundary = secrets.token_hex(16)
     headers["content-type"] = f"multipart/form-data; boundary={boundary}"
-    return _form(body, boundary)
+    return _multipart_body(body, boundary)
 
 
-def _form(body: Mapping[str, Any], boundary: str) -> bytes:
+def _multipart_body(body: Mapping[str, Any], boundary: str) -> bytes:
     """A transcription request as a form. `file` is (name, content, content type); lists repeat their field."""
     pieces: list[bytes] = []
     for name, value in body.items():
         if name == "file":
             file_name, content, content_type = value
-            pieces += _part(boundary, "file", content, f'; filename="{_quoted(file_name)}"', content_type)
+            pieces += _multipart_part(
+                boundary, "file", content, f'; filename="{_quoted_name(file_name)}"', content_type
+            )
             continue
         field = f"{name}[]" if isinstance(value, list) else name
         for item in value if isinstance(value, list) else [value]:
-            pieces += _part(boundary, field, item.encode() if isinstance(item, str) else orjson.dumps(item))
+            pieces += _multipart_part(boundary, field, item.encode() if isinstance(item, str) else orjson.dumps(item))
     return b"".join([*pieces, f"--{boundary}--\r\n".encode()])
 
 
-def _part(boundary: str, name: str, content: bytes, beside: str = "", content_type: str = "") -> list[bytes]:
+def _multipart_part(boundary: str, name: str, content: bytes, beside: str = "", content_type: str = "") -> list[bytes]:
     kind = f"content-type: {content_type}\r\n" if content_type.isprintable() and content_type else ""
-    head = f'--{boundary}\r\ncontent-disposition: form-data; name="{_quoted(name)}"{beside}\r\n{kind}\r\n'
+    head = f'--{boundary}\r\ncontent-disposition: form-data; name="{_quoted_name(name)}"{beside}\r\n{kind}\r\n'
     return [head.encode(), content, b"\r\n"]
 
 
-def _quoted(name: str) -> str:
+def _quoted_name(name: str) -> str:
     """Escape a name as browsers do (HTML's `multipart/form-data encoding algorithm`)."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

@@ -15,7 +15,7 @@ from gateway.upstream.error_bodies import error_body
 from gateway.upstream.litellm_lane import LiteLLMLane
 from gateway.upstream.mock import MockLane
 from gateway.upstream.port import Deployment, Lane, ProtocolName, Upstream, UpstreamAnswer, UpstreamCall
-from gateway.upstream.providers import speaks
+from gateway.upstream.providers import speaks_protocol
 from gateway.upstream.request import HOPS_HEADER, hops_of
 
 # A call that has passed this many gateways is taken to be in a loop.
@@ -28,7 +28,7 @@ def lane_of(deployment: Deployment, protocol: ProtocolName, environment: Mapping
         return "mock"
     if deployment.lane != "auto":
         return deployment.lane
-    return "direct" if speaks(deployment, protocol, environment) else "litellm"
+    return "direct" if speaks_protocol(deployment, protocol, environment) else "litellm"
 
 
 class Forwarder(Upstream):
@@ -50,13 +50,13 @@ class Forwarder(Upstream):
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         lane = lane_of(deployment, call.protocol, self._environment)
         if lane != "mock" and hops_of(call.headers) >= _HOPS_MAX:
-            return _ring(deployment, call.protocol, lane)
+            return _loop_refusal(deployment, call.protocol, lane)
         if lane == "direct":
             return await self._direct.send(deployment, call)
         # These lanes cannot tell when a request leaves, so report it now: an earlier attempt in the direct lane may have waited.
-        told = None if call.departure is None else call.departure.leaves()
-        if told is not None:
-            await told
+        notified = None if call.send_observer is None else call.send_observer.before_send()
+        if notified is not None:
+            await notified
         return await (self._mock if lane == "mock" else self._litellm).send(deployment, call)
 
     async def close(self) -> None:
@@ -65,7 +65,7 @@ class Forwarder(Upstream):
         await self._mock.close()
 
 
-def _ring(deployment: Deployment, protocol: ProtocolName, lane: Lane) -> UpstreamAnswer:
+def _loop_refusal(deployment: Deployment, protocol: ProtocolName, lane: Lane) -> UpstreamAnswer:
     message = f"The call passed too many gateways ({HOPS_HEADER}): the model's api_base leads back to this one."
     body = error_body(protocol, 508, message, code="gateway_ring")
     return UpstreamAnswer(508, {"content-type": "application/json"}, deployment, lane, body=body)

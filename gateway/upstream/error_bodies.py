@@ -42,7 +42,7 @@ def error_body(protocol: ProtocolName, status: int, message: str, *, code: str |
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
-def shaped(protocol: ProtocolName, status: int, body: bytes) -> bytes:
+def convert_error(protocol: ProtocolName, status: int, body: bytes) -> bytes:
     """The provider's error body if it is already in the client's protocol, else an object with the same meaning."""
     try:
         value = orjson.loads(body)

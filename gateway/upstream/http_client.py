@@ -67,7 +67,17 @@ class ClientLimits:
 class HttpAnswer:
     """An answer's status and headers, and its body as it arrives."""
 
-    __slots__ = ("_connection", "_error", "_is_paused", "_pieces", "_size", "_waiter", "headers", "is_whole", "status")
+    __slots__ = (
+        "_connection",
+        "_error",
+        "_is_paused",
+        "_pieces",
+        "_size",
+        "_waiter",
+        "headers",
+        "is_complete",
+        "status",
+    )
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
@@ -78,33 +88,33 @@ class HttpAnswer:
         self._is_paused = False
         self.status = 0
         self.headers: list[Header] = []  # names in lower case
-        self.is_whole = False  # all of it has arrived, though it may not have been read yet
+        self.is_complete = False  # all of it has arrived, though it may not have been read yet
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this name, given in lower case."""
         return next((value for given, value in self.headers if given == name), None)
 
-    def read_at_once(self) -> bytes | None:
+    def read_if_complete(self) -> bytes | None:
         """The whole body if all of it has arrived, as with most buffered answers. None otherwise."""
-        return self._take() if self.is_whole else None
+        return self._take_pieces() if self.is_complete else None
 
     async def readany(self) -> bytes:
         """The bytes received so far, waiting if there are none; empty at the end. Raises `AnswerBroken`."""
         while not self._pieces:
             if self._error is not None:
                 raise self._error
-            if self.is_whole:
+            if self.is_complete:
                 return b""
             self._waiter = self._connection.loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._take()
+        return self._take_pieces()
 
     def close(self) -> None:
         """Drop the rest of the answer, and its connection. After a whole answer the connection is already in the pool and stays."""
-        if not self.is_whole:
+        if not self.is_complete:
             self._connection.abort(AnswerBroken("the rest was not wanted"))
 
     # Called by the connection.
@@ -119,16 +129,16 @@ class HttpAnswer:
 
     def end(self, error: HttpError | None = None) -> None:
         self._error = error
-        self.is_whole = error is None
-        self._go_on()
+        self.is_complete = error is None
+        self._resume()
         self._wake()
 
-    def _take(self) -> bytes:
+    def _take_pieces(self) -> bytes:
         pieces, self._pieces, self._size = self._pieces, [], 0
-        self._go_on()
+        self._resume()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if self._is_paused:
             self._is_paused = False
             self._connection.resume()
@@ -146,8 +156,8 @@ class HttpClient:
         self._idle: dict[tuple[str, int, bool], deque[_Connection]] = {}
         self._open = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._tls: ssl.SSLContext | None = None
-        self._sweeping: asyncio.TimerHandle | None = None
+        self._tls_context: ssl.SSLContext | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
 
     async def post(
         self,
@@ -157,47 +167,47 @@ class HttpClient:
         *,
         connect_s: float,
         answer_s: float,
-        leaves: Callable[[], Awaitable[None] | None] | None = None,
+        before_send: Callable[[], Awaitable[None] | None] | None = None,
     ) -> HttpAnswer:
         """Returns once the answer's head has arrived, within `answer_s` overall and `connect_s` for a new connection.
 
-        `leaves` is called once there is a connection but nothing has been sent on it; what it returns is awaited before sending.
+        `before_send` is called once there is a connection but nothing has been sent on it; what it returns is awaited before sending.
 
         Raises `HttpError`, or ValueError for a header that HTTP cannot carry.
         """
         request = request_of(address, headers, body)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + answer_s
-        connection = await self._take(address, loop, connect_s, deadline_s)
-        if leaves is not None:
+        connection = await self._acquire(address, loop, connect_s, deadline_s)
+        if before_send is not None:
             try:
-                told = leaves()
-                if told is not None:
-                    await told
+                notified = before_send()
+                if notified is not None:
+                    await notified
             except BaseException:
                 connection.discard()
                 raise
             if connection.is_closing():  # the provider closed it in the meantime, but nothing has been sent yet
-                connection = await self._take(address, loop, connect_s, deadline_s)
-        return await connection.ask(request, deadline_s)
+                connection = await self._acquire(address, loop, connect_s, deadline_s)
+        return await connection.send(request, deadline_s)
 
     async def close(self) -> None:
         for idle in self._idle.values():
             for connection in idle:
                 connection.discard()
         self._idle.clear()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            self._sweeping = None
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
 
-    async def _take(
+    async def _acquire(
         self, address: Address, loop: asyncio.AbstractEventLoop, connect_s: float, deadline_s: float
     ) -> _Connection:
         """A connection for one call: an idle one, a new one, or the next that becomes free."""
         while (connection := self._reusable(address.origin, loop.time())) is None:
             if self._open < self._limits.connections or self._drop_idle():
                 return await self._connect(address, loop, connect_s, deadline_s)
-            await self._turn(loop, deadline_s)
+            await self._wait_for_connection(loop, deadline_s)
         return connection
 
     def _reusable(self, origin: tuple[str, int, bool], now_s: float) -> _Connection | None:
@@ -214,25 +224,25 @@ class HttpClient:
         self, address: Address, loop: asyncio.AbstractEventLoop, connect_s: float, deadline_s: float
     ) -> _Connection:
         self._open += 1
-        made = _Connection(self, address.origin, loop)
+        connection = _Connection(self, address.origin, loop)
         try:
             async with asyncio.timeout_at(min(loop.time() + connect_s, deadline_s)):
                 await loop.create_connection(
-                    lambda: made,
+                    lambda: connection,
                     address.host,
                     address.port,
-                    ssl=self._context() if address.is_tls else None,
+                    ssl=self._ensure_tls_context() if address.is_tls else None,
                 )
         except TimeoutError as error:
             raise ConnectFailed("timed out", timed_out=True) from error
         except OSError as error:  # ssl.SSLError is one
             raise ConnectFailed(type(error).__name__) from error
         finally:
-            if not made.is_made:  # otherwise `connection_lost` does this
-                self.lost()
-        return made
+            if not connection.is_connected:  # otherwise `connection_lost` does this
+                self.connection_closed()
+        return connection
 
-    async def _turn(self, loop: asyncio.AbstractEventLoop, deadline_s: float) -> None:
+    async def _wait_for_connection(self, loop: asyncio.AbstractEventLoop, deadline_s: float) -> None:
         """Wait until a connection becomes free or is closed."""
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiting.append(waiter)
@@ -257,22 +267,22 @@ class HttpClient:
                     return True
         return False
 
-    def _context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-            self._tls.set_alpn_protocols(["http/1.1"])
-        return self._tls
+    def _ensure_tls_context(self) -> ssl.SSLContext:
+        if self._tls_context is None:
+            self._tls_context = ssl.create_default_context()
+            self._tls_context.set_alpn_protocols(["http/1.1"])
+        return self._tls_context
 
     # Called by connections.
 
-    def free(self, connection: _Connection) -> None:
+    def release(self, connection: _Connection) -> None:
         """Return a connection to the pool after a whole answer."""
         self._idle.setdefault(connection.origin, deque()).append(connection)
-        if self._sweeping is None:
-            self._sweeping = connection.loop.call_later(self._limits.keepalive_s, self._sweep, connection.loop)
+        if self._sweep_timer is None:
+            self._sweep_timer = connection.loop.call_later(self._limits.keepalive_s, self._sweep, connection.loop)
         self._wake()
 
-    def lost(self) -> None:
+    def connection_closed(self) -> None:
         self._open -= 1
         self._wake()
 
@@ -292,7 +302,7 @@ class HttpClient:
             if not idle:
                 del self._idle[origin]
         is_over = not self._idle
-        self._sweeping = None if is_over else loop.call_later(self._limits.keepalive_s, self._sweep, loop)
+        self._sweep_timer = None if is_over else loop.call_later(self._limits.keepalive_s, self._sweep, loop)
 
 
 class _Connection(asyncio.Protocol):
@@ -301,14 +311,14 @@ class _Connection(asyncio.Protocol):
     def __init__(self, client: HttpClient, origin: tuple[str, int, bool], loop: asyncio.AbstractEventLoop) -> None:
         self.origin = origin
         self.loop = loop
-        self.is_made = False
+        self.is_connected = False
         self._client = client
         self._transport: Any = None
         self._idle_since_s: float | None = None
         self._answer: HttpAnswer | None = None  # of the current call, if any
         self._head: asyncio.Future[HttpAnswer] | None = None
         self._headers_bytes = 0
-        self._bare_bytes = 0  # bytes since the last body byte: heads, trailers, chunk headers
+        self._overhead_bytes = 0  # bytes since the last body byte: heads, trailers, chunk headers
         self._parser: Any = None
         self._ends_with_connection = False
 
@@ -318,13 +328,13 @@ class _Connection(asyncio.Protocol):
     def is_closing(self) -> bool:
         return bool(self._transport.is_closing())
 
-    async def ask(self, request: list[bytes], deadline_s: float) -> HttpAnswer:
+    async def send(self, request: list[bytes], deadline_s: float) -> HttpAnswer:
         """Send the request, and wait for the answer's head. Cancelling the wait closes the connection."""
         self._idle_since_s = None
         answer = self._answer = HttpAnswer(self)
         head: asyncio.Future[HttpAnswer] = self.loop.create_future()
         self._head = head
-        self._bare_bytes = self._headers_bytes = 0
+        self._overhead_bytes = self._headers_bytes = 0
         self._parser = httptools.HttpResponseParser(self)
         if self.is_closing():
             self.abort(Disconnected("closed before it was asked"))
@@ -364,7 +374,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self.is_made = True
+        self.is_connected = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         answer = self._answer
@@ -376,20 +386,20 @@ class _Connection(asyncio.Protocol):
         else:
             self._fail(Disconnected("the connection ended before the answer"))
         self._idle_since_s = None
-        self._client.lost()
+        self._client.connection_closed()
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None:  # data without a request
             self._transport.abort()
             return
-        self._bare_bytes += len(data)
+        self._overhead_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.abort(AnswerBroken("this is not HTTP"))
             return
         # The parser buffers an incomplete header or trailer, so its size is checked here. `on_header` measures complete headers.
-        if self._bare_bytes > _HEAD_BYTES_MAX:
+        if self._overhead_bytes > _HEAD_BYTES_MAX:
             self.abort(AnswerBroken("too much of the answer is headers, trailers or chunk framing"))
 
     # Called by the parser.
@@ -425,7 +435,7 @@ class _Connection(asyncio.Protocol):
             head.set_result(answer)
 
     def on_body(self, body: bytes) -> None:
-        self._bare_bytes = 0
+        self._overhead_bytes = 0
         if self._answer is not None:
             self._answer.feed(body)
 
@@ -442,7 +452,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
         elif self._parser.should_keep_alive() and not self.is_closing():
             self._idle_since_s = self.loop.time()
-            self._client.free(self)
+            self._client.release(self)
         else:
             self._transport.close()
 

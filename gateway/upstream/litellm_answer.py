@@ -11,8 +11,8 @@ import orjson
 
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.error_bodies import json_message
-from gateway.upstream.litellm_connections import Opened
-from gateway.upstream.litellm_errors import CUT, cleaned, failure_of
+from gateway.upstream.litellm_connections import OpenResponses
+from gateway.upstream.litellm_errors import CUT_STREAM_MESSAGE, cleaned_message, failure_of
 from gateway.upstream.port import ProtocolName, UpstreamBroken, UpstreamTimeout
 from gateway.wire import sse
 
@@ -20,7 +20,7 @@ _PROVIDER_PREFIX: Final = "llm_provider-"
 _ENDS_WITH_DONE: Final = frozenset({"chat", "completions"})
 _ERROR_EVENT: Final = b"event: error"
 # An error event that contains one of these comes from LiteLLM, not from the provider.
-_OWN_ERRORS: Final = (b"litellm.", CUT.encode())
+_OWN_ERRORS: Final = (b"litellm.", CUT_STREAM_MESSAGE.encode())
 _CLOSE_TIMEOUT_S: Final = 2.0
 
 
@@ -43,7 +43,7 @@ def body_of(answer: Any) -> tuple[bytes, str]:
         response = getattr(answer, "response", None)
         content_type = response.headers.get("content-type") if response is not None else None
         return content, content_type or "application/octet-stream"
-    return orjson.dumps(_without_noise(_plain(answer))), "application/json"
+    return orjson.dumps(_without_empty_fields(_plain(answer))), "application/json"
 
 
 def _plain(value: Any) -> Any:
@@ -58,19 +58,19 @@ def _plain(value: Any) -> Any:
     return plain
 
 
-def _without_noise(value: Any) -> Any:
+def _without_empty_fields(value: Any) -> Any:
     """Remove LiteLLM's own fields from a chat answer if they are empty, and the nulls that OpenAI leaves out."""
     choices = value.get("choices") if isinstance(value, dict) else None
     for choice in choices if isinstance(choices, list) else ():
         message = choice.get("message")
         for item in (choice, message) if isinstance(message, dict) else (choice,):
             for name in ("provider_specific_fields", "tool_calls", "function_call"):
-                if name in item and _says_nothing(item[name]):
+                if name in item and _is_empty_value(item[name]):
                     del item[name]
     return value
 
 
-def _says_nothing(value: Any) -> bool:
+def _is_empty_value(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and all(item is None for item in value.values()))
 
 
@@ -82,14 +82,14 @@ class LiteLLMStream:
         source: Any,
         protocol: ProtocolName,
         *,
-        opened: Opened,
+        open_responses: OpenResponses,
         idle_s: float,
         deadline_s: float,
         secrets: Iterable[str],
     ) -> None:
-        """`opened` holds the HTTP responses behind the stream. `deadline_s` is on the loop's clock."""
+        """`open_responses` holds the HTTP responses behind the stream. `deadline_s` is on the loop's clock."""
         self._source = source
-        self._opened = opened
+        self._open_responses = open_responses
         self._events: AsyncIterator[Any] = source.__aiter__()
         self._protocol = protocol
         self._idle_s = idle_s
@@ -121,7 +121,7 @@ class LiteLLMStream:
         if data.startswith(_ERROR_EVENT) and any(mark in data for mark in _OWN_ERRORS):
             # A translated stream broke off: LiteLLM puts the text of its exception into an event of its own.
             await self.close()
-            raise UpstreamBroken(f"The provider broke off: {_said(data, self._secrets)}", bytes_received=True)
+            raise UpstreamBroken(f"The provider broke off: {_error_message(data, self._secrets)}", bytes_received=True)
         return data
 
     async def _next(self) -> Any:
@@ -134,7 +134,7 @@ class LiteLLMStream:
         if self._closed:
             return
         self._closed = True
-        await self._opened.close()
+        await self._open_responses.close()
         closing = getattr(self._source, "aclose", None)
         if closing is not None:
             # The connection is already closed, so whatever this still raises does not matter.
@@ -142,12 +142,12 @@ class LiteLLMStream:
                 await asyncio.wait_for(closing(), _CLOSE_TIMEOUT_S)
 
 
-def _said(event: bytes, secrets: Iterable[str]) -> str:
+def _error_message(event: bytes, secrets: Iterable[str]) -> str:
     try:
         value = orjson.loads(event.partition(b"data: ")[2])
     except orjson.JSONDecodeError:
         return "its last event cannot be read."
-    return cleaned(json_message(value.get("error")) or "", secrets)
+    return cleaned_message(json_message(value.get("error")) or "", secrets)
 
 
 def event_bytes(protocol: ProtocolName, event: Any) -> bytes:
@@ -169,10 +169,10 @@ def _chunk(event: Any) -> dict[str, Any]:
     if usage and not usage.get("total_tokens"):
         del chunk["usage"]  # LiteLLM puts zeros on every chunk of a completion, which is not usage
     # OpenAI's usage chunk has no choices. LiteLLM's has an empty one, which clients would show as a delta.
-    elif usage and all(_is_empty(choice) for choice in chunk.get("choices", [])):
+    elif usage and all(_is_empty_choice(choice) for choice in chunk.get("choices", [])):
         chunk["choices"] = []
     return chunk
 
 
-def _is_empty(choice: Mapping[str, Any]) -> bool:
+def _is_empty_choice(choice: Mapping[str, Any]) -> bool:
     return not choice.get("delta") and not choice.get("text") and not choice.get("finish_reason")

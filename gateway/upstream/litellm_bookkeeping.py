@@ -12,13 +12,13 @@ from contextvars import ContextVar
 from typing import Any
 
 
-def leave_out() -> ContextVar[bool]:
+def disable_bookkeeping() -> ContextVar[bool]:
     """Call once per process, after LiteLLM is imported. Returns LiteLLM's own flag for calls that it does not record."""
     logging = importlib.import_module("litellm.litellm_core_utils.litellm_logging").Logging
     logging.async_success_handler = _record_nothing  # called at the end of streams, which ignore the flag
     # LiteLLM prices a stream at its end, and clients would see its figure as if the provider had reported it.
     logging.response_cost_calculator = _price_nothing
-    _leave_unpriced(importlib.import_module("litellm.litellm_core_utils.llm_response_utils.response_metadata"))
+    _skip_pricing(importlib.import_module("litellm.litellm_core_utils.llm_response_utils.response_metadata"))
     mark: ContextVar[bool] = importlib.import_module("litellm._internal_context").is_internal_call
     return mark
 
@@ -38,7 +38,7 @@ class Unpriced:
     response_cost_calculator = staticmethod(_price_nothing)
 
 
-def _leave_unpriced(module: Any) -> None:
+def _skip_pricing(module: Any) -> None:
     """Skip computing the cost that LiteLLM attaches to each answer for its proxy's headers."""
     hide = module.ResponseMetadata.set_hidden_params
     if getattr(hide, "is_unpriced", False):

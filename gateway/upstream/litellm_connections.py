@@ -16,12 +16,12 @@ from typing import Any, Final
 
 _CLOSE_TIMEOUT_S: Final = 2.0
 # LiteLLM searches error bodies for secrets, at 5 s of CPU per megabyte, and blocks the event loop meanwhile.
-_FAULT_BYTES_MAX: Final = 32 * 1024
+_ERROR_BYTES_MAX: Final = 32 * 1024
 # Paths that may answer with any text. All others answer with JSON, events or media.
-_TEXTS: Final = ("/transcriptions", "/translations")
+_TEXT_PATHS: Final = ("/transcriptions", "/translations")
 
 
-class Opened:
+class OpenResponses:
     """The provider's responses so far. `status` is that of the last one; 0 before there is any."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Opened:
         """Whether the last response had a 2xx status, so that it may have to be paid for."""
         return 200 <= self.status < 300
 
-    def note(self, answer: Any) -> None:
+    def add(self, answer: Any) -> None:
         self.status = answer.status_code
         if not answer.is_closed:
             self._answers.append(answer)
@@ -47,17 +47,17 @@ class Opened:
                 await asyncio.wait_for(answer.aclose(), _CLOSE_TIMEOUT_S)
 
 
-_OPENED: Final[ContextVar[Opened | None]] = ContextVar("farebox_litellm_answers", default=None)
+_OPEN_RESPONSES: Final[ContextVar[OpenResponses | None]] = ContextVar("farebox_litellm_answers", default=None)
 
 
-def collect() -> Opened:
+def collect_responses() -> OpenResponses:
     """Start collecting responses for the current task."""
-    opened = Opened()
-    _OPENED.set(opened)
-    return opened
+    open_responses = OpenResponses()
+    _OPEN_RESPONSES.set(open_responses)
+    return open_responses
 
 
-def watch() -> None:
+def patch_httpx() -> None:
     """Patch httpx's client to note its responses and truncate errors. Call once per process, after LiteLLM is imported."""
     httpx = importlib.import_module("httpx")
     client = httpx.AsyncClient
@@ -65,24 +65,24 @@ def watch() -> None:
         return
     send = client.send
 
-    async def noting_send(self: Any, request: Any, *arguments: Any, **options: Any) -> Any:
+    async def recording_send(self: Any, request: Any, *arguments: Any, **options: Any) -> Any:
         answer = await send(self, request, *arguments, **options)
-        opened = _OPENED.get()
-        if opened is not None:
-            opened.note(answer)
+        open_responses = _OPEN_RESPONSES.get()
+        if open_responses is not None:
+            open_responses.add(answer)
             if answer.is_stream_consumed:
-                if _is_fault(answer) and len(answer.content) > _FAULT_BYTES_MAX:
-                    answer._content = answer.content[:_FAULT_BYTES_MAX]
+                if _is_error(answer) and len(answer.content) > _ERROR_BYTES_MAX:
+                    answer._content = answer.content[:_ERROR_BYTES_MAX]
             elif answer.status_code >= 400:
-                answer.stream = _Shortened(answer.stream)
+                answer.stream = _TruncatedStream(answer.stream)
         return answer
 
-    class _Shortened(httpx.AsyncByteStream):  # type: ignore[name-defined, misc]  # httpx is imported late
+    class _TruncatedStream(httpx.AsyncByteStream):  # type: ignore[name-defined, misc]  # httpx is imported late
         def __init__(self, whole: Any) -> None:
             self._whole = whole
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = _FAULT_BYTES_MAX
+            left = _ERROR_BYTES_MAX
             async for piece in self._whole:
                 yield piece[:left]
                 left -= len(piece)
@@ -92,14 +92,14 @@ def watch() -> None:
         async def aclose(self) -> None:
             await self._whole.aclose()
 
-    noting_send.is_watched = True  # type: ignore[attr-defined]
-    client.send = noting_send
+    recording_send.is_watched = True  # type: ignore[attr-defined]
+    client.send = recording_send
 
 
-def _is_fault(answer: Any) -> bool:
+def _is_error(answer: Any) -> bool:
     """An error status, or text where JSON should be."""
     if answer.status_code >= 400:
         return True
     content_type = answer.headers.get("content-type", "")
     is_text = content_type.startswith("text/") or "json" in content_type
-    return is_text and answer.content.lstrip()[:1] not in b"{[" and not answer.request.url.path.endswith(_TEXTS)
+    return is_text and answer.content.lstrip()[:1] not in b"{[" and not answer.request.url.path.endswith(_TEXT_PATHS)

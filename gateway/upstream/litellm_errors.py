@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.upstream.answer_headers import answer_headers
-from gateway.upstream.credentials import without
+from gateway.upstream.credentials import redact
 from gateway.upstream.error_bodies import error_body, json_message, text_message
 from gateway.upstream.port import (
     Deployment,
@@ -23,7 +23,7 @@ from gateway.upstream.port import (
 )
 
 # The message for a stream that ended without a finish reason; see litellm_loading.py.
-CUT: Final = "its stream ended in the middle of the answer."
+CUT_STREAM_MESSAGE: Final = "its stream ended in the middle of the answer."
 _MESSAGE_CHARS_MAX: Final = 1_000
 # "litellm.BadRequestError: BadRequestError: AnthropicException - {…}": class names mean nothing to a client.
 _PREFIXES: Final = re.compile(r"^(?:(?:litellm\.)?(?:Timeout )?\w*(?:Error|Exception|Timeout)\s*(?::|-)\s*)+")
@@ -40,7 +40,7 @@ _SUFFIXES: Final = re.compile(r"\.? Handle with `litellm\.\w+`\.?\s*$")
 _ADDRESSES: Final = re.compile(r"https?://[^\s'\"<>)]+")
 _UNREACHED: Final = frozenset({"ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror"})
 # The loss of an established connection, which LiteLLM's transport reports as a failed connect as well.
-_LOST: Final = frozenset(
+_DISCONNECTED: Final = frozenset(
     {"ClientOSError", "ServerDisconnectedError", "ClientConnectionResetError", "ConnectionResetError"}
 )
 _CUT: Final = frozenset({"ClientPayloadError", "TransferEncodingError", "ContentLengthError"})
@@ -65,7 +65,7 @@ def answer_of(
         body = error_body(protocol, 400, message, code="unsupported_endpoint")
         return UpstreamAnswer(400, {"content-type": "application/json"}, deployment, "litellm", body=body)
     message, code = _message(error, status)
-    body = error_body(protocol, status, cleaned(message, secrets), code=code)
+    body = error_body(protocol, status, cleaned_message(message, secrets), code=code)
     kept = answer_headers((headers or {}).items())
     kept["content-type"] = "application/json"
     return UpstreamAnswer(status, kept, deployment, "litellm", body=body)
@@ -75,27 +75,27 @@ def failure_of(error: Exception, secrets: Iterable[str], *, bytes_received: bool
     """The `UpstreamError` for a call that got no answer, or whose answer broke off."""
     kinds = {type(item).__name__ for item in _chain(error)}
     received = bytes_received or bool(_CUT & kinds) or "payload is not completed" in str(error)
-    if not received and _is_unreached(kinds):
+    if not received and _is_unreachable(kinds):
         return UpstreamUnreachable("The provider could not be reached.")
     if any("Timeout" in kind for kind in kinds):
         return UpstreamTimeout("The provider did not answer in time.", bytes_received=received)
-    return UpstreamBroken(f"The provider broke off: {cleaned(str(error), secrets)}", bytes_received=received)
+    return UpstreamBroken(f"The provider broke off: {cleaned_message(str(error), secrets)}", bytes_received=received)
 
 
-def _is_unreached(kinds: set[str]) -> bool:
+def _is_unreachable(kinds: set[str]) -> bool:
     if any(kind.startswith("ClientConnector") for kind in kinds):
         return True
-    return bool(_UNREACHED & kinds) and not _LOST & kinds
+    return bool(_UNREACHED & kinds) and not _DISCONNECTED & kinds
 
 
-def cleaned(text: str, secrets: Iterable[str]) -> str:
+def cleaned_message(text: str, secrets: Iterable[str]) -> str:
     """A message without class names, tracebacks, addresses and secrets."""
     text = _PREFIXES.sub("", text).partition("Traceback (most recent call last)")[0]
     text = _APPENDED.sub("", text)
     text = _DROPPING.sub(
         r" The gateway's `litellm_settings.drop_params` would leave it out.", _SUFFIXES.sub("", text)
     ).strip()
-    text = _ADDRESSES.sub("(address)", without(_MODULES.sub("", text), secrets))
+    text = _ADDRESSES.sub("(address)", redact(_MODULES.sub("", text), secrets))
     return text[:_MESSAGE_CHARS_MAX] or "The provider gave no reason."
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from gateway.upstream.credentials import secrets_of
 from gateway.upstream.error_bodies import error_body
 from gateway.upstream.litellm_answer import LiteLLMStream, body_of, headers_of
-from gateway.upstream.litellm_connections import collect
+from gateway.upstream.litellm_connections import collect_responses
 from gateway.upstream.litellm_errors import answer_of, failure_of
 from gateway.upstream.litellm_loading import LiteLLMLoader
 from gateway.upstream.litellm_request import FUNCTIONS, call_arguments, forbidden_field
@@ -26,7 +26,7 @@ from gateway.upstream.port import (
 from gateway.upstream.providers import PROVIDERS, credential
 from gateway.upstream.timeouts import effective_timeouts
 
-_REMEMBERED: Final = ("previous_response_id", "conversation", "prompt")
+_STATE_FIELDS: Final = ("previous_response_id", "conversation", "prompt")
 _NO_SETTINGS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -47,14 +47,14 @@ class LiteLLMLane:
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         """One attempt. Raises `UpstreamError`."""
-        refused = _refusal(deployment, call)
+        refused = _field_refusal(deployment, call)
         if refused is not None:
             return refused
         try:
             litellm = await self._loader.module()
         except (ImportError, RuntimeError, AttributeError) as error:
             raise UpstreamUnreachable(f"LiteLLM, which this model needs, cannot be loaded: {error}") from error
-        refused = _forgetful(litellm, deployment, call)
+        refused = _stateful_refusal(litellm, deployment, call)
         if refused is not None:
             return refused
         timeouts = effective_timeouts(deployment, call)
@@ -62,23 +62,25 @@ class LiteLLMLane:
         secrets = secrets_of(deployment, key)
         wait_s = (timeouts.first_byte_ms if call.stream else min(timeouts.first_byte_ms, timeouts.total_ms)) / 1000
         began_s = asyncio.get_running_loop().time()
-        opened = collect()
+        open_responses = collect_responses()
         self._loader.record_nothing()
         arguments = call_arguments(deployment, call, key, timeouts.total_ms / 1000, self._loader.switches)
         try:
             async with asyncio.timeout(wait_s):
-                answer = await _function(litellm, call)(**arguments)
+                answer = await _litellm_function(litellm, call)(**arguments)
         except TimeoutError as error:
             raise UpstreamTimeout(f"The provider did not answer within {wait_s:g} s.") from error
         except Exception as error:  # LiteLLM raises anything; `answer_of` sorts it by its chain of causes
-            if 300 <= opened.status < 400:
-                raise UpstreamBroken(f"The provider answered {opened.status}; redirects are never followed.") from error
-            return answer_of(error, deployment, call.protocol, secrets, succeeded=opened.succeeded)
+            if 300 <= open_responses.status < 400:
+                raise UpstreamBroken(
+                    f"The provider answered {open_responses.status}; redirects are never followed."
+                ) from error
+            return answer_of(error, deployment, call.protocol, secrets, succeeded=open_responses.succeeded)
         if call.stream and hasattr(answer, "__aiter__"):
             stream = LiteLLMStream(
                 answer,
                 call.protocol,
-                opened=opened,
+                open_responses=open_responses,
                 idle_s=timeouts.idle_ms / 1000,
                 deadline_s=began_s + timeouts.total_ms / 1000,
                 secrets=secrets,
@@ -104,11 +106,11 @@ class LiteLLMLane:
         return key
 
 
-def _function(litellm: Any, call: UpstreamCall) -> Any:
+def _litellm_function(litellm: Any, call: UpstreamCall) -> Any:
     return getattr(litellm, FUNCTIONS[call.protocol])
 
 
-def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
+def _field_refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
     field = forbidden_field(call.protocol, call.body)
     if field is None:
         return None
@@ -118,12 +120,12 @@ def _refusal(deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | Non
     return _bad_request(deployment, call, message, code="field_not_allowed")
 
 
-def _forgetful(litellm: Any, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
+def _stateful_refusal(litellm: Any, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer | None:
     """Refuse a Responses call that relies on stored state, if the provider's own protocol is stateless.
 
     LiteLLM would look for the earlier answer in its proxy's database and, without one, call the model without the history.
     """
-    field = next((name for name in _REMEMBERED if call.body.get(name)), None)
+    field = next((name for name in _STATE_FIELDS if call.body.get(name)), None)
     if field is None or call.protocol != "responses":
         return None
     config = litellm.utils.ProviderConfigManager.get_provider_responses_api_config

@@ -126,9 +126,9 @@ class LiteLLMLoader:
         _forbid_own_calls()
         _forbid_redirects()
         litellm_streams.correct()
-        litellm_connections.watch()
-        self._recording_off = litellm_bookkeeping.leave_out()
-        litellm_plain_requests.leave_alone()
+        litellm_connections.patch_httpx()
+        self._recording_off = litellm_bookkeeping.disable_bookkeeping()
+        litellm_plain_requests.skip_conversion()
         _forbid_sending_twice()
         if not getattr(module, "set_verbose", False):
             for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import orjson
 
-_NO_OBJECTS: Final = (
+_PLAIN_JSON_ONLY: Final = (
     orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
 
 
-def leave_alone() -> None:
+def skip_conversion() -> None:
     """Call once per process, after LiteLLM is imported. Requests in which LiteLLM has put objects are still converted."""
     completions: Any = importlib.import_module("openai.resources.chat.completions.completions")
     transform = completions.async_maybe_transform
@@ -36,7 +36,7 @@ def leave_alone() -> None:
 
 def _is_plain(fields: Any) -> bool:
     try:
-        orjson.dumps(fields, option=_NO_OBJECTS)
+        orjson.dumps(fields, option=_PLAIN_JSON_ONLY)
     except TypeError:  # raised by orjson for objects it cannot serialize
         return False
     return True

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
-from gateway.upstream.litellm_errors import CUT
+from gateway.upstream.litellm_errors import CUT_STREAM_MESSAGE
 
 _GEMINI: Final = "litellm.llms.vertex_ai.gemini.vertex_and_google_ai_studio_gemini"
 # Their request is sent when the first event is read. By then the client has its status, so that an error of the provider could
@@ -36,7 +36,7 @@ def _forbid_invented_ends(wrapper: Any) -> None:
 
     def honest_last_chunk(self: Any) -> Any:
         if self.received_finish_reason is None and self.intermittent_finish_reason is None:
-            raise EOFError(CUT)
+            raise EOFError(CUT_STREAM_MESSAGE)
         return last_chunk(self)
 
     honest_last_chunk.is_corrected = True  # type: ignore[attr-defined]

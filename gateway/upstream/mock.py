@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.upstream.error_bodies import error_body, error_event
-from gateway.upstream.mock_reply import Count, Reply, embeddings, events, whole, within
+from gateway.upstream.mock_reply import Count, Reply, answer_body, embeddings, events, truncate_to_tokens
 from gateway.upstream.port import STREAMED, Deployment, ProtocolName, UpstreamAnswer, UpstreamCall
 
 CountPrompt = Callable[[ProtocolName, Mapping[str, Any]], int]
@@ -36,8 +36,8 @@ _EXCEPTIONS: Final[Mapping[str, tuple[int, str | None]]] = {
     "litellm.BadGatewayError": (502, None),
     "litellm.ServiceUnavailableError": (503, None),
 }
-_REFUSED: Final = "Exception: content_filter_policy"
-_BREAKS: Final = "Exception: mock_streaming_error"
+_CONTENT_REFUSAL: Final = "Exception: content_filter_policy"
+_STREAM_FAILURE: Final = "Exception: mock_streaming_error"
 
 
 class MockLane:
@@ -73,14 +73,14 @@ class MockLane:
             return _answer(deployment, 200, orjson.dumps(dict(response)))
         reply = self._reply(deployment, call, _text_of(response))
         if not call.stream:
-            return _answer(deployment, 200, whole(call.protocol, reply))
-        return self._stream(deployment, call, reply, breaks=str(response).startswith(_BREAKS))
+            return _answer(deployment, 200, answer_body(call.protocol, reply))
+        return self._stream(deployment, call, reply, breaks=str(response).startswith(_STREAM_FAILURE))
 
     async def close(self) -> None:
         """There is nothing to close."""
 
-    def _reply(self, deployment: Deployment, call: UpstreamCall, said: str) -> Reply:
-        text, finish = within(said, _output_cap(call.body), self._count)
+    def _reply(self, deployment: Deployment, call: UpstreamCall, text: str) -> Reply:
+        text, finish = truncate_to_tokens(text, _output_cap(call.body), self._count)
         asked = call.body.get("n", 1)
         choices = min((asked if type(asked) is int and asked > 0 else 1) * _prompts(call), _CHOICES_MAX)
         return Reply(
@@ -105,17 +105,17 @@ class MockLane:
     def _stream(self, deployment: Deployment, call: UpstreamCall, reply: Reply, *, breaks: bool) -> UpstreamAnswer:
         options = call.body.get("stream_options")
         include_usage = isinstance(options, Mapping) and options.get("include_usage") is True
-        made = events(call.protocol, reply, include_usage=include_usage)
+        events_made = events(call.protocol, reply, include_usage=include_usage)
         if breaks:
             error = error_event(call.protocol, 529, str(deployment.params["mock_response"]))
-            made = itertools.chain(itertools.islice(made, 3), [error])
-        pieces = _paced(made, _milliseconds(deployment.params.get("mock_chunk_delay_ms")) / 1000)
+            events_made = itertools.chain(itertools.islice(events_made, 3), [error])
+        pieces = _paced(events_made, _milliseconds(deployment.params.get("mock_chunk_delay_ms")) / 1000)
         headers = {"content-type": "text/event-stream; charset=utf-8"}
         return UpstreamAnswer(200, headers, deployment, "mock", pieces=pieces, close=pieces.aclose)
 
 
-async def _paced(made: Iterator[bytes], delay_s: float) -> AsyncGenerator[bytes, None]:
-    for number, event in enumerate(made):
+async def _paced(events_made: Iterator[bytes], delay_s: float) -> AsyncGenerator[bytes, None]:
+    for number, event in enumerate(events_made):
         if number and delay_s:
             await asyncio.sleep(delay_s)
         yield event
@@ -132,9 +132,9 @@ def _failure(protocol: ProtocolName, response: Any, *, streaming: bool) -> tuple
         status, code = _EXCEPTIONS[response]
         name = response.removeprefix("litellm.")
         return status, error_body(protocol, status, f"This is a mock {name}.", code=code)
-    if response.startswith(_REFUSED):
+    if response.startswith(_CONTENT_REFUSAL):
         return 400, error_body(protocol, 400, response, code="content_policy_violation")
-    if response.startswith(_BREAKS) and not streaming:
+    if response.startswith(_STREAM_FAILURE) and not streaming:
         return 529, error_body(protocol, 529, response)
     return None
 

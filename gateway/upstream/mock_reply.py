@@ -38,7 +38,7 @@ class Reply:
     choices: int = 1
 
 
-def within(text: str, tokens_max: int | None, count: Count) -> tuple[str, str]:
+def truncate_to_tokens(text: str, tokens_max: int | None, count: Count) -> tuple[str, str]:
     """The longest prefix of `text` with at most `tokens_max` tokens, cut at a word boundary if possible, and `finish`."""
     if tokens_max is None or count(text) <= tokens_max:
         return text, "stop"
@@ -58,7 +58,7 @@ def _longest(text: str, ends: Sequence[int], tokens_max: int, count: Count) -> s
     return text[: ends[low - 1]] if low else ""
 
 
-def whole(protocol: ProtocolName, reply: Reply) -> bytes:
+def answer_body(protocol: ProtocolName, reply: Reply) -> bytes:
     """The buffered answer in a text protocol."""
     makers: dict[str, Callable[[Reply], dict[str, Any]]] = {
         "chat": _chat,

@@ -50,13 +50,13 @@ class Timeouts:
     total_ms: int = 600_000
 
 
-class Departure(Protocol):
+class SendObserver(Protocol):
     """Notified by lanes that know when a request is sent. If a lane says nothing, the request is assumed to have been sent."""
 
-    def waits(self) -> None:
+    def on_waiting(self) -> None:
         """The request waits for a connection, and no byte of it has been sent."""
 
-    def leaves(self) -> Awaitable[None] | None:
+    def before_send(self) -> Awaitable[None] | None:
         """The request is about to be sent. Await the result first; if that raises, do not send the request."""
 
 
@@ -73,7 +73,7 @@ class UpstreamCall:
     client_credential: str | None = None
     request_id: str = ""
     timeouts: Timeouts = Timeouts()
-    departure: Departure | None = None
+    send_observer: SendObserver | None = None
     purpose: Purpose | None = None  # None: a client's own call
 
 

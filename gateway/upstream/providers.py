@@ -100,7 +100,7 @@ def provider_of(deployment: Deployment) -> Provider:
     return PROVIDERS.get(deployment.provider, _UNKNOWN)
 
 
-def speaks(deployment: Deployment, protocol: ProtocolName, environment: Mapping[str, str]) -> bool:
+def speaks_protocol(deployment: Deployment, protocol: ProtocolName, environment: Mapping[str, str]) -> bool:
     """Whether the provider speaks this protocol natively, at a known address, and without LiteLLM's own clients."""
     if deployment.provider not in PROVIDERS or _NEEDS_LITELLM & deployment.params.keys():
         return False
@@ -124,7 +124,7 @@ def api_base(deployment: Deployment, environment: Mapping[str, str]) -> str | No
     return next((environment[name] for name in provider.base_variables if environment.get(name)), provider.api_base)
 
 
-def credential(deployment: Deployment, environment: Mapping[str, str], of_client: str | None) -> str | None:
+def credential(deployment: Deployment, environment: Mapping[str, str], client_credential: str | None) -> str | None:
     """The key to send: the entry's, else the provider's variable, else the client's own.
 
     A key from a variable belongs to the provider's own address (or the one in its variable). It is never sent to an
@@ -137,7 +137,7 @@ def credential(deployment: Deployment, environment: Mapping[str, str], of_client
         for name in provider_of(deployment).key_variables:
             if environment.get(name):
                 return environment[name]
-    return of_client
+    return client_credential
 
 
 def url_of(base: str, protocol: ProtocolName) -> str:
@@ -151,7 +151,7 @@ def url_of(base: str, protocol: ProtocolName) -> str:
     return base + path
 
 
-def wants_newer_cap(deployment: Deployment) -> bool:
+def uses_max_completion_tokens(deployment: Deployment) -> bool:
     """Whether the output cap has to be sent as `max_completion_tokens`. OpenAI's reasoning models refuse the older name wherever
     they are served, and OpenAI itself accepts the newer one for every model."""
     if deployment.model.rpartition("/")[2].startswith(("o1", "o3", "o4", "gpt-5")):

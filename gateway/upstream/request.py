@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.upstream.port import STREAMED, Deployment, UpstreamCall
-from gateway.upstream.providers import provider_of, wants_newer_cap
+from gateway.upstream.providers import provider_of, uses_max_completion_tokens
 
 HOPS_HEADER: Final = "x-farebox-hops"
 ANTHROPIC_VERSION: Final = "2023-06-01"
@@ -48,7 +48,7 @@ _DEFAULTS: Final = frozenset(
     }
 )
 # Headers that are set here and nowhere else. Those of a call are ignored.
-_OURS: Final = frozenset(
+_RESERVED_HEADERS: Final = frozenset(
     {"authorization", "x-api-key", "api-key", "host", "content-length", "transfer-encoding", "connection", "cookie"}
     | {"accept-encoding", "content-type", "accept", "user-agent", HOPS_HEADER}
 )
@@ -84,7 +84,7 @@ def request_body(deployment: Deployment, call: UpstreamCall) -> dict[str, Any]:
     if call.protocol == "chat":
         if provider_of(deployment).only_max_tokens:
             _move_output_cap(body, "max_completion_tokens", "max_tokens")
-        elif "max_tokens" in body and wants_newer_cap(deployment):
+        elif "max_tokens" in body and uses_max_completion_tokens(deployment):
             _move_output_cap(body, "max_tokens", "max_completion_tokens")
     return body
 
@@ -99,7 +99,7 @@ def hops_of(headers: Mapping[str, str]) -> int:
 
 def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None, user_agent: str) -> dict[str, str]:
     """Only the headers that the provider needs, with the credential in the form that it expects."""
-    headers = {name: value for name, value in call.headers.items() if name not in _OURS}
+    headers = {name: value for name, value in call.headers.items() if name not in _RESERVED_HEADERS}
     if call.protocol == "messages":
         headers.setdefault("anthropic-version", ANTHROPIC_VERSION)
     extra = deployment.params.get("extra_headers")

@@ -15,7 +15,7 @@ from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import ExpiredReservation, LedgerError, LedgerUnavailable, Progress, Reserve
 from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.call import Call, Principal
-from gateway.upstream.port import Departure
+from gateway.upstream.port import SendObserver
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Amount, Limit
@@ -110,17 +110,17 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
     ledger = Watched(lambda: now_ms)
     async with beating(ledger, ttl_ms=60_000) as heartbeat:
         departures = [heartbeat.sent(await held(ledger, name)) for name in ("never", "left", "quick")]
-        for departure in departures:
-            assert departure is not None
-            departure.waits()
-        never, left, quick = cast(list[Departure], departures)
-        assert quick.leaves() is None, "a call that waited less than a tick is not reported"
+        for send_observer in departures:
+            assert send_observer is not None
+            send_observer.on_waiting()
+        never, left, quick = cast(list[SendObserver], departures)
+        assert quick.before_send() is None, "a call that waited less than a tick is not reported"
         await until(lambda: len(ledger.renewed) == 2)
-        told = left.leaves()
+        told = left.before_send()
         assert told is not None
         await told
-        never.waits()  # another attempt
-        left.waits()  # waiting again does not make it unsent
+        never.on_waiting()  # another attempt
+        left.on_waiting()  # waiting again does not make it unsent
         await asyncio.sleep(0.12)
         assert {sign.id: sign.on_lost for sign in ledger.renewed} == {"never": OnLost.RELEASE, "left": OnLost.CHARGE}
         now_ms, seen = 70_000, ledger.sweeps
@@ -134,16 +134,16 @@ async def test_request_is_not_sent_if_its_hold_cannot_be_confirmed(trouble: str)
     now_ms = 0
     ledger = Watched(lambda: now_ms)
     async with beating(ledger, ttl_ms=60_000) as heartbeat:
-        departure = heartbeat.sent(await held(ledger, "a"))
-        assert departure is not None
-        departure.waits()
+        send_observer = heartbeat.sent(await held(ledger, "a"))
+        assert send_observer is not None
+        send_observer.on_waiting()
         await until(lambda: bool(ledger.renewed))
         if trouble == "away":
             ledger.errors = [LedgerUnavailable("away")]
         else:
             now_ms, seen = 70_000, ledger.sweeps
             await until(lambda: ledger.sweeps >= seen + 3)
-        told = departure.leaves()
+        told = send_observer.before_send()
         assert told is not None
         with pytest.raises(LedgerOutage):
             await told

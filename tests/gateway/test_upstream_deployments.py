@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from gateway.upstream.deployments import Pool, PoolSettings
+from gateway.upstream.deployments import DeploymentPool, PoolSettings
 from gateway.upstream.failures import is_context_window, retry_after_s
 from gateway.upstream.model_list import deployments_of
 from gateway.upstream.port import Deployment, UpstreamBroken, UpstreamError, UpstreamTimeout, UpstreamUnreachable
@@ -28,9 +28,9 @@ def deployment(name: str, position: int, weight: int = 1) -> Deployment:
     return Deployment(f"{name}/{position}", name, "openai", "x", "auto", {}, {}, weight)
 
 
-def pool(clock: Clock, *weights: int, **settings: Any) -> Pool:
+def pool(clock: Clock, *weights: int, **settings: Any) -> DeploymentPool:
     entries = [deployment("m", i, weight) for i, weight in enumerate(weights)] + [deployment("only", 0)]
-    return Pool(entries, PoolSettings(**settings), clock_s=clock, chance=random.Random(7))
+    return DeploymentPool(entries, PoolSettings(**settings), clock_s=clock, chance=random.Random(7))
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def chosen(pool: Pool, name: str = "m", *exclude: str, also_resting: bool = False) -> Deployment:
-    found = pool.choose(name, exclude, also_resting=also_resting)
+def chosen(pool: DeploymentPool, name: str = "m", *exclude: str, include_cooling_down: bool = False) -> Deployment:
+    found = pool.choose(name, exclude, include_cooling_down=include_cooling_down)
     assert found is not None
     return found
 
@@ -80,9 +80,9 @@ def test_failing_deployment_cools_down_for_5_s(clock: Clock, status: int, fails:
     shared = pool(clock, 1, 1)
     bad, good = shared.of("m")
     for _ in range(fails):
-        assert not shared.is_resting(bad)
+        assert not shared.is_cooling_down(bad)
         shared.report(bad, status)
-    assert shared.is_resting(bad)
+    assert shared.is_cooling_down(bad)
     assert {chosen(shared).id for _ in range(20)} == {good.id}
     clock.now_s += 5.1
     assert {chosen(shared).id for _ in range(50)} == {bad.id, good.id}
@@ -93,7 +93,7 @@ def test_client_errors_do_not_cool_a_deployment_down(clock: Clock, status: int) 
     shared = pool(clock, 1, 1)
     for _ in range(20):
         shared.report(shared.of("m")[0], status)
-    assert not shared.is_resting(shared.of("m")[0])
+    assert not shared.is_cooling_down(shared.of("m")[0])
 
 
 def test_failures_a_minute_apart_do_not_add_up(clock: Clock) -> None:
@@ -101,24 +101,24 @@ def test_failures_a_minute_apart_do_not_add_up(clock: Clock) -> None:
     for _ in range(10):
         shared.report(shared.of("m")[0], 500)
         clock.now_s += 61
-    assert not shared.is_resting(shared.of("m")[0])
+    assert not shared.is_cooling_down(shared.of("m")[0])
 
 
 def test_success_resets_the_failure_count(clock: Clock) -> None:
     shared = pool(clock, 1, 1)
     for status in (500, 500, 500, 200, 500, 500, 500):
         shared.report(shared.of("m")[0], status)
-    assert not shared.is_resting(shared.of("m")[0])
+    assert not shared.is_cooling_down(shared.of("m")[0])
 
 
-@pytest.mark.parametrize(("wish_s", "rest_s"), [(None, 5.0), (1.0, 5.0), (30.0, 30.0), (1e9, 300.0)])
-def test_retry_after_sets_the_cooldown_between_5_and_300_s(clock: Clock, wish_s: float | None, rest_s: float) -> None:
+@pytest.mark.parametrize(("requested_s", "rest_s"), [(None, 5.0), (1.0, 5.0), (30.0, 30.0), (1e9, 300.0)])
+def test_retry_after_sets_the_cooldown_between_5_and_300_s(clock: Clock, requested_s: float | None, rest_s: float) -> None:
     shared = pool(clock, 1, 1)
-    shared.report(shared.of("m")[0], 429, retry_after_s=wish_s)
+    shared.report(shared.of("m")[0], 429, retry_after_s=requested_s)
     clock.now_s += rest_s - 0.1
-    assert shared.is_resting(shared.of("m")[0])
+    assert shared.is_cooling_down(shared.of("m")[0])
     clock.now_s += 0.2
-    assert not shared.is_resting(shared.of("m")[0])
+    assert not shared.is_cooling_down(shared.of("m")[0])
 
 
 def test_only_deployment_of_a_name_never_cools_down(clock: Clock) -> None:
@@ -126,7 +126,7 @@ def test_only_deployment_of_a_name_never_cools_down(clock: Clock) -> None:
     for status in (401, 429, 500, 500, 500, 500, 500):
         shared.report(shared.of("only")[0], status)
     assert chosen(shared, "only").id == "only/0"
-    assert not shared.is_resting(shared.of("only")[0])
+    assert not shared.is_cooling_down(shared.of("only")[0])
 
 
 def test_name_is_down_while_all_its_deployments_cool_down(clock: Clock) -> None:
@@ -144,7 +144,7 @@ def test_when_all_cool_down_the_first_to_recover_can_be_chosen(clock: Clock) -> 
     shared.report(shared.of("m")[0], 429, retry_after_s=60)
     shared.report(shared.of("m")[1], 429, retry_after_s=20)
     assert shared.choose("m") is None
-    assert chosen(shared, also_resting=True).id == "m/1"
+    assert chosen(shared, include_cooling_down=True).id == "m/1"
 
 
 @pytest.mark.parametrize(

@@ -82,15 +82,15 @@ class Watching:
         self.refusal = refusal
         self.told: list[tuple[str, int]] = []
 
-    def waits(self) -> None:
-        self.told.append(("waits", len(self.provider.requests)))
+    def on_waiting(self) -> None:
+        self.told.append(("on_waiting", len(self.provider.requests)))
 
-    def leaves(self) -> Awaitable[None]:
+    def before_send(self) -> Awaitable[None]:
         return self._leave()
 
     async def _leave(self) -> None:
         await asyncio.sleep(0.02)
-        self.told.append(("leaves", len(self.provider.requests)))
+        self.told.append(("before_send", len(self.provider.requests)))
         if self.refusal is not None:
             raise self.refusal
 
@@ -98,14 +98,14 @@ class Watching:
 async def test_request_is_sent_after_its_departure_is_confirmed(provider: FakeProvider, lane: DirectLane) -> None:
     """Over a new connection, and over one that another call has used."""
     for seen in (0, 1):
-        departure = Watching(provider)
-        asked = replace(call(), departure=departure)
+        send_observer = Watching(provider)
+        asked = replace(call(), send_observer=send_observer)
         assert (await lane.send(deployment(provider), asked)).status == 200
-        assert departure.told == [("waits", seen), ("leaves", seen)]
+        assert send_observer.told == [("on_waiting", seen), ("before_send", seen)]
 
 
 async def test_refused_departure_sends_nothing(provider: FakeProvider, lane: DirectLane) -> None:
-    asked = replace(call(), departure=Watching(provider, LedgerOutage()))
+    asked = replace(call(), send_observer=Watching(provider, LedgerOutage()))
     with pytest.raises(LedgerOutage):
         await lane.send(deployment(provider), asked)
     assert provider.requests == []

@@ -389,10 +389,10 @@ async def test_leaves_callback_runs_before_sending_and_can_prevent_it(
     provider = Provider()
     async with running(provider) as address:
         with pytest.raises(RuntimeError):
-            await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, leaves=forbid)
+            await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, before_send=forbid)
         assert provider.requests == []
         assert await settled(client)
-        await whole(await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, leaves=lambda: None))
+        await whole(await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, before_send=lambda: None))
     assert len(provider.requests) == 1
 
 
@@ -417,7 +417,7 @@ async def test_hang_up_during_the_leaves_callback_reconnects(client: HttpClient)
     async with running(provider, hang_up_late) as address:
         await whole(await post(client, address))
         leaving.set()
-        answer = await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, leaves=tell)
+        answer = await client.post(address, {}, b"{}", connect_s=5.0, answer_s=5.0, before_send=tell)
         assert await whole(answer) == b"ok"
     assert provider.connections == 2
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.upstream.mock import MockLane
-from gateway.upstream.mock_reply import within
+from gateway.upstream.mock_reply import truncate_to_tokens
 from gateway.upstream.port import Deployment, ProtocolName, UpstreamAnswer, UpstreamCall
 from tests.gateway.litellm_calls import events_of_stream
 
@@ -226,8 +226,8 @@ async def test_delayed_stream_can_be_closed_twice(lane: MockLane) -> None:
 def test_text_is_cut_to_whole_words_within_the_token_limit(
     text: str, tokens_max: int | None, kept: tuple[str, str]
 ) -> None:
-    assert within(text, tokens_max, count) == kept
+    assert truncate_to_tokens(text, tokens_max, count) == kept
 
 
 def test_too_long_word_is_cut_inside() -> None:
-    assert within("abcdef", 3, len) == ("abc", "length")
+    assert truncate_to_tokens("abcdef", 3, len) == ("abc", "length")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import StreamBroken
+from gateway.upstream.buffered_as_stream import events_of
 from gateway.upstream.port import ProtocolName
-from gateway.upstream.whole_as_stream import events_of
 from tests.gateway.wire_streams import protocol_of, relay_of
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
