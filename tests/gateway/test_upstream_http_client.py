@@ -264,8 +264,8 @@ async def test_failed_tls_handshake_is_a_connect_failure_and_certificates_are_ve
     async with running(Provider()) as address:
         with pytest.raises(ConnectFailed):  # the server does not speak TLS
             await post(client, Address.of(f"https://127.0.0.1:{address.port}/"), answer_s=5.0)
-    assert client._context().verify_mode is ssl.CERT_REQUIRED
-    assert client._context().check_hostname
+    assert client._ensure_tls_context().verify_mode is ssl.CERT_REQUIRED
+    assert client._ensure_tls_context().check_hostname
     assert await settled(client)
 
 
