@@ -112,7 +112,7 @@ docs-pages: install-dev ## Regenerate the pages that are made from code
 	FAREBOX_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/docs tests/clients -k up_to_date
 
 snapshot: install-dev ## Regenerate migrations/embedded.sql after a new migration
-	FAREBOX_WRITE_SNAPSHOT=1 $(BIN)/python -m pytest -q tests/gateway/test_store_snapshot.py
+	FAREBOX_WRITE_SNAPSHOT=1 $(BIN)/python -m pytest -q tests/gateway/test_store_schema_snapshot.py
 
 docs: .venv-docs/installed ## Build the documentation into site/; a broken link or anchor fails
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet

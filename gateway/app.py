@@ -70,9 +70,9 @@ from gateway.pricebook import PriceBook
 from gateway.runs.in_progress import RunsInProgress
 from gateway.runs.registry import RunRegistry
 from gateway.store.database import Database, StoreUnavailable
-from gateway.store.housekeeping import tidy_daily
+from gateway.store.housekeeping import run_housekeeping_daily
 from gateway.tokenizer import DEFAULT_ENCODING, Tokenizer
-from gateway.tracing.switch import Untraced, make_tracing
+from gateway.tracing.switch import NoTracing, make_tracing
 from gateway.upstream.deployments import DeploymentPool
 from gateway.upstream.direct import DirectLane
 from gateway.upstream.dispatch import Forwarder
@@ -107,7 +107,7 @@ class Parts:
     pool: DeploymentPool
     prices: PriceBook
     telemetry: Telemetry
-    tracing: Untraced
+    tracing: NoTracing
     tokenizer: Tokenizer
     orchestration: Orchestration
     runs: RunRegistry
@@ -219,8 +219,8 @@ class Application:
         stack.push_async_callback(parts.clock.stop)
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
         stack.push_async_callback(self._stop_flusher, flushing)
-        tidying = asyncio.create_task(tidy_daily(parts.store, retention_of(self.config)), name="tidy")
-        stack.push_async_callback(_cancelled, tidying)
+        housekeeping = asyncio.create_task(run_housekeeping_daily(parts.store, retention_of(self.config)), name="tidy")
+        stack.push_async_callback(_cancelled, housekeeping)
         stack.push_async_callback(parts.tracing.stop)
         under_way = RunsInProgress(self._heartbeat.calls, parts.store)
         watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat | RunsInProgress, ...]

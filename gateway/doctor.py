@@ -104,7 +104,7 @@ async def store_findings(store: Database, now_ms: int) -> tuple[Finding, ...]:
 
 async def _writable(store: Database, now_ms: int) -> Finding:
     try:
-        await versions.note(store, "doctor", str(now_ms))
+        await versions.put_value(store, "doctor", str(now_ms))
     except Exception as error:  # noqa: BLE001 - the engine's error for a forbidden write is the finding
         return Finding("store permissions", "fail", f"It cannot be written to: {_first_line(error)}")
     return Finding("store permissions", "ok", "It can be read and written.")

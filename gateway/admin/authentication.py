@@ -24,8 +24,8 @@ from starlette.requests import Request
 from gateway.endpoints.access import Access, Actor, Role, is_local
 from gateway.errors import AuthenticationFailed, Overloaded
 from gateway.pipeline.intake import credential_of
-from gateway.store import admin as admin_users
-from gateway.store.admin import AdminUser
+from gateway.store import admin_users as admin_users
+from gateway.store.admin_users import AdminUser
 from gateway.store.database import Database
 
 SESSION_COOKIE: Final = "farebox_session"

@@ -19,7 +19,7 @@ from gateway.ledger.clock import wall_clock_ms
 from gateway.ledger.port import LedgerError, OutboxEntry
 from gateway.store import usage
 from gateway.store.database import Database, StoreUnavailable
-from gateway.store.usage import Inserted
+from gateway.store.usage import InsertCounts
 
 BATCH: Final = 1_000
 # Sums by hour, run and step are written once per batch, whose rows share the cost of the transaction: a row in a batch of
@@ -46,7 +46,7 @@ class Outbox(Protocol):
     async def outbox_size(self) -> int: ...
 
 
-Insert = Callable[[Database, Sequence[OutboxEntry], int], Awaitable[Inserted]]
+Insert = Callable[[Database, Sequence[OutboxEntry], int], Awaitable[InsertCounts]]
 
 
 class Flusher:

@@ -52,13 +52,13 @@ class Rebuilding:
         """Restore a ledger that is not the one the store saw before: its file was lost, or moved away because it was damaged."""
         epoch = await ledger.epoch()
         try:
-            known = await versions.noted(self._store, _EPOCH)
+            known = await versions.get_value(self._store, _EPOCH)
             if known == epoch:
                 return
             if known is not None:
                 for project in await self._projects():
                     await self._rebuild(project, partial(ledger.restore, project), await ledger.now_ms())
-            await versions.note(self._store, _EPOCH, epoch)
+            await versions.put_value(self._store, _EPOCH, epoch)
         except StoreUnavailable as error:
             _log.warning("ledger_not_compared", error=str(error))
 

@@ -222,7 +222,7 @@ async def _inside(connection: StoreConnection, project: str, names: Iterable[str
     """Run → all runs inside it, at any depth, for those of `names` that have any."""
     parents: dict[str, str] = {}
     for chunk in _chunks(sorted(names)):
-        parents |= await runs_store.inside(connection, project, chunk)
+        parents |= await runs_store.runs_inside(connection, project, chunk)
     inside: dict[str, set[str]] = defaultdict(set)
     for run in parents:
         for ancestor in _lineage(run, parents)[1:]:

@@ -17,7 +17,7 @@ from gateway.cli.configuration import load_configuration
 from gateway.cli.connection import POLL_INTERVAL_S, START_WAIT_S, serving_operator
 from gateway.config.schema import Config
 from gateway.endpoints.access import Operator
-from gateway.store import admin as admin_users
+from gateway.store import admin_users as admin_users
 from gateway.store.database import Database, StoreError, StoreInUse
 from gateway.tags import NAME_IN_WORDS, VALUE
 

@@ -13,9 +13,9 @@ from typing import Final
 import structlog
 
 from gateway.control import Snapshot
-from gateway.store import agents_seen
+from gateway.store import active_agents
 from gateway.store import intensity as intensity_store
-from gateway.store.agents_seen import ActiveAgent, ToolUse
+from gateway.store.active_agents import ActiveAgent, ToolUse
 from gateway.store.database import Database, StoreError
 from gateway.store.intensity import Intensity, Observed
 from policies.intensity import AgentActivity, IntensityScore, WorkflowShape, intensity_score, shape_of
@@ -60,7 +60,7 @@ class IntensityScoring:
         # Events reach the store a moment after they happen: two rounds overlap.
         since_ms = (self._seen_until_ms or now_ms - WINDOW_MS) - EVERY_MS
         written = 0
-        for agent in await agents_seen.active_since(self._store, since_ms):
+        for agent in await active_agents.active_since(self._store, since_ms):
             written += await self._score(agent, now_ms)
         self._seen_until_ms = now_ms
         return written
@@ -70,9 +70,9 @@ class IntensityScoring:
         before = latest[0] if latest else None
         if before is not None and (before.source == "set" or before.measured_at_ms > now_ms - EVERY_MS // 2):
             return False
-        since_ms = await agents_seen.latest_runs_since(self._store, agent.project, agent.agent, now_ms - WINDOW_MS)
+        since_ms = await active_agents.latest_runs_since(self._store, agent.project, agent.agent, now_ms - WINDOW_MS)
         observed = await intensity_store.observed(self._store, agent.project, agent.agent, since_ms)
-        tools = await agents_seen.tool_use(self._store, agent.project, agent.agent, since_ms)
+        tools = await active_agents.tool_use(self._store, agent.project, agent.agent, since_ms)
         activity = activity_of(observed, tools)
         score = intensity_score(activity, self._shape(agent))
         # Without any measure, the score would be the neutral one of an unknown agent, which need not be stored.

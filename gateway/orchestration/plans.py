@@ -298,7 +298,7 @@ class Plans:
         self._writing.put((key[0], stored_step(key[1], 0, step)))
 
     async def _write(self, steps: Sequence[tuple[str, RunStep]]) -> None:
-        await run_store.note_allocations(self._store, steps)
+        await run_store.save_allocations(self._store, steps)
 
 
 def _completed(steps: Sequence[str], balances: Sequence[Balance]) -> dict[str, int]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gateway.upstream.port import Deployment
 from gateway.upstream.request import OUTPUT_CAPS, request_defaults
-from gateway.wire.protocol import Added, Request
+from gateway.wire.protocol import AddedFields, Request
 
 
 def with_defaults_of(deployment: Deployment, request: Request) -> Request:
@@ -22,8 +22,8 @@ def with_defaults_of(deployment: Deployment, request: Request) -> Request:
     if before is None:
         if not fields:
             return request
-        before = Added({}, request.choices, request.output_tokens_max)
-    added = Added(fields, before.choices, before.output_tokens_max)
+        before = AddedFields({}, request.choices, request.output_tokens_max)
+    added = AddedFields(fields, before.choices, before.output_tokens_max)
     cap = _cap(added)
     if request.output_tokens_max != _cap(before):  # a budget has lowered it since
         cap = min(capped for capped in (cap, request.output_tokens_max) if capped is not None)
@@ -32,6 +32,6 @@ def with_defaults_of(deployment: Deployment, request: Request) -> Request:
     return replace(request, body={**fields, **body}, choices=choices, output_tokens_max=cap, added=added)
 
 
-def _cap(added: Added) -> int | None:
+def _cap(added: AddedFields) -> int | None:
     caps = [added.fields[name] for name in OUTPUT_CAPS if type(added.fields.get(name)) is int]
     return min(caps, default=added.output_tokens_max)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import ColumnElement, select
 
-from gateway.store.bulk import insert, leave_alone
+from gateway.store.bulk import ignore_conflict, insert
 from gateway.store.database import Database
 from gateway.store.tables import audit_events
 
@@ -61,7 +61,7 @@ async def append(db: Database, events: Sequence[AuditEvent]) -> None:
         for event in events
     ]
     async with db.begin() as connection:
-        await insert(connection, audit_events, rows, leave_alone)
+        await insert(connection, audit_events, rows, ignore_conflict)
 
 
 async def forget_old(db: Database, now_ms: int, days: int) -> int:

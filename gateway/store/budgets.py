@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 from sqlalchemy import select
 
-from gateway.store.bulk import insert, replacing
+from gateway.store.bulk import insert, replace_on_conflict
 from gateway.store.database import Database
 from gateway.store.tables import budgets
-from gateway.store.versions import Subject, changed
+from gateway.store.versions import Subject, raise_version
 from policies.amounts import Limit
 from policies.budgets import Budget, HoldKind, Mode, OnOutage, Scope, Window
 from policies.pressure import ladder_items, parse_ladder
@@ -30,15 +30,15 @@ async def put(db: Database, stored: StoredBudget) -> None:
     """Make a budget, or replace the one with this id."""
     row = _to_row(stored)
     async with db.begin() as connection:
-        await insert(connection, budgets, [row], replacing(budgets, [name for name in row if name != "id"]))
-        await changed(connection, Subject.BUDGETS)
+        await insert(connection, budgets, [row], replace_on_conflict(budgets, [name for name in row if name != "id"]))
+        await raise_version(connection, Subject.BUDGETS)
 
 
 async def delete(db: Database, budget_id: str) -> bool:
     """Delete a budget. Returns whether it existed."""
     async with db.begin() as connection:
         result = await connection.execute(budgets.delete().where(budgets.c.id == budget_id))
-        await changed(connection, Subject.BUDGETS)
+        await raise_version(connection, Subject.BUDGETS)
     return result.rowcount > 0
 
 

@@ -40,15 +40,15 @@ Conflict: TypeAlias = "Callable[[Insert], Insert]"
 # The types that Postgres needs for the parameters of `unnest`; SQLAlchemy's own would render as VARCHAR and the like.
 _ARRAYS: Final = {item: ARRAY(item(), dimensions=1) for item in (Text, Boolean, BigInteger, Integer, Float)}
 # Prefix of the parameters' names, which must differ from all columns of the conflict clause.
-_OFFERED: Final = "offered_"
+_PARAMETER_PREFIX: Final = "offered_"
 
 
-def leave_alone(statement: Insert) -> Insert:
+def ignore_conflict(statement: Insert) -> Insert:
     """ON CONFLICT DO NOTHING: the existing row stays."""
     return statement.on_conflict_do_nothing()
 
 
-def adding(table: Table, sums: Sequence[str], **others: Callable[[Any, Any], ColumnElement[Any]]) -> Conflict:
+def add_on_conflict(table: Table, sums: Sequence[str], **others: Callable[[Any, Any], ColumnElement[Any]]) -> Conflict:
     """ON CONFLICT DO UPDATE: add `sums` to the existing row; `others` compute new values from (the old row, the offered row)."""
 
     def conflict(statement: Insert) -> Insert:
@@ -59,7 +59,7 @@ def adding(table: Table, sums: Sequence[str], **others: Callable[[Any, Any], Col
     return conflict
 
 
-def replacing(table: Table, names: Sequence[str]) -> Conflict:
+def replace_on_conflict(table: Table, names: Sequence[str]) -> Conflict:
     """ON CONFLICT DO UPDATE: the offered values of `names` replace the old ones."""
 
     def conflict(statement: Insert) -> Insert:
@@ -83,18 +83,18 @@ async def insert_values(
     if not rows:
         return
     if connection.dialect.name == "sqlite":
-        statement, constants = _insert_of_values(table, names, conflict)
+        statement, constants = _sqlite_insert(table, names, conflict)
         await connection.run_sync(
             Connection.exec_driver_sql, statement, [row + constants for row in rows] if constants else rows
         )
         return
     columns = zip(*rows, strict=True)
-    arrays = {_OFFERED + name: list(values) for name, values in zip(names, columns, strict=True)}
-    await connection.execute(_insert_of_arrays(table, names, conflict), arrays)
+    arrays = {_PARAMETER_PREFIX + name: list(values) for name, values in zip(names, columns, strict=True)}
+    await connection.execute(_postgres_insert(table, names, conflict), arrays)
 
 
 @lru_cache(maxsize=64)
-def _insert_of_values(table: Table, names: tuple[str, ...], conflict: Conflict) -> tuple[str, tuple[Any, ...]]:
+def _sqlite_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> tuple[str, tuple[Any, ...]]:
     """The statement for SQLite, and the values for its conflict clause, which follow those of a row.
 
     Compiled once: if SQLAlchemy gets a dictionary per row, a batch costs three times as much before SQLite sees it.
@@ -108,36 +108,38 @@ def _insert_of_values(table: Table, names: tuple[str, ...], conflict: Conflict) 
 
 
 @lru_cache(maxsize=64)
-def _insert_of_arrays(table: Table, names: tuple[str, ...], conflict: Conflict) -> Insert:
+def _postgres_insert(table: Table, names: tuple[str, ...], conflict: Conflict) -> Insert:
     """Arrays need one parameter per column instead of one per value, and one parse for the whole batch.
 
     Cached, because building the statement takes as long as inserting two hundred rows.
     """
     from sqlalchemy.dialects import postgresql  # 40 ms and 3 MB that an embedded store does not need at its start
 
-    arrays = [bindparam(_OFFERED + name, type_=_array_of(table.c[name])) for name in names]
+    arrays = [bindparam(_PARAMETER_PREFIX + name, type_=_array_of(table.c[name])) for name in names]
     source = func.unnest(*arrays).table_valued(*names, name="offered").render_derived()
     offered = select(*(source.c[name] for name in names))
     return conflict(postgresql.insert(table).from_select(list(names), offered))
 
 
-def among(connection: StoreConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+def is_in(connection: StoreConnection, column: Column[Any], values: Sequence[Any]) -> ColumnElement[bool]:
     """`column IN values`, with a single parameter instead of one per value."""
     dialect = connection.dialect.name
-    return _one_of(dialect, column, bindparam(None, listed(connection, values), type_=_list_type(dialect, column)))
+    return _in_list(
+        dialect, column, bindparam(None, list_parameter(connection, values), type_=_list_type(dialect, column))
+    )
 
 
-def among_given(dialect: str, column: Column[Any], name: str) -> ColumnElement[bool]:
-    """Like `among`, for a cached statement: its parameter `name` takes the values in the form that `listed` returns."""
-    return _one_of(dialect, column, bindparam(name, type_=_list_type(dialect, column)))
+def is_in_parameter(dialect: str, column: Column[Any], name: str) -> ColumnElement[bool]:
+    """Like `is_in`, for a cached statement: its parameter `name` takes the values in the form that `list_parameter` returns."""
+    return _in_list(dialect, column, bindparam(name, type_=_list_type(dialect, column)))
 
 
-def listed(connection: StoreConnection, values: Sequence[Any]) -> str | list[Any]:
+def list_parameter(connection: StoreConnection, values: Sequence[Any]) -> str | list[Any]:
     """Values as one parameter; for SQLite, an array in JSON."""
     return orjson.dumps(values).decode() if connection.dialect.name == "sqlite" else list(values)
 
 
-def _one_of(dialect: str, column: Column[Any], values: BindParameter[Any]) -> ColumnElement[bool]:
+def _in_list(dialect: str, column: Column[Any], values: BindParameter[Any]) -> ColumnElement[bool]:
     if dialect == "sqlite":
         return column.in_(select(func.json_each(values).table_valued("value").c.value))
     return column == any_(values)

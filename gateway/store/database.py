@@ -25,7 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
 from gateway.store.file_lock import FileLock, FileLocked
-from gateway.store.snapshot import make_tables
+from gateway.store.schema_snapshot import create_tables
 from gateway.store.sqlite_engine import SqliteConnection, SqliteEngine
 from gateway.store.tables import SCHEMA_REVISION
 
@@ -158,7 +158,7 @@ class Database:
         """
         if not self.is_postgres:
             async with self.begin() as connection:
-                await connection.run_sync(make_tables)
+                await connection.run_sync(create_tables)
             if await self.schema_revision() == SCHEMA_REVISION:
                 return SCHEMA_REVISION  # the usual start of an embedded store, which does not even load Alembic
         from gateway.store.migration import upgrade

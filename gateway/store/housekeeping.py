@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from gateway.ledger.clock import wall_clock_ms
-from gateway.store import admin, audit, intensity, intents, usage
+from gateway.store import admin_users, audit, intensity, intents, usage
 from gateway.store.database import Database, StoreUnavailable
 
 EVERY_MS: Final = 86_400_000
@@ -31,24 +31,24 @@ class Retention:
 _FOR_EVER: Final = Retention()
 
 
-async def tidy(db: Database, now_ms: int, retention: Retention = _FOR_EVER) -> list[str]:
+async def run_housekeeping(db: Database, now_ms: int, retention: Retention = _FOR_EVER) -> list[str]:
     """Do all tasks once; several processes may do so concurrently. Returns the partitions that retention dropped."""
-    await usage.make_months_ahead(db, now_ms)
+    await usage.create_partitions_ahead(db, now_ms)
     await intents.forget_expired(db, now_ms)
     await intensity.forget_old(db, now_ms)
-    await admin.forget_ended(db, now_ms)
+    await admin_users.forget_ended(db, now_ms)
     if retention.audit_days is not None:
         await audit.forget_old(db, now_ms, retention.audit_days)
     return [] if retention.usage_months is None else await usage.drop_old_months(db, now_ms, retention.usage_months)
 
 
-async def tidy_daily(
+async def run_housekeeping_daily(
     db: Database, retention: Retention = _FOR_EVER, clock_ms: Callable[[], int] = wall_clock_ms
 ) -> None:
     """Runs until it is cancelled."""
     while True:
         try:
-            dropped = await tidy(db, clock_ms(), retention)
+            dropped = await run_housekeeping(db, clock_ms(), retention)
             pause_ms = EVERY_MS
             if dropped:
                 _log.info("usage_months_dropped", partitions=dropped)

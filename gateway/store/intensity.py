@@ -11,7 +11,7 @@ from sqlalchemy import and_, case, func, not_, select, tuple_
 
 from gateway.store.database import Database
 from gateway.store.tables import agent_intensity_metrics, run_steps, runs
-from gateway.store.versions import Subject, changed
+from gateway.store.versions import Subject, raise_version
 
 # Every process keeps them in memory, and agents' names come from headers: a new name per run would otherwise fill it.
 AGENTS_MAX: Final = 10_000
@@ -69,7 +69,7 @@ async def put(db: Database, intensity: Intensity) -> None:
     }
     async with db.begin() as connection:
         # First, because raising the version locks its row, so that concurrent scores of one agent cannot both stay current.
-        await changed(connection, Subject.AGENTS)
+        await raise_version(connection, Subject.AGENTS)
         mine = and_(table.c.project == intensity.project, table.c.agent == intensity.agent, table.c.current.is_(True))
         await connection.execute(table.update().where(mine).values(current=False))
         await connection.execute(table.insert().values(**row))
@@ -101,7 +101,7 @@ async def forget_old(db: Database, now_ms: int) -> None:
     seen = select(runs.c.project, runs.c.agent).where(runs.c.last_at >= now_ms - _KEEP_MS).distinct()
     is_of_use = and_(table.current.is_(True), tuple_(table.project, table.agent).in_(seen))
     async with db.begin() as connection:
-        await changed(connection, Subject.AGENTS)
+        await raise_version(connection, Subject.AGENTS)
         await connection.execute(agent_intensity_metrics.delete().where(old, not_(is_of_use)))
 
 

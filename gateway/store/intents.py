@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from gateway.store.bulk import among, insert, replacing
+from gateway.store.bulk import insert, is_in, replace_on_conflict
 from gateway.store.database import Database
 from gateway.store.tables import intent_cache
 
@@ -40,7 +40,7 @@ async def put_many(db: Database, learned: Sequence[LearnedIntent]) -> None:
     names = ("intent", "confidence", "source", "reasoning", "created_at", "expires_at")
     ordered = [rows[key] for key in sorted(rows)]  # so that concurrent writers lock in the same order
     async with db.begin() as connection:
-        await insert(connection, intent_cache, ordered, replacing(intent_cache, names))
+        await insert(connection, intent_cache, ordered, replace_on_conflict(intent_cache, names))
 
 
 async def get_many(db: Database, keys: Sequence[str], now_ms: int) -> dict[str, LearnedIntent]:
@@ -49,7 +49,7 @@ async def get_many(db: Database, keys: Sequence[str], now_ms: int) -> dict[str, 
         return {}
     async with db.begin() as connection:
         query = select(intent_cache).where(
-            among(connection, intent_cache.c.key, keys), intent_cache.c.expires_at > now_ms
+            is_in(connection, intent_cache.c.key, keys), intent_cache.c.expires_at > now_ms
         )
         return {row.key: _learned(row) for row in await connection.execute(query)}
 

@@ -9,7 +9,7 @@ import secrets
 
 from sqlalchemy import and_, select
 
-from gateway.store.admin import ABSOLUTE_MS, session_digest
+from gateway.store.admin_users import ABSOLUTE_MS, session_digest
 from gateway.store.database import Database
 from gateway.store.tables import admin_sessions, admin_users
 
@@ -18,7 +18,7 @@ _NOBODY = ""
 
 async def invite(db: Database, now_ms: int) -> str | None:
     """The secret of a new invitation, valid for twelve hours; None if there is a user already."""
-    if await somebody_is_there(db):
+    if await has_admin_user(db):
         return None
     token = secrets.token_urlsafe(32)
     times = {"created_at": now_ms, "seen_at": now_ms, "expires_at": now_ms + ABSOLUTE_MS}
@@ -28,7 +28,7 @@ async def invite(db: Database, now_ms: int) -> str | None:
 
 
 async def is_invited(db: Database, token: str, now_ms: int) -> bool:
-    if await somebody_is_there(db):
+    if await has_admin_user(db):
         return False
     table = admin_sessions.c
     mine = and_(table.digest == session_digest(token), table.user == _NOBODY, table.expires_at > now_ms)
@@ -41,6 +41,6 @@ async def forget_invitations(db: Database) -> None:
         await connection.execute(admin_sessions.delete().where(admin_sessions.c.user == _NOBODY))
 
 
-async def somebody_is_there(db: Database) -> bool:
+async def has_admin_user(db: Database) -> bool:
     async with db.begin() as connection:
         return (await connection.execute(select(admin_users.c.name).limit(1))).first() is not None

@@ -19,7 +19,7 @@ from sqlalchemy import select
 from gateway.config.budgets import UNITS
 from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import api_keys
-from gateway.store.versions import Subject, changed
+from gateway.store.versions import Subject, raise_version
 
 PREFIX: Final = "fb_"
 _ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -101,9 +101,9 @@ class KeyRequest:
     expires_at_ms: int | None = None
 
 
-def make_plain(random_bytes: RandomBytes = secrets.token_bytes) -> str:
+def make_plain_key(random_bytes: RandomBytes = secrets.token_bytes) -> str:
     body = _base62(int.from_bytes(random_bytes(_RANDOM_BYTES)), _BODY_CHARACTERS)
-    return PREFIX + body + _check(body)
+    return PREFIX + body + _checksum(body)
 
 
 def looks_like_key(text: str) -> bool:
@@ -111,7 +111,7 @@ def looks_like_key(text: str) -> bool:
     if len(text) != _CHARACTERS or not text.startswith(PREFIX) or not text.isascii():
         return False
     body = text[len(PREFIX) : -_CHECK_CHARACTERS]
-    return _check(body) == text[-_CHECK_CHARACTERS:]
+    return _checksum(body) == text[-_CHECK_CHARACTERS:]
 
 
 def digest_of(plain: str) -> str:
@@ -123,7 +123,7 @@ async def create(
     db: Database, request: KeyRequest, who: str, now_ms: int, random_bytes: RandomBytes = secrets.token_bytes
 ) -> NewKey:
     """Make a key and store its digest. Raises KeyNameTaken, StoreUnavailable."""
-    plain = make_plain(random_bytes)
+    plain = make_plain_key(random_bytes)
     key = ApiKey(
         id="key_" + random_bytes(8).hex(),
         name=request.name,
@@ -142,7 +142,7 @@ async def create(
         expires_at_ms=request.expires_at_ms,
     )
     async with db.begin() as connection:
-        await changed(connection, Subject.KEYS)  # first, so that a concurrent creation waits
+        await raise_version(connection, Subject.KEYS)  # first, so that a concurrent creation waits
         await _check_name(connection, key)
         await connection.execute(api_keys.insert().values(**_to_row(key)))
     return NewKey(plain, key)
@@ -166,7 +166,7 @@ async def change(db: Database, key_id: str, edited: Callable[[ApiKey], ApiKey]) 
         key = await _locked(connection, key_id)
         if key is None or key.revoked_at_ms is not None:
             return None
-        await changed(connection, Subject.KEYS)  # before comparing names, so that a concurrent creation waits
+        await raise_version(connection, Subject.KEYS)  # before comparing names, so that a concurrent creation waits
         after = edited(key)
         await _check_name(connection, after)
         row = _to_row(after)
@@ -187,7 +187,7 @@ async def revoke(db: Database, key_id: str, now_ms: int) -> ApiKey | None:
         if key.revoked_at_ms is None:
             mine = api_keys.c.id == key_id
             await connection.execute(api_keys.update().where(mine).values(revoked_at=now_ms))
-            await changed(connection, Subject.KEYS)
+            await raise_version(connection, Subject.KEYS)
         return await _locked(connection, key_id)
 
 
@@ -198,7 +198,7 @@ async def rotate(
 
     Returns None if there is no such key or it is revoked.
     """
-    plain = make_plain(random_bytes)
+    plain = make_plain_key(random_bytes)
     async with db.begin() as connection:
         key = await _locked(connection, key_id)
         if key is None or key.revoked_at_ms is not None:
@@ -206,7 +206,7 @@ async def rotate(
         old = {"old_digest": key.digest, "old_until": now_ms + grace_ms} if grace_ms > 0 else _NO_OLD
         new = {"digest": digest_of(plain), "prefix": plain[:_SHOWN_CHARACTERS]}
         await connection.execute(api_keys.update().where(api_keys.c.id == key_id).values(**new, **old))
-        await changed(connection, Subject.KEYS)
+        await raise_version(connection, Subject.KEYS)
         rotated = await _locked(connection, key_id)
     return None if rotated is None else NewKey(plain, rotated)
 
@@ -280,7 +280,7 @@ def _from_row(row: Mapping[Any, Any]) -> ApiKey:
     )
 
 
-def _check(body: str) -> str:
+def _checksum(body: str) -> str:
     return _base62(zlib.crc32(body.encode()), _CHECK_CHARACTERS)
 
 

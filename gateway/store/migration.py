@@ -9,14 +9,14 @@ from sqlalchemy.engine import Connection
 
 from gateway.store import partitions
 from gateway.store.database import SchemaMismatch, StoreConnection
-from gateway.store.snapshot import migrations_folder
+from gateway.store.schema_snapshot import migrations_folder
 
 
 async def upgrade(connection: StoreConnection, now_ms: int) -> None:
     """Runs in the caller's transaction. Raises SchemaMismatch if the tables have a revision that is unknown here."""
     await connection.run_sync(_upgrade, "head")
     if connection.dialect.name == "postgresql":
-        await partitions.make_ahead(connection, now_ms)
+        await partitions.create_ahead(connection, now_ms)
 
 
 async def downgrade(connection: StoreConnection, revision: str) -> None:

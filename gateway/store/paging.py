@@ -16,7 +16,7 @@ def cursor_of(at_ms: int, name: str) -> str:
     return f"{at_ms}:{name}"
 
 
-def behind(cursor: str | None, at: Column[Any], name: Column[Any]) -> list[ColumnElement[bool]]:
+def after_cursor(cursor: str | None, at: Column[Any], name: Column[Any]) -> list[ColumnElement[bool]]:
     """The condition of the next page; none for the first one. Raises ValueError for an invalid cursor."""
     if not cursor:
         return []

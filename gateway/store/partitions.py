@@ -30,48 +30,48 @@ def month_starts_at_ms(month: Month) -> int:
     return int(datetime(month[0], month[1], 1, tzinfo=UTC).timestamp()) * 1000
 
 
-def later(month: Month, months: int) -> Month:
+def add_months(month: Month, months: int) -> Month:
     index = month[0] * 12 + month[1] - 1 + months
     return index // 12, index % 12 + 1
 
 
-def name_of(month: Month) -> str:
+def partition_name(month: Month) -> str:
     return f"{PREFIX}{month[0]:04d}_{month[1]:02d}"
 
 
-def month_named(name: str) -> Month | None:
+def month_of_name(name: str) -> Month | None:
     """The month of a partition; None for a table that is not one of ours."""
     year, _, month = name.removeprefix(PREFIX).partition("_")
     return (int(year), int(month)) if name.startswith(PREFIX) and year.isdigit() and month.isdigit() else None
 
 
-async def existing(connection: StoreConnection) -> set[Month]:
+async def existing_months(connection: StoreConnection) -> set[Month]:
     found = await connection.execute(
         text(
             "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'token_usage'::regclass"
         )
     )
-    months = (month_named(name) for (name,) in found)
+    months = (month_of_name(name) for (name,) in found)
     return {month for month in months if month is not None}
 
 
-async def make(connection: StoreConnection, months: Iterable[Month]) -> set[Month]:
+async def create_partitions(connection: StoreConnection, months: Iterable[Month]) -> set[Month]:
     """Create those of `months` that are missing; returns all that exist now. Concurrent calls need a lock."""
-    present = await existing(connection)
+    present = await existing_months(connection)
     for month in sorted(set(months) - present):
-        await _make_one(connection, month)
+        await _create_partition(connection, month)
         present.add(month)
     return present
 
 
-async def make_ahead(connection: StoreConnection, now_ms: int, months_ahead: int = MONTHS_AHEAD) -> set[Month]:
+async def create_ahead(connection: StoreConnection, now_ms: int, months_ahead: int = MONTHS_AHEAD) -> set[Month]:
     """Last month (whose last events may still arrive), this month and the next `months_ahead`."""
     this = month_of(now_ms)
-    return await make(connection, (later(this, offset) for offset in range(-1, months_ahead + 1)))
+    return await create_partitions(connection, (add_months(this, offset) for offset in range(-1, months_ahead + 1)))
 
 
-async def _make_one(connection: StoreConnection, month: Month) -> None:
-    name, start, end = name_of(month), month_starts_at_ms(month), month_starts_at_ms(later(month, 1))
+async def _create_partition(connection: StoreConnection, month: Month) -> None:
+    name, start, end = partition_name(month), month_starts_at_ms(month), month_starts_at_ms(add_months(month, 1))
     await connection.execute(text(f"CREATE TABLE {name} (LIKE token_usage INCLUDING DEFAULTS INCLUDING CONSTRAINTS)"))
     await connection.execute(
         text(f"ALTER TABLE token_usage ATTACH PARTITION {name} FOR VALUES FROM ({start}) TO ({end})")
@@ -81,7 +81,7 @@ async def _make_one(connection: StoreConnection, month: Month) -> None:
 async def drop_before(connection: StoreConnection, oldest: Month) -> list[str]:
     """Drop every month before `oldest`; returns the names. Waits at most 5 s for readers and then fails, to be tried again later."""
     await connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-    dropped = [name_of(month) for month in sorted(await existing(connection)) if month < oldest]
+    dropped = [partition_name(month) for month in sorted(await existing_months(connection)) if month < oldest]
     for name in dropped:
         await connection.execute(text(f"DROP TABLE {name}"))
     return dropped

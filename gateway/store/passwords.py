@@ -12,18 +12,18 @@ from argon2.exceptions import InvalidHashError, VerificationError
 _HASHER: Final = PasswordHasher()
 
 
-def hashed(password: str) -> str:
+def hash_password(password: str) -> str:
     return _HASHER.hash(password)
 
 
-def matches(stored: str | None, password: str) -> bool:
+def verify_password(stored: str | None, password: str) -> bool:
     """`stored` None: there is no such user, but the check takes as long as if there were."""
     try:
-        return _HASHER.verify(_nobody() if stored is None else stored, password)
+        return _HASHER.verify(_dummy_hash() if stored is None else stored, password)
     except (VerificationError, InvalidHashError):
         return False
 
 
 @cache
-def _nobody() -> str:
-    return hashed(secrets.token_urlsafe(16))
+def _dummy_hash() -> str:
+    return hash_password(secrets.token_urlsafe(16))

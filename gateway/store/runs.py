@@ -14,9 +14,17 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, literal_column, select
 
-from gateway.store.bulk import adding, among, among_given, insert, leave_alone, listed, replacing
+from gateway.store.bulk import (
+    add_on_conflict,
+    ignore_conflict,
+    insert,
+    is_in,
+    is_in_parameter,
+    list_parameter,
+    replace_on_conflict,
+)
 from gateway.store.database import Database, StoreConnection
-from gateway.store.paging import behind, cursor_of, newest_first
+from gateway.store.paging import after_cursor, cursor_of, newest_first
 from gateway.store.tables import SUMS, run_steps, runs, token_usage
 
 STATES: Final = ("active", "paused", "exhausted", "completed", "cancelled")
@@ -104,24 +112,24 @@ class RunFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class RunPage:
     """One page of runs, latest first. `next` is the cursor of the following page, None on the last."""
 
     runs: tuple[Run, ...]
     next: str | None
 
 
-def _offered(name: str) -> Callable[[Any, Any], Any]:
+def _replace_with_offered(name: str) -> Callable[[Any, Any], Any]:
     return lambda _old, offered: offered[name]
 
 
-_PLANNED: Final = adding(
+_PLAN_CONFLICT: Final = add_on_conflict(
     runs,
     (),
     workflow=lambda old, offered: case((old.workflow == "", offered.workflow), else_=old.workflow),
-    **{name: _offered(name) for name in ("agent", "user", "parent_run", "plan")},
+    **{name: _replace_with_offered(name) for name in ("agent", "user", "parent_run", "plan")},
 )
-_PLANNED_STEP: Final = (
+_PLANNED_STEP_COLUMNS: Final = (
     "position",
     "intent",
     "confidence",
@@ -135,10 +143,10 @@ _PLANNED_STEP: Final = (
 
 
 # Intent and model are not replaced, because calls report them.
-_ALLOCATED_STEP: Final = ("position", "tier", "allocation_tokens", "hard_limit_tokens", "plan")
+_ALLOCATED_STEP_COLUMNS: Final = ("position", "tier", "allocation_tokens", "hard_limit_tokens", "plan")
 # Planned steps are numbered from 1; unplanned ones have 0 and sort after them.
 _UNPLANNED: Final = case((run_steps.c.position == 0, 1), else_=0)
-_IN_ORDER: Final = (_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_steps.c.step)
+_STEP_ORDER: Final = (_UNPLANNED, run_steps.c.position, run_steps.c.first_at, run_steps.c.step)
 
 
 async def create(db: Database, run: Run) -> Run:
@@ -147,23 +155,23 @@ async def create(db: Database, run: Run) -> Run:
     Raises RunOfOtherWorkflow, and then changes nothing.
     """
     async with db.begin() as connection:
-        await insert(connection, runs, [_run_row(run)], _PLANNED)
+        await insert(connection, runs, [_run_row(run)], _PLAN_CONFLICT)
         await _check_workflow(connection, run)
         await _forget_plan(connection, run)
         steps = [_step_row(run.project, run.run, step) for step in run.steps]
-        await insert(connection, run_steps, steps, replacing(run_steps, _PLANNED_STEP))
+        await insert(connection, run_steps, steps, replace_on_conflict(run_steps, _PLANNED_STEP_COLUMNS))
     found = await get(db, run.project, run.run)
     return found or run
 
 
-async def begin(db: Database, begun: Sequence[Run]) -> None:
+async def begin(db: Database, new_runs: Sequence[Run]) -> None:
     """Insert runs and their steps that have no events yet. Existing rows stay as they are."""
     # so that concurrent writers lock in the same order
-    ordered = sorted(begun, key=lambda run: (run.project, run.run))
+    ordered = sorted(new_runs, key=lambda run: (run.project, run.run))
     steps = [_step_row(run.project, run.run, step) for run in ordered for step in run.steps]
     async with db.begin() as connection:
-        await insert(connection, runs, [_run_row(run) for run in ordered], leave_alone)
-        await insert(connection, run_steps, sorted(steps, key=lambda row: row["step"]), leave_alone)
+        await insert(connection, runs, [_run_row(run) for run in ordered], ignore_conflict)
+        await insert(connection, run_steps, sorted(steps, key=lambda row: row["step"]), ignore_conflict)
 
 
 async def _check_workflow(connection: StoreConnection, run: Run) -> None:
@@ -184,12 +192,12 @@ async def _forget_plan(connection: StoreConnection, run: Run) -> None:
     await connection.execute(run_steps.update().where(planned).values(**unplanned))
 
 
-async def note_allocations(db: Database, steps: Sequence[tuple[str, RunStep]]) -> None:
+async def save_allocations(db: Database, steps: Sequence[tuple[str, RunStep]]) -> None:
     """Store the allocations that steps, each with its project, got during their runs. Of two for one step the last one counts."""
     last = {(project, step.run, step.step): _step_row(project, step.run, step) for project, step in steps}
     rows = [last[key] for key in sorted(last)]  # so that concurrent writers lock in the same order
     async with db.begin() as connection:
-        await insert(connection, run_steps, rows, replacing(run_steps, _ALLOCATED_STEP))
+        await insert(connection, run_steps, rows, replace_on_conflict(run_steps, _ALLOCATED_STEP_COLUMNS))
 
 
 async def get(db: Database, project: str, run: str) -> Run | None:
@@ -200,14 +208,14 @@ async def get(db: Database, project: str, run: str) -> Run | None:
 async def get_many(db: Database, project: str, names: Sequence[str]) -> dict[str, Run]:
     """Those of the runs that the store has, by name."""
     async with db.begin() as connection:
-        wanted = {"project": project, "names": listed(connection, names)}
+        wanted = {"project": project, "names": list_parameter(connection, names)}
         found = (await connection.execute(_runs_named(connection.dialect.name), wanted)).mappings().all()
         if not found:
             return {}
         known = [row["run"] for row in found]
-        query = select(run_steps).where(run_steps.c.project == project, among(connection, run_steps.c.run, known))
+        query = select(run_steps).where(run_steps.c.project == project, is_in(connection, run_steps.c.run, known))
         steps: dict[str, list[RunStep]] = {name: [] for name in known}
-        for row in (await connection.execute(query.order_by(*_IN_ORDER))).mappings():
+        for row in (await connection.execute(query.order_by(*_STEP_ORDER))).mappings():
             steps[row["run"]].append(_step(row))
     return {row["run"]: _run(row, tuple(steps[row["run"]])) for row in found}
 
@@ -215,7 +223,7 @@ async def get_many(db: Database, project: str, names: Sequence[str]) -> dict[str
 @cache
 def _runs_named(dialect: str) -> Select[*tuple[Any, ...]]:
     """Cached: every run's first call needs it, and building the statement takes as long as executing it."""
-    return select(runs).where(runs.c.project == bindparam("project"), among_given(dialect, runs.c.run, "names"))
+    return select(runs).where(runs.c.project == bindparam("project"), is_in_parameter(dialect, runs.c.run, "names"))
 
 
 async def overhead_us(db: Database, run: Run) -> int | None:
@@ -238,18 +246,18 @@ async def latest_keys(db: Database, project: str, names: Sequence[str]) -> dict[
         .scalar_subquery()
     )
     async with db.read() as connection:
-        query = select(runs.c.run, latest).where(runs.c.project == project, among(connection, runs.c.run, names))
+        query = select(runs.c.run, latest).where(runs.c.project == project, is_in(connection, runs.c.run, names))
         return {run: key for run, key in await connection.execute(query) if key is not None}
 
 
-async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> Page:
+async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> RunPage:
     """Runs by their last event, latest first. Raises ValueError for an invalid cursor."""
     keys = runs.c.last_at, runs.c.run
-    query = select(runs).where(*_conditions(wanted), *behind(cursor, *keys)).order_by(*newest_first(*keys))
+    query = select(runs).where(*_conditions(wanted), *after_cursor(cursor, *keys)).order_by(*newest_first(*keys))
     async with db.begin() as connection:
         found = [_run(row, ()) for row in (await connection.execute(query.limit(limit + 1))).mappings()]
     page = found[:limit]
-    return Page(tuple(page), cursor_of(page[-1].last_at_ms, page[-1].run) if len(found) > limit else None)
+    return RunPage(tuple(page), cursor_of(page[-1].last_at_ms, page[-1].run) if len(found) > limit else None)
 
 
 async def set_state(
@@ -287,14 +295,14 @@ async def family(connection: StoreConnection, project: str, run: str) -> list[st
     return list({run, *found.scalars()})
 
 
-async def inside(connection: StoreConnection, project: str, names: Sequence[str]) -> dict[str, str]:
+async def runs_inside(connection: StoreConnection, project: str, names: Sequence[str]) -> dict[str, str]:
     """All runs inside one of `names`, at any depth, each with the run directly around it."""
     found: dict[str, str] = {}
     outer = list(names)
     while outer:
         has_parent = runs.c.parent_run != literal_column("''"), runs.c.run != runs.c.parent_run
         query = select(runs.c.run, runs.c.parent_run).where(
-            runs.c.project == project, *has_parent, among(connection, runs.c.parent_run, outer)
+            runs.c.project == project, *has_parent, is_in(connection, runs.c.parent_run, outer)
         )
         rows = {row.run: row.parent_run for row in await connection.execute(query)}
         outer = [run for run in rows if run not in found]
@@ -329,7 +337,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _step_row(project: str, run: str, step: RunStep) -> dict[str, Any]:
-    planned = {name: getattr(step, name) for name in _PLANNED_STEP}
+    planned = {name: getattr(step, name) for name in _PLANNED_STEP_COLUMNS}
     return {"project": project, "run": run, "step": step.step} | planned | {"plan": _json(step.plan)}
 
 

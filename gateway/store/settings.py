@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import settings_history, system_settings_config
-from gateway.store.versions import Subject, changed
+from gateway.store.versions import Subject, raise_version
 from policies.settings import SETTINGS, SettingValue, conflicts, validated
 
 _NONE: Final[Mapping[str, SettingValue]] = MappingProxyType({})
@@ -77,7 +77,7 @@ async def put_many(
         for key, row in rows.items():
             await _write(connection, row, is_new=key not in stored)
             await _note_change(connection, before.get(key, SETTINGS[key].default), row)
-        await changed(connection, Subject.SETTINGS)
+        await raise_version(connection, Subject.SETTINGS)
     return rows
 
 

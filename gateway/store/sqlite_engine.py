@@ -76,7 +76,7 @@ class SqliteConnection:
         return self._engine.dialect
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[*tuple[Any, ...]]:
-        return await self.run_sync(_fetched, statement, parameters)
+        return await self.run_sync(_execute_and_fetch, statement, parameters)
 
     async def run_sync(
         self, function: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs
@@ -90,7 +90,7 @@ class SqliteConnection:
             return function(self._connection, *arguments, **named)
 
         self._is_over = False
-        return await self._hand_over(run)
+        return await self._run_in_thread(run)
 
     async def end(self, *, commit: bool) -> None:
         """Commit or roll back, and return the connection. Does nothing if that was done, or there was no statement."""
@@ -103,13 +103,15 @@ class SqliteConnection:
 
         if not self._is_over:
             self._is_over = True
-            await asyncio.shield(self._hand_over(end_it))
+            await asyncio.shield(self._run_in_thread(end_it))
 
-    def _hand_over(self, work: Callable[[], T]) -> asyncio.Future[T]:
+    def _run_in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-def _fetched(connection: Connection, statement: Executable, parameters: Any) -> CursorResult[*tuple[Any, ...]]:
+def _execute_and_fetch(
+    connection: Connection, statement: Executable, parameters: Any
+) -> CursorResult[*tuple[Any, ...]]:
     result = connection.execute(statement, parameters)
     if not result.returns_rows:
         return result

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Select, Subquery, and_, func, or_, select
 
-from gateway.store.bulk import among
+from gateway.store.bulk import is_in
 from gateway.store.database import Database
-from gateway.store.runs import inside
+from gateway.store.runs import runs_inside
 from gateway.store.tables import run_steps, runs
 
 DAYS: Final = 30
@@ -61,24 +61,24 @@ async def by_run(db: Database, project: str, workflow: str, now_ms: int) -> tupl
     query = select(newest.c.run, newest.c.last_at).order_by(newest.c.last_at.desc()).limit(SAMPLES_MAX)
     async with db.read() as connection:
         last_at = {row.run: row.last_at for row in await connection.execute(query)}
-        parents = await inside(connection, project, list(last_at))
-        named = among(connection, runs.c.run, list({*last_at, *parents}))
+        parents = await runs_inside(connection, project, list(last_at))
+        named = is_in(connection, runs.c.run, list({*last_at, *parents}))
         tokens = select(runs.c.run, runs.c.total_tokens).where(runs.c.project == project, named)
-        used = _with_inner({row.run: row.total_tokens for row in await connection.execute(tokens)}, parents)
+        used = _including_runs_inside({row.run: row.total_tokens for row in await connection.execute(tokens)}, parents)
     return tuple(_sample(used[run], at_ms, now_ms) for run, at_ms in last_at.items() if used.get(run, 0) > 0)
 
 
-def _with_inner(own: Mapping[str, int], parents: Mapping[str, str]) -> Mapping[str, int]:
+def _including_runs_inside(own: Mapping[str, int], parents: Mapping[str, str]) -> Mapping[str, int]:
     """The tokens of each run together with those of all runs inside it."""
-    whole: dict[str, int] = defaultdict(int)
+    totals: dict[str, int] = defaultdict(int)
     for run, tokens in own.items():
         payers: list[str] = []
         payer: str | None = run
         while payer is not None and payer not in payers:  # headers can create cycles
             payers.append(payer)
-            whole[payer] += tokens
+            totals[payer] += tokens
             payer = parents.get(payer)
-    return whole
+    return totals
 
 
 def _finished(now_ms: int) -> ColumnElement[bool]:

@@ -25,10 +25,10 @@ class unindexed(FunctionElement[str]):
 
 
 @compiles(unindexed)
-def _plain(element: unindexed, compiler: Any, **options: Any) -> str:
+def _compile_plain(element: unindexed, compiler: Any, **options: Any) -> str:
     return str(compiler.process(next(iter(element.clauses)), **options))
 
 
 @compiles(unindexed, "sqlite")
-def _hidden(element: unindexed, compiler: Any, **options: Any) -> str:
+def _compile_unindexed(element: unindexed, compiler: Any, **options: Any) -> str:
     return "+" + str(compiler.process(next(iter(element.clauses)), **options))

@@ -19,11 +19,11 @@ from sqlalchemy.schema import Table
 
 from gateway.ledger.port import OutboxEntry
 from gateway.store import partitions
-from gateway.store.bulk import Conflict, adding, among, insert, insert_values, leave_alone
+from gateway.store.bulk import Conflict, add_on_conflict, ignore_conflict, insert, insert_values, is_in
 from gateway.store.database import Database, StoreConnection, first_line, is_data_fault
 from gateway.store.sqlite_engine import SqliteConnection
 from gateway.store.tables import SUMS, run_steps, runs, token_usage, usage_daily, usage_dead_letter, usage_hourly
-from gateway.store.usage_event import COLUMNS, Poison, Row, at_of, id_of, row_of
+from gateway.store.usage_event import COLUMNS, RejectedEntry, Row, at_of, id_of, row_of
 from gateway.store.usage_sums import BY_RUN, BY_STEP, DAILY, DAY_MS, HOURLY, BatchSums, Values
 
 if TYPE_CHECKING:
@@ -35,18 +35,18 @@ REDELIVERY_MS_MAX: Final = 45 * 86_400_000
 # Any constant that is the same in every gateway (the bytes of "usage").
 WRITER_LOCK: Final = 0x7573616765
 # After this many rows (a few ms), the calls of this process get their turn.
-_SLICE: Final = 200
+_BATCH_ROWS: Final = 200
 _REASON_CHARACTERS_MAX: Final = 500
 _INT64_MAX: Final = 2**63 - 1
 
 # What is added to a table of sums: the table, its columns, the rows, and how to merge them with existing rows.
-Added = tuple[Table, tuple[str, ...], Values, Conflict]
+SumRows = tuple[Table, tuple[str, ...], Values, Conflict]
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Inserted:
+class InsertCounts:
     """How many entries became rows, existed already, and were parked as dead letters."""
 
     inserted: int
@@ -54,39 +54,39 @@ class Inserted:
     dead_lettered: int
 
 
-async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: int) -> Inserted:
+async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: int) -> InsertCounts:
     """Commit `entries` (at most some thousands). May be repeated any number of times, by any number of writers.
 
     Raises StoreUnavailable, after which it is unknown whether they were committed: repeat the call.
     """
-    by_id, poisons = await _parsed(entries)
+    by_id, rejected = await _parsed(entries)
     async with db.begin() as connection:
-        await _take_turn(connection)
-        fresh = await _without_known(connection, by_id)
-        await _have_months(connection, fresh)
-        summing = asyncio.create_task(_summed_up(fresh))
+        await _acquire_writer_lock(connection)
+        fresh = await _drop_known(connection, by_id)
+        await _ensure_partitions(connection, fresh)
+        summing = asyncio.create_task(_compute_sums(fresh))
         stored, refused = await _store_rows(connection, fresh)
-        for table, names, added, conflict in await (_summed_up(stored) if refused else summing):
+        for table, names, added, conflict in await (_compute_sums(stored) if refused else summing):
             await insert_values(connection, table, names, added, conflict)
         if refused:
             entry_of = {entry.id: entry for entry in entries}
-            poisons += [Poison(entry_of[id_of(row)], reason) for row, reason in refused]
-        await _park(connection, poisons, now_ms)
-    return Inserted(len(stored), len(entries) - len(stored) - len(poisons), len(poisons))
+            rejected += [RejectedEntry(entry_of[id_of(row)], reason) for row, reason in refused]
+        await _insert_dead_letters(connection, rejected, now_ms)
+    return InsertCounts(len(stored), len(entries) - len(stored) - len(rejected), len(rejected))
 
 
-async def _parsed(entries: Sequence[OutboxEntry]) -> tuple[dict[str, Row], list[Poison]]:
+async def _parsed(entries: Sequence[OutboxEntry]) -> tuple[dict[str, Row], list[RejectedEntry]]:
     """The rows by id, of which the first counts, in the order of the entries; and the entries that cannot become rows."""
     by_id: dict[str, Row] = {}
-    poisons: list[Poison] = []
-    for start in range(0, len(entries), _SLICE):
+    rejected: list[RejectedEntry] = []
+    for start in range(0, len(entries), _BATCH_ROWS):
         await asyncio.sleep(0)
-        for row in map(row_of, entries[start : start + _SLICE]):
-            if isinstance(row, Poison):
-                poisons.append(row)
+        for row in map(row_of, entries[start : start + _BATCH_ROWS]):
+            if isinstance(row, RejectedEntry):
+                rejected.append(row)
             else:
                 by_id.setdefault(id_of(row), row)
-    return by_id, poisons
+    return by_id, rejected
 
 
 async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[str]:
@@ -94,7 +94,7 @@ async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[s
 
     Drops whole partitions on Postgres (returns their names), deletes slices of rows on SQLite.
     """
-    oldest = partitions.later(partitions.month_of(now_ms), -months_kept)
+    oldest = partitions.add_months(partitions.month_of(now_ms), -months_kept)
     if db.is_postgres:
         async with db.begin() as connection:
             return await partitions.drop_before(connection, oldest)
@@ -104,12 +104,12 @@ async def drop_old_months(db: Database, now_ms: int, months_kept: int) -> list[s
     return []
 
 
-async def make_months_ahead(db: Database, now_ms: int) -> None:
+async def create_partitions_ahead(db: Database, now_ms: int) -> None:
     """Create partitions for the coming months; to be run daily. Does nothing on SQLite."""
     if db.is_postgres:
         async with db.begin() as connection:
-            await _take_turn(connection)
-            await partitions.make_ahead(connection, now_ms)
+            await _acquire_writer_lock(connection)
+            await partitions.create_ahead(connection, now_ms)
 
 
 async def dead_letters(db: Database, limit: int = 100) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ async def dead_letters(db: Database, limit: int = 100) -> list[dict[str, Any]]:
         return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def _take_turn(connection: StoreConnection) -> None:
+async def _acquire_writer_lock(connection: StoreConnection) -> None:
     if connection.dialect.name == "postgresql":
         # A writer that freezes in its transaction must not block the others for ever. And a generic plan looks ids up by the
         # key, whereas a custom plan reads the whole month by time while that has no statistics.
@@ -134,22 +134,22 @@ async def _take_turn(connection: StoreConnection) -> None:
         )
 
 
-async def _without_known(connection: StoreConnection, by_id: dict[str, Row]) -> list[Row]:
+async def _drop_known(connection: StoreConnection, by_id: dict[str, Row]) -> list[Row]:
     if not by_id:
         return []
     oldest_ms = min(map(at_of, by_id.values())) - REDELIVERY_MS_MAX
     query = select(token_usage.c.id).where(
-        among(connection, token_usage.c.id, list(by_id)), token_usage.c.at >= oldest_ms
+        is_in(connection, token_usage.c.id, list(by_id)), token_usage.c.at >= oldest_ms
     )
     known = set((await connection.execute(query)).scalars())
     return [row for key, row in by_id.items() if key not in known]
 
 
-async def _have_months(connection: StoreConnection, rows: Sequence[Row]) -> None:
+async def _ensure_partitions(connection: StoreConnection, rows: Sequence[Row]) -> None:
     """An event of an unforeseen month (after a long outage, or from an old spool) creates its partition."""
     if rows and connection.dialect.name == "postgresql":
         days = {at_of(row) // DAY_MS for row in rows}
-        await partitions.make(connection, {partitions.month_of(day * DAY_MS) for day in days})
+        await partitions.create_partitions(connection, {partitions.month_of(day * DAY_MS) for day in days})
 
 
 async def _store_rows(connection: StoreConnection, rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
@@ -185,7 +185,7 @@ async def _insert_rows(connection: StoreConnection, rows: Sequence[Row]) -> tupl
         return [], []
     savepoint = None if isinstance(connection, SqliteConnection) else await connection.begin_nested()
     try:
-        await insert_values(connection, token_usage, COLUMNS, list(rows), leave_alone)
+        await insert_values(connection, token_usage, COLUMNS, list(rows), ignore_conflict)
     except (DBAPIError, OverflowError) as error:
         if not is_data_fault(error):
             raise  # the whole transaction is lost; SQLite ends it by itself when the disk is full
@@ -205,84 +205,84 @@ def _reason(error: BaseException) -> str:
     return first_line(error)[:_REASON_CHARACTERS_MAX]
 
 
-async def _summed_up(rows: Sequence[Row]) -> list[Added]:
+async def _compute_sums(rows: Sequence[Row]) -> list[SumRows]:
     """What the rows add to each table of sums, computed while the store writes the rows themselves."""
     sums = BatchSums()
     in_time = sorted(rows, key=at_of)
-    for start in range(0, len(rows), _SLICE):
-        sums.add(in_time[start : start + _SLICE])
+    for start in range(0, len(rows), _BATCH_ROWS):
+        sums.add(in_time[start : start + _BATCH_ROWS])
         await asyncio.sleep(0)
-    added: list[Added] = []
+    added: list[SumRows] = []
     for table, names, summed, conflict in (
-        (usage_hourly, HOURLY, sums.hourly, _HOUR_SEEN),
-        (usage_daily, DAILY, sums.daily, _DAY_SEEN),
-        (runs, BY_RUN, sums.by_run, _RUN_SEEN),
-        (run_steps, BY_STEP, sums.by_step, _STEP_SEEN),
+        (usage_hourly, HOURLY, sums.hourly, _HOURLY_CONFLICT),
+        (usage_daily, DAILY, sums.daily, _DAILY_CONFLICT),
+        (runs, BY_RUN, sums.by_run, _RUN_CONFLICT),
+        (run_steps, BY_STEP, sums.by_step, _STEP_CONFLICT),
     ):
         added.append((table, names, summed(), conflict))
         await asyncio.sleep(0)
     return added
 
 
-def _earlier(name: str) -> Any:
+def _minimum(name: str) -> Any:
     def make(old: Any, offered: Any) -> Any:
         return case((or_(old[name].is_(None), offered[name] < old[name]), offered[name]), else_=old[name])
 
     return make
 
 
-def _later(name: str) -> Any:
+def _maximum(name: str) -> Any:
     def make(old: Any, offered: Any) -> Any:
         return case((or_(old[name].is_(None), offered[name] > old[name]), offered[name]), else_=old[name])
 
     return make
 
 
-def _unless_known(name: str) -> Any:
+def _keep_if_set(name: str) -> Any:
     return lambda old, offered: case((old[name] == "", offered[name]), else_=old[name])
 
 
-def _if_offered(name: str, by: str) -> Any:
+def _replace_if_given(name: str, by: str) -> Any:
     return lambda old, offered: case((offered[by] != "", offered[name]), else_=old[name])
 
 
-def _state(old: Any, offered: Any) -> Any:
+def _merged_state(old: Any, offered: Any) -> Any:
     """Only moves between active and exhausted, because people decide about paused, completed and cancelled."""
     moves = or_(old["state"] == "active", old["state"] == "exhausted") & (offered["last_at"] >= old["last_at"])
     return case((moves, offered["state"]), else_=old["state"])
 
 
-_HOUR_SEEN: Final = adding(usage_hourly, SUMS)
-_DAY_SEEN: Final = adding(usage_daily, SUMS)
-_RUN_SEEN: Final = adding(
+_HOURLY_CONFLICT: Final = add_on_conflict(usage_hourly, SUMS)
+_DAILY_CONFLICT: Final = add_on_conflict(usage_daily, SUMS)
+_RUN_CONFLICT: Final = add_on_conflict(
     runs,
     SUMS,
-    first_at=_earlier("first_at"),
-    last_at=_later("last_at"),
-    workflow=_unless_known("workflow"),
-    agent=_unless_known("agent"),
-    user=_unless_known("user"),
-    parent_run=_unless_known("parent_run"),
-    state=_state,
+    first_at=_minimum("first_at"),
+    last_at=_maximum("last_at"),
+    workflow=_keep_if_set("workflow"),
+    agent=_keep_if_set("agent"),
+    user=_keep_if_set("user"),
+    parent_run=_keep_if_set("parent_run"),
+    state=_merged_state,
 )
-_STEP_SEEN: Final = adding(
+_STEP_CONFLICT: Final = add_on_conflict(
     run_steps,
     SUMS,
-    first_at=_earlier("first_at"),
-    last_at=_later("last_at"),
-    intent=_if_offered("intent", "intent"),
-    confidence=_if_offered("confidence", "intent"),
-    intent_source=_if_offered("intent_source", "intent"),
-    model=_if_offered("model", "model"),
+    first_at=_minimum("first_at"),
+    last_at=_maximum("last_at"),
+    intent=_replace_if_given("intent", "intent"),
+    confidence=_replace_if_given("confidence", "intent"),
+    intent_source=_replace_if_given("intent_source", "intent"),
+    model=_replace_if_given("model", "model"),
 )
 
 
-async def _park(connection: StoreConnection, poisons: Sequence[Poison], now_ms: int) -> None:
-    rows = [_parked(poison, now_ms) for poison in poisons]
-    await insert(connection, usage_dead_letter, rows, leave_alone)
+async def _insert_dead_letters(connection: StoreConnection, rejected: Sequence[RejectedEntry], now_ms: int) -> None:
+    rows = [_dead_letter_row(poison, now_ms) for poison in rejected]
+    await insert(connection, usage_dead_letter, rows, ignore_conflict)
 
 
-def _parked(poison: Poison, now_ms: int) -> dict[str, Any]:
+def _dead_letter_row(poison: RejectedEntry, now_ms: int) -> dict[str, Any]:
     entry = poison.entry
     return {
         "id": _printable(entry.id.encode(errors="surrogatepass")),

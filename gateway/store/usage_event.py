@@ -89,23 +89,23 @@ at_of: Final = values_of("at")
 
 
 @dataclass(frozen=True, slots=True)
-class Poison:
+class RejectedEntry:
     """An event that cannot become a row, and why."""
 
     entry: OutboxEntry
     reason: str
 
 
-class _Unfit(Exception):
+class _InvalidField(Exception):
     """Internal: the reason why a field does not fit."""
 
 
-def row_of(entry: OutboxEntry) -> Row | Poison:
+def row_of(entry: OutboxEntry) -> Row | RejectedEntry:
     """The row, or the reason for none: not a JSON object, NUL or broken Unicode, too long, not a number, a wrong clock."""
     try:
         return _row(entry, _event(entry))
-    except _Unfit as unfit:
-        return Poison(entry, str(unfit))
+    except _InvalidField as unfit:
+        return RejectedEntry(entry, str(unfit))
 
 
 def _event(entry: OutboxEntry) -> dict[str, Any]:
@@ -116,9 +116,9 @@ def _event(entry: OutboxEntry) -> dict[str, Any]:
         try:
             parsed = orjson.loads(part)
         except orjson.JSONDecodeError as error:
-            raise _Unfit(f"{name} is not JSON: {error}") from error
+            raise _InvalidField(f"{name} is not JSON: {error}") from error
         if not isinstance(parsed, dict):
-            raise _Unfit(f"{name} is not a JSON object")
+            raise _InvalidField(f"{name} is not a JSON object")
         event |= parsed
     return event
 
@@ -126,13 +126,13 @@ def _event(entry: OutboxEntry) -> dict[str, Any]:
 def _row(entry: OutboxEntry, event: dict[str, Any]) -> Row:
     """Make the event fit into a row, and return the values of the columns."""
     if not AT_MS_MIN <= entry.at_ms < AT_MS_MAX:
-        raise _Unfit(f"at_ms {entry.at_ms} is not a time between 2000 and 2100")
+        raise _InvalidField(f"at_ms {entry.at_ms} is not a time between 2000 and 2100")
     amount, overrun = entry.amount, entry.overrun
     event["id"], event["at"], event["project"] = entry.id, entry.at_ms, entry.project
     event["total_tokens"], event["cost_nano_usd"], event["requests"] = amount.tokens, amount.nano_usd, amount.requests
     event["overrun_tokens"], event["overrun_nano_usd"] = overrun.tokens, overrun.nano_usd
     if not (entry.id and entry.project and _are_plain_texts(_TEXTS_OF(event))):
-        _make_texts_fit(event)
+        _truncate_texts(event)
     if not _are_plain_counts(_COUNTS_OF(event)):
         event |= {name: _count(name, event[name]) for name in _COUNTS}
     for name in _MEASURES:
@@ -164,7 +164,7 @@ def _are_plain_counts(values: tuple[Any, ...]) -> bool:
     return set(map(type, values)) == _ONLY_INT and min(values) >= -_INT64_MAX and max(values) <= _INT64_MAX
 
 
-def _make_texts_fit(event: dict[str, Any]) -> None:
+def _truncate_texts(event: dict[str, Any]) -> None:
     for name in ("id", "project"):
         _check_name(name, event[name])
     event |= {name: _text(name, event[name], TEXT_CHARACTERS_MAX) for name in _TEXTS}
@@ -180,11 +180,11 @@ def _status(kind: EntryKind, given: object) -> str:
 
 def _check_name(name: str, value: str) -> None:
     if not value:
-        raise _Unfit(f"{name} is empty")
+        raise _InvalidField(f"{name} is empty")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise _Unfit(f"{name} is not valid unicode") from error
+        raise _InvalidField(f"{name} is not valid unicode") from error
     _text(name, value, TEXT_CHARACTERS_MAX)
 
 
@@ -192,11 +192,11 @@ def _text(name: str, value: object, characters_max: int) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise _Unfit(f"{name} is not a text")
+        raise _InvalidField(f"{name} is not a text")
     if len(value) > characters_max:
-        raise _Unfit(f"{name} is longer than {characters_max} characters")
+        raise _InvalidField(f"{name} is longer than {characters_max} characters")
     if "\x00" in value:  # Postgres texts cannot contain it
-        raise _Unfit(f"{name} contains NUL")
+        raise _InvalidField(f"{name} contains NUL")
     return value
 
 
@@ -207,7 +207,7 @@ def _count(name: str, value: object) -> int:
         return value
     if type(value) is float and value.is_integer() and abs(value) < _MEASURE_MAX:
         return int(value)
-    raise _Unfit(f"{name} is not a whole number of 64 bits")
+    raise _InvalidField(f"{name} is not a whole number of 64 bits")
 
 
 def _measure(name: str, value: object) -> int:
@@ -218,7 +218,7 @@ def _confidence(value: object) -> float | None:
     if value is None:
         return None
     if type(value) not in (int, float):
-        raise _Unfit("intent_confidence is not a number")
+        raise _InvalidField("intent_confidence is not a number")
     return float(value)  # type: ignore[arg-type]
 
 

@@ -35,9 +35,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import Table
 
-from gateway.store.bulk import among
+from gateway.store.bulk import is_in
 from gateway.store.database import Database, StoreConnection
-from gateway.store.paging import behind, cursor_of, newest_first
+from gateway.store.paging import after_cursor, cursor_of, newest_first
 from gateway.store.runs import Sums
 from gateway.store.tables import SUMS, runs, token_usage, usage_daily, usage_hourly
 from gateway.store.unindexed import unindexed
@@ -100,7 +100,7 @@ class CallPage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
+class _SumTable:
     """A table of sums over time spans that begin at `at`."""
 
     table: Table
@@ -108,9 +108,9 @@ class _Level:
     size_ms: int
 
 
-_LEVELS: Final = (
-    _Level(usage_daily, usage_daily.c.day_at, DAY_MS),
-    _Level(usage_hourly, usage_hourly.c.hour_at, HOUR_MS),
+_SUM_TABLES: Final = (
+    _SumTable(usage_daily, usage_daily.c.day_at, DAY_MS),
+    _SumTable(usage_hourly, usage_hourly.c.hour_at, HOUR_MS),
 )
 
 # Filter field → column. The tables of sums have all of them except the run.
@@ -126,7 +126,7 @@ _COLUMNS: Final = {
 }
 _RUN_FIELDS: Final = ("project", "workflow", "run")
 # What a row of a report's statement is: a group, the total of a source of groups, or the total of all calls.
-_GROUP, _TOTAL, _WHOLE = range(3)
+_GROUP, _TOTAL, _GRAND_TOTAL = range(3)
 # Building a report's statement takes as long as executing it (5 to 8 ms), and people reload pages.
 _STATEMENTS_MAX: Final = 64
 
@@ -139,12 +139,12 @@ async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: in
     totals = [row for row in found if row["kind"] == _TOTAL]
     total = {name: sum(row[name] or 0 for row in totals) for name in SUMS}
     count = sum(row["groups"] for row in totals)
-    for whole in (row for row in found if row["kind"] == _WHOLE):
+    for whole in (row for row in found if row["kind"] == _GRAND_TOTAL):
         rest = {name: (whole[name] or 0) - total[name] for name in SUMS}
         if any(rest.values()):
             groups, count = [*groups, {"grp": "", **rest}], count + 1
             total = {name: whole[name] or 0 for name in SUMS}
-    shown = sorted(groups, key=lambda row: _order(group_by, row))[:limit]
+    shown = sorted(groups, key=lambda row: _sort_key(group_by, row))[:limit]
     rows = tuple(ReportRow(_label(group_by, row["grp"]), Sums.of(row)) for row in shown)
     return Report(group_by, rows, Sums.of(total), count)
 
@@ -164,7 +164,9 @@ async def days_of_groups(
 
 @lru_cache(maxsize=_STATEMENTS_MAX)
 def _days_query(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
-    part = _together(_parts(group_by, wanted, wanted.from_ms, wanted.to_ms, _LEVELS, days=True)).subquery("part")
+    part = _union(_parts_by_range(group_by, wanted, wanted.from_ms, wanted.to_ms, _SUM_TABLES, days=True)).subquery(
+        "part"
+    )
     sums = [func.sum(part.c[name]).label(name) for name in SUMS]
     is_wanted = part.c.grp.in_(bindparam("groups", expanding=True))
     return select(part.c.grp, part.c.day, *sums).where(is_wanted).group_by(part.c.grp, part.c.day)
@@ -182,8 +184,10 @@ def _report_query(group_by: GroupBy, wanted: UsageFilter, limit: int) -> Compoun
         rows += [select(shown), _summed(_TOTAL, source)]
     # Calls of a workflow always have a run.
     if group_by is GroupBy.RUN and not _not_in_runs(wanted) and wanted.run is None and not wanted.workflow:
-        every = _together(_parts(GroupBy.WORKFLOW, wanted, wanted.from_ms, wanted.to_ms, _LEVELS)).subquery("every")
-        rows.append(_summed(_WHOLE, every))
+        every = _union(_parts_by_range(GroupBy.WORKFLOW, wanted, wanted.from_ms, wanted.to_ms, _SUM_TABLES)).subquery(
+            "every"
+        )
+        rows.append(_summed(_GRAND_TOTAL, every))
     return union_all(*rows)
 
 
@@ -192,7 +196,7 @@ def _summed(kind: int, source: FromClause) -> Select[Any]:
     return select(literal_column(str(kind)), cast(null(), source.c.grp.type), func.count(), *totals)
 
 
-def _order(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
+def _sort_key(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
     return (0 if group_by is GroupBy.DAY else -row["total_tokens"]), row["grp"]
 
 
@@ -200,7 +204,7 @@ async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str
     """Single calls, latest first. Raises ValueError for an invalid cursor."""
     table = token_usage.c
     conditions = [*_conditions(token_usage, wanted), *_within(table.at, wanted.from_ms, wanted.to_ms)]
-    query = select(token_usage).where(*conditions, *behind(cursor, table.at, table.id))
+    query = select(token_usage).where(*conditions, *after_cursor(cursor, table.at, table.id))
     query = query.order_by(*newest_first(table.at, table.id)).limit(limit + 1)
     async with db.read() as connection:
         found = [dict(row) for row in (await connection.execute(query)).mappings()]
@@ -227,7 +231,7 @@ async def amounts_of_runs(
     is_child = rows.parent_run != literal_column("''")
     groups = rows.run, rows.step, is_child
     sums = [func.sum(rows[name]) for name in ("total_tokens", "cost_nano_usd", "requests")]
-    query = select(*groups, *sums).where(rows.project == project, among(connection, rows.run, names)).group_by(*groups)
+    query = select(*groups, *sums).where(rows.project == project, is_in(connection, rows.run, names)).group_by(*groups)
     return [
         (run, step, bool(child), Amount(*(int(value or 0) for value in amounts)))
         for run, step, child, *amounts in await connection.execute(query)
@@ -240,11 +244,11 @@ def _sources(group_by: GroupBy, wanted: UsageFilter) -> list[FromClause]:
         if wanted.project is not None:
             return _from_runs(wanted)
         # Runs of different projects may have the same name.
-        return [_grouped(_together([select(source) for source in _from_runs(wanted)]))]
+        return [_grouped(_union([select(source) for source in _from_runs(wanted)]))]
     if group_by is GroupBy.RUN or wanted.run is not None:
         return [_grouped(_from_rows(group_by, wanted, _within(token_usage.c.at, wanted.from_ms, wanted.to_ms)))]
     # Whole days from the sums by day, the hours of cut days from the sums by hour, cut hours from the rows.
-    return [_grouped(_together(_parts(group_by, wanted, wanted.from_ms, wanted.to_ms, _LEVELS)))]
+    return [_grouped(_union(_parts_by_range(group_by, wanted, wanted.from_ms, wanted.to_ms, _SUM_TABLES)))]
 
 
 def _grouped(rows: Select[Any]) -> FromClause:
@@ -267,42 +271,42 @@ def _from_rows(
     return select(*columns, *_row_sums()).where(*conditions).group_by(*columns)
 
 
-def _parts(
+def _parts_by_range(
     group_by: GroupBy,
     wanted: UsageFilter,
     start_ms: int | None,
     end_ms: int | None,
-    levels: tuple[_Level, ...],
+    tables_of_sums: tuple[_SumTable, ...],
     *,
     days: bool = False,
 ) -> list[Select[Any]]:
-    if not levels:
+    if not tables_of_sums:
         return [_from_rows(group_by, wanted, _within(token_usage.c.at, start_ms, end_ms), days=days)]
-    level, *rest = levels
+    table_of_sums, *rest = tables_of_sums
     finer = tuple(rest)
-    first_ms = None if start_ms is None else -(-start_ms // level.size_ms) * level.size_ms
-    last_ms = None if end_ms is None else end_ms // level.size_ms * level.size_ms
+    first_ms = None if start_ms is None else -(-start_ms // table_of_sums.size_ms) * table_of_sums.size_ms
+    last_ms = None if end_ms is None else end_ms // table_of_sums.size_ms * table_of_sums.size_ms
     if first_ms is not None and last_ms is not None and first_ms >= last_ms:
-        return _parts(group_by, wanted, start_ms, end_ms, finer, days=days)
-    parts = [_from_level(group_by, wanted, level, first_ms, last_ms, days=days)]
+        return _parts_by_range(group_by, wanted, start_ms, end_ms, finer, days=days)
+    parts = [_from_sum_table(group_by, wanted, table_of_sums, first_ms, last_ms, days=days)]
     for cut_start_ms, cut_end_ms in ((start_ms, first_ms), (last_ms, end_ms)):
         if cut_start_ms is not None and cut_end_ms is not None and cut_start_ms < cut_end_ms:
-            parts += _parts(group_by, wanted, cut_start_ms, cut_end_ms, finer, days=days)
+            parts += _parts_by_range(group_by, wanted, cut_start_ms, cut_end_ms, finer, days=days)
     return parts
 
 
-def _from_level(
+def _from_sum_table(
     group_by: GroupBy,
     wanted: UsageFilter,
-    level: _Level,
+    table_of_sums: _SumTable,
     start_ms: int | None,
     end_ms: int | None,
     *,
     days: bool = False,
 ) -> Select[Any]:
-    columns = _groups(level.table, level.at, group_by, days)
-    sums = [func.sum(level.table.c[name]).label(name) for name in SUMS]
-    conditions = [*_conditions(level.table, wanted), *_within(level.at, start_ms, end_ms)]
+    columns = _groups(table_of_sums.table, table_of_sums.at, group_by, days)
+    sums = [func.sum(table_of_sums.table.c[name]).label(name) for name in SUMS]
+    conditions = [*_conditions(table_of_sums.table, wanted), *_within(table_of_sums.at, start_ms, end_ms)]
     return select(*columns, *sums).where(*conditions).group_by(*columns)
 
 
@@ -336,7 +340,7 @@ def _from_runs(wanted: UsageFilter) -> list[FromClause]:
 _HAS_CALLS: Final = or_(runs.c.calls > 0, runs.c.refused > 0, runs.c.total_tokens != 0, runs.c.requests != 0)
 
 
-def _together(parts: list[Select[Any]]) -> Select[Any]:
+def _union(parts: list[Select[Any]]) -> Select[Any]:
     if len(parts) == 1:
         return parts[0]
     united = union_all(*parts).subquery("united")

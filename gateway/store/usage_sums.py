@@ -24,10 +24,10 @@ SUMMED: Final = SUMS[3:]
 # The columns of the results, in the order of their tables.
 HOURLY: Final = ("hour_at", *GROUPED, *SUMS)
 DAILY: Final = ("day_at", *GROUPED, *SUMS)
-_OF_RUN: Final = ("workflow", "agent", "user", "parent_run")
-BY_RUN: Final = ("project", "run", *_OF_RUN, "state", "first_at", "last_at", "plan", "metrics", *SUMS)
-_OF_STEP: Final = ("intent", "confidence", "intent_source", "model")
-BY_STEP: Final = ("project", "run", "step", *_OF_STEP, "first_at", "last_at", *SUMS)
+_RUN_COLUMNS: Final = ("workflow", "agent", "user", "parent_run")
+BY_RUN: Final = ("project", "run", *_RUN_COLUMNS, "state", "first_at", "last_at", "plan", "metrics", *SUMS)
+_STEP_COLUMNS: Final = ("intent", "confidence", "intent_source", "model")
+BY_STEP: Final = ("project", "run", "step", *_STEP_COLUMNS, "first_at", "last_at", *SUMS)
 
 # The (calls, refused, errors) that a row of this status counts as.
 _COUNTED: Final = {
@@ -40,7 +40,7 @@ _KEYS_OF: Final = values_of("at", "status", "project", "run", "step")
 _GROUP_OF: Final = values_of(*GROUPED)
 _SUMMED_OF: Final = values_of(*SUMMED)
 _TIMES_OF: Final = values_of("at", "duration_ms")
-_NAMES_OF_RUN: Final = tuple(map(values_of, _OF_RUN))
+_NAMES_OF_RUN: Final = tuple(map(values_of, _RUN_COLUMNS))
 _CODE_OF: Final = values_of("code")
 _INTENT_OF: Final = values_of("intent", "intent_confidence", "intent_source")
 _MODEL_OF: Final = values_of("model")
@@ -51,8 +51,8 @@ class BatchSums:
 
     def __init__(self) -> None:
         self._hours: dict[tuple[Any, ...], list[Amounts]] = defaultdict(list)
-        self._runs: dict[tuple[str, str], _Seen] = defaultdict(_Seen)
-        self._steps: dict[tuple[str, str, str], _Seen] = defaultdict(_Seen)
+        self._runs: dict[tuple[str, str], _OrderedRows] = defaultdict(_OrderedRows)
+        self._steps: dict[tuple[str, str, str], _OrderedRows] = defaultdict(_OrderedRows)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Call with rows in the order of time, over all calls: a run's names come from its first events, its state from the last."""
@@ -79,19 +79,19 @@ class BatchSums:
     def by_run(self) -> Values:
         """One row of BY_RUN per tagged run. Its state follows its latest event: exhausted, or active."""
         return [
-            (*key, *_names(seen.rows), _state(seen.rows), *seen.first_and_last(), "", "", *_summed(seen.amounts))
-            for key, seen in sorted(self._runs.items())
+            (*key, *_names(group.rows), _state(group.rows), *group.first_and_last(), "", "", *_summed(group.amounts))
+            for key, group in sorted(self._runs.items())
         ]
 
     def by_step(self) -> Values:
         """One row of BY_STEP per step of a run."""
         return [
-            (*key, *_intent(seen.rows), _model(seen.rows), *seen.first_and_last(), *_summed(seen.amounts))
-            for key, seen in sorted(self._steps.items())
+            (*key, *_intent(group.rows), _model(group.rows), *group.first_and_last(), *_summed(group.amounts))
+            for key, group in sorted(self._steps.items())
         ]
 
 
-class _Seen:
+class _OrderedRows:
     """The rows of a run or step in the order of time, and what each of them adds."""
 
     __slots__ = ("amounts", "rows")

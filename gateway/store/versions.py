@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from sqlalchemy import select
 
-from gateway.store.bulk import insert, replacing
+from gateway.store.bulk import insert, replace_on_conflict
 from gateway.store.database import Database, StoreConnection
 from gateway.store.tables import control_versions
 
@@ -26,7 +26,7 @@ class Subject(StrEnum):
     AGENTS = "agents"
 
 
-async def changed(connection: StoreConnection, subject: Subject) -> None:
+async def raise_version(connection: StoreConnection, subject: Subject) -> None:
     """Call this in the transaction of the change, so that readers see both or neither."""
     row = control_versions.c
     await connection.execute(control_versions.update().where(row.name == subject).values(version=row.version + 1))
@@ -38,14 +38,14 @@ async def read(db: Database) -> Mapping[str, int]:
         return {row.name: row.version for row in await connection.execute(query)}
 
 
-async def note(db: Database, name: str, value: str) -> None:
+async def put_value(db: Database, name: str, value: str) -> None:
     """Store a text under a name, such as the last seen epoch of the embedded ledger."""
     rows = [{"name": name, "version": 0, "value": value}]
     async with db.begin() as connection:
-        await insert(connection, control_versions, rows, replacing(control_versions, ["value"]))
+        await insert(connection, control_versions, rows, replace_on_conflict(control_versions, ["value"]))
 
 
-async def noted(db: Database, name: str) -> str | None:
+async def get_value(db: Database, name: str) -> str | None:
     query = select(control_versions.c.value).where(control_versions.c.name == name)
     async with db.begin() as connection:
         return (await connection.execute(query)).scalar()

@@ -9,10 +9,10 @@ from typing import Any
 import orjson
 from sqlalchemy import and_, select
 
-from gateway.store.bulk import insert, replacing
+from gateway.store.bulk import insert, replace_on_conflict
 from gateway.store.database import Database
 from gateway.store.tables import workflows
-from gateway.store.versions import Subject, changed
+from gateway.store.versions import Subject, raise_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ async def put(db: Database, workflow: Workflow) -> None:
     }
     async with db.begin() as connection:
         names = ("mode", "declaration", "updated_at", "updated_by")
-        await insert(connection, workflows, [row], replacing(workflows, names))
-        await changed(connection, Subject.WORKFLOWS)
+        await insert(connection, workflows, [row], replace_on_conflict(workflows, names))
+        await raise_version(connection, Subject.WORKFLOWS)
 
 
 async def delete(db: Database, project: str, name: str) -> bool:
@@ -48,7 +48,7 @@ async def delete(db: Database, project: str, name: str) -> bool:
     async with db.begin() as connection:
         mine = and_(workflows.c.project == project, workflows.c.name == name)
         result = await connection.execute(workflows.delete().where(mine))
-        await changed(connection, Subject.WORKFLOWS)
+        await raise_version(connection, Subject.WORKFLOWS)
     return result.rowcount > 0
 
 

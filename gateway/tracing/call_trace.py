@@ -59,7 +59,7 @@ class CallTrace:
         """Call this when the call is settled, since its usage is known from then on."""
         self._error = "" if outcome.status == "ok" else outcome.code or outcome.status
         self._describe(call)
-        self._set(
+        self._set_attributes(
             settled_tokens=amount.tokens,
             cost_usd=amount.nano_usd / NANO_USD_PER_USD,
             overhead=call.timings.overhead_us / 1e6,
@@ -76,12 +76,12 @@ class CallTrace:
         """Call this when the last byte has been sent, or the client is gone."""
         answered = exchange.answered
         if answered is not None:
-            self._set(status=answered.status)
+            self._set_attributes(status=answered.status)
             if answered.status >= 400:
                 # Take the code from the answer: errors such as 401 and 404 are sent before there is a call.
                 self._error = self._error or _code_in(answered.body) or str(answered.status)
         elif exchange.is_answered:
-            self._set(status=200)
+            self._set_attributes(status=200)
         if self._attempt is not None:
             self._attempt.abandon()
         _finish(self._span, self._names, self._error)
@@ -90,9 +90,11 @@ class CallTrace:
         tags = call.tags
         if tags.workflow is not None:
             self._span.update_name(f"{WORKFLOW_OPERATION} {tags.workflow}")
-            self._set(operation=WORKFLOW_OPERATION, workflow_name=tags.workflow, workflow=tags.workflow, step=tags.step)
+            self._set_attributes(
+                operation=WORKFLOW_OPERATION, workflow_name=tags.workflow, workflow=tags.workflow, step=tags.step
+            )
         grant = call.grant
-        self._set(
+        self._set_attributes(
             request=call.id,
             project=call.principal.project,
             conversation=call.run,
@@ -102,7 +104,7 @@ class CallTrace:
             reserved_tokens=None if grant is None else grant.held.tokens,
         )
 
-    def _set(self, **values: Value | None) -> None:
+    def _set_attributes(self, **values: Value | None) -> None:
         self._span.set_attributes(named(self._names, values))
 
 
@@ -152,23 +154,23 @@ class Attempt:
             if answer.pieces is None:
                 self._read_whole(answer.body)
             else:
-                answer.pieces = _Watched(answer.pieces, self)
+                answer.pieces = _TracedPieces(answer.pieces, self)
         if self._is_own:
             self.end(answer.lane, usage_in(answer.body), "")
 
     def read_piece(self, piece: bytes, *, is_first: bool) -> None:
         """Read one piece of a stream. Fields that are split between two pieces are missed."""
         if is_first:
-            self._set(first_chunk=(time.monotonic_ns() - self._began_ns) / 1e9)
-            self._set(response_id=_first(_ID, piece), response_model=_first(_MODEL, piece))
+            self._set_attributes(first_chunk=(time.monotonic_ns() - self._began_ns) / 1e9)
+            self._set_attributes(response_id=_first_match(_ID, piece), response_model=_first_match(_MODEL, piece))
         self._finish_reasons += [found.decode() for found in _ENDED.findall(piece)]
 
     def end(self, lane: Lane | None, usage: Usage | None, error: str, *, run: str | None = None) -> None:
         if not self._is_open:  # the last attempt failed
             return
-        self._set(conversation=run, lane=lane, finish_reasons=self._finish_reasons or None)
+        self._set_attributes(conversation=run, lane=lane, finish_reasons=self._finish_reasons or None)
         if usage is not None:
-            self._set(
+            self._set_attributes(
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
                 cache_read_tokens=usage.cache_read_tokens or None,
@@ -193,18 +195,18 @@ class Attempt:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
             return
-        self._set(response_id=_text(answer.get("id")), response_model=_text(answer.get("model")))
+        self._set_attributes(response_id=_text(answer.get("id")), response_model=_text(answer.get("model")))
         choices = answer.get("choices")
         ends = (
             [one.get("finish_reason") for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
         )
         self._finish_reasons += [end for end in (*ends, answer.get("stop_reason")) if isinstance(end, str)]
 
-    def _set(self, **values: Value | None) -> None:
+    def _set_attributes(self, **values: Value | None) -> None:
         self._span.set_attributes(named(self._names, values))
 
 
-class _Watched:
+class _TracedPieces:
     """Passes a stream's pieces on, and lets the attempt read them."""
 
     def __init__(self, pieces: AsyncIterator[bytes], attempt: Attempt) -> None:
@@ -253,7 +255,7 @@ def _code_in(body: bytes) -> str:
         return ""
 
 
-def _first(pattern: re.Pattern[bytes], piece: bytes) -> str | None:
+def _first_match(pattern: re.Pattern[bytes], piece: bytes) -> str | None:
     found = pattern.search(piece)
     return found[1].decode(errors="replace") if found else None
 

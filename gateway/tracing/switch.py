@@ -9,7 +9,7 @@ from gateway.observability.telemetry import Telemetry
 from gateway.upstream.port import Upstream
 
 
-class Untraced:
+class NoTracing:
     """Tracing that is off: returns everything that tracing could wrap unchanged."""
 
     def telemetry(self) -> Telemetry:
@@ -25,10 +25,10 @@ class Untraced:
         """Send the remaining spans, if any."""
 
 
-def make_tracing(config: TracingConfig, instance: str) -> Untraced:
+def make_tracing(config: TracingConfig, instance: str) -> NoTracing:
     """Raises `ConfigError` if tracing is configured but its packages are not installed."""
     if config.endpoint is None:
-        return Untraced()
+        return NoTracing()
     try:
         from gateway.tracing.tracing import Tracing  # only here: it takes a tenth of a second and 10 MB
     except ImportError as error:

@@ -31,7 +31,7 @@ from gateway.pipeline.exchange import Exchange
 from gateway.tags import split_path
 from gateway.tracing.attributes import names_of
 from gateway.tracing.call_trace import Attempt, CallTrace
-from gateway.tracing.switch import Untraced
+from gateway.tracing.switch import NoTracing
 from gateway.upstream.port import Deployment, Upstream, UpstreamAnswer, UpstreamCall, UpstreamError
 from gateway.wire.protocol import WireProtocol
 from policies.amounts import Amount
@@ -43,7 +43,7 @@ _PATH: Final = "/v1/traces"
 _current: ContextVar[CallTrace | None] = ContextVar("farebox_call_trace", default=None)
 
 
-class Tracing(Untraced):
+class Tracing(NoTracing):
     """One per process. `exporter` None: OTLP over HTTP to the configured endpoint."""
 
     def __init__(self, config: TracingConfig, *, instance: str, exporter: SpanExporter | None = None) -> None:

@@ -66,9 +66,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if b"\\u00" in raw and _ESCAPED_LETTER.search(raw):
         doubled = list(ACCOUNTED_KEYS)
     elif doubled:
-        doubled = _dropped(raw, body, doubled)
+        doubled = _keys_dropped_by_parser(raw, body, doubled)
     if doubled:
-        _refuse_double(raw, doubled)
+        _reject_duplicates(raw, doubled)
     return body
 
 
@@ -91,7 +91,7 @@ def strip_tags(body: dict[str, Any]) -> None:
         del body["metadata"]
 
 
-def _dropped(raw: bytes, body: dict[str, Any], keys: list[str]) -> list[str]:
+def _keys_dropped_by_parser(raw: bytes, body: dict[str, Any], keys: list[str]) -> list[str]:
     """The keys of which the parser dropped a duplicate: serialized again, the body contains them less often.
 
     Nested keys and values of the same name survive, and this is much faster than parsing a large body again with Python's parser,
@@ -104,7 +104,7 @@ def _dropped(raw: bytes, body: dict[str, Any], keys: list[str]) -> list[str]:
     return [key for key in keys if len(_AS_KEY[key].findall(raw)) != again.count(b'"' + key.encode() + b'":')]
 
 
-def _refuse_double(raw: bytes, keys: Sequence[str]) -> None:
+def _reject_duplicates(raw: bytes, keys: Sequence[str]) -> None:
     """Only the outermost object counts, because nested objects may use the same names (a tool's parameter named "model")."""
     outermost: list[tuple[str, Any]] = []
 

@@ -9,9 +9,9 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import assembled
-from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
+from gateway.wire.choices import ChoiceRelay, request_stream, usage_of, wants_usage
 from gateway.wire.openai_errors import error_body
-from gateway.wire.protocol import OutputCounter, Request, hosted_asked
+from gateway.wire.protocol import OutputCounter, Request, hosted_tools_bound
 from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 MESSAGES_MAX: Final = 20_000
@@ -42,18 +42,18 @@ class ChatProtocol:
             wants_usage=wants_usage(body),
             has_audio=_has_audio(raw, body),
             hosted_least=least,
-            hosted_max=least if "tools" not in body else hosted_asked(body["tools"], None).unitwise_max(least),
+            hosted_max=least if "tools" not in body else hosted_tools_bound(body["tools"], None).unitwise_max(least),
             metadata=body.get("metadata"),
         )
 
     def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
         if output_tokens is not None:
-            _cap(body, output_tokens)
+            _set_output_cap(body, output_tokens)
         elif request.output_tokens_max is not None and "max_tokens" in body and "max_completion_tokens" in body:
-            _cap(body, request.output_tokens_max)  # we do not know which of the two a provider obeys
+            _set_output_cap(body, request.output_tokens_max)  # we do not know which of the two a provider obeys
         if stream:
-            streamed(body)
+            request_stream(body)
         return body
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
@@ -63,7 +63,7 @@ class ChatProtocol:
         choices = answer.get("choices")
         if not isinstance(choices, list):
             return ""
-        return "\n".join(written_in(choice.get("message")) for choice in choices if isinstance(choice, dict))
+        return "\n".join(message_text(choice.get("message")) for choice in choices if isinstance(choice, dict))
 
     def relay(self, request: Request, counter: OutputCounter) -> ChatRelay:
         return ChatRelay(request, counter)
@@ -79,14 +79,14 @@ class ChatRelay(ChoiceRelay):
     def __init__(self, request: Request, counter: OutputCounter) -> None:
         super().__init__(request, counter, request.choices)
 
-    def _written(self, choice: Mapping[str, Any]) -> str:
-        return written_in(choice.get("delta"))
+    def _text_of_choice(self, choice: Mapping[str, Any]) -> str:
+        return message_text(choice.get("delta"))
 
     def _blank_head(self) -> dict[str, Any]:
         model = self._request.model
         return {"id": "chatcmpl-farebox", "object": "chat.completion.chunk", "created": 0, "model": model}
 
-    def _length_end(self, index: int) -> dict[str, Any]:
+    def _length_finish(self, index: int) -> dict[str, Any]:
         return {"index": index, "delta": {}, "finish_reason": "length"}
 
 
@@ -110,24 +110,24 @@ def _has_audio(raw: bytes, body: Mapping[str, Any]) -> bool:
     return b'"input_audio"' in raw or (isinstance(modalities, list) and "audio" in modalities)
 
 
-def _cap(body: dict[str, Any], output_tokens: int) -> None:
+def _set_output_cap(body: dict[str, Any], output_tokens: int) -> None:
     """Cap the fields that the client used, else the older one. The lanes know which servers need the newer one instead."""
     used = [key for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
     for key in used or ["max_tokens"]:
         body[key] = min(output_tokens, body.get(key) or output_tokens)
 
 
-def written_in(message: Any) -> str:
+def message_text(message: Any) -> str:
     """What a model wrote in a message or a delta: its text, and everything else that is billed as output."""
     if not isinstance(message, dict):
         return ""
     content = message.get("content")
     if isinstance(content, str):
-        return content + _written_beside(message) if len(message) > 1 else content
-    return _parts_text(content) + _written_beside(message)
+        return content + _text_beside_content(message) if len(message) > 1 else content
+    return _parts_text(content) + _text_beside_content(message)
 
 
-def _written_beside(message: Mapping[str, Any]) -> str:
+def _text_beside_content(message: Mapping[str, Any]) -> str:
     """Tool calls, refusals, reasoning, and the transcript of audio."""
     texts = [message.get(key) for key in ("refusal", "reasoning_content")]
     # Some servers send their reasoning under both names, but bill it once.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.wire.events import index_of, joined, objects_in, objects_of
+from gateway.wire.events import append_text, index_of, objects_in, objects_of
 from gateway.wire.openai_errors import upstream_event_error
 
 _ONLY_OF_CHUNKS: Final = frozenset({"choices", "obfuscation"})
@@ -73,7 +73,7 @@ def _merge_object(message: dict[str, Any], key: str, value: Mapping[str, Any]) -
         whole = message[key] = {}
     for name, part in value.items():
         grows = name in ("arguments", "data", "transcript") and isinstance(part, str)
-        whole[name] = joined(whole.get(name), part) if grows else part
+        whole[name] = append_text(whole.get(name), part) if grows else part
 
 
 def _merge_tool_calls(calls: dict[int, dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
@@ -99,4 +99,4 @@ def _join_strings(call: dict[str, Any], key: str, part: Mapping[str, Any]) -> No
         whole = call[key] = {}
     for name, value in part.items():
         if isinstance(value, str):
-            whole[name] = joined(whole.get(name), value)
+            whole[name] = append_text(whole.get(name), value)

@@ -13,7 +13,7 @@ from gateway.wire import sse
 from gateway.wire.event_relay import EventRelay, budget_comment
 from gateway.wire.events import DONE, index_of, objects_in
 from gateway.wire.openai_errors import error_body, upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, hosted_told, term, token_count
+from gateway.wire.protocol import OutputCounter, Request, billing_term, plausible_tool_uses, token_count
 from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 
@@ -29,7 +29,7 @@ class ChoiceRelay(EventRelay):
         self._tier: Any = None
 
     @abstractmethod
-    def _written(self, choice: Mapping[str, Any]) -> str:
+    def _text_of_choice(self, choice: Mapping[str, Any]) -> str:
         """The text that the model wrote in this piece of a choice."""
 
     @abstractmethod
@@ -37,18 +37,18 @@ class ChoiceRelay(EventRelay):
         """The head for chunks of our own, in case the provider has not sent any chunk yet."""
 
     @abstractmethod
-    def _length_end(self, index: int) -> dict[str, Any]:
+    def _length_finish(self, index: int) -> dict[str, Any]:
         """The piece of a choice that ends it because of its length."""
 
     @property
     def is_finished(self) -> bool:
         return not self._unfinished
 
-    def _done(self) -> None:
+    def _on_done(self) -> None:
         if self._head:
             self._unfinished.clear()  # some servers omit the finish reason, but do send [DONE]
 
-    def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
+    def _relay_event(self, event: bytes, value: dict[str, Any]) -> bytes:
         if value.get("error"):
             raise upstream_event_error(value["error"])
         usage, choices = value.get("usage"), value.get("choices")
@@ -62,7 +62,7 @@ class ChoiceRelay(EventRelay):
             self._head = {key: value[key] for key in ("id", "object", "created", "model") if value.get(key) is not None}
             self._tier = value.get("service_tier")
         if self._count(choices):
-            self._ungiven.append(value)
+            self._undelivered.append(value)
         if usage:
             self._keep_usage(usage, value)
         return event + b"\n\n"
@@ -76,7 +76,7 @@ class ChoiceRelay(EventRelay):
         """Count what was written. Returns whether a choice ended. Raises `StreamBroken`."""
         ended = False
         for choice in objects_in(choices, "choices"):
-            written = self._written(choice)
+            written = self._text_of_choice(choice)
             if written:
                 self._counter.add(written)
                 self.usage_lags = True
@@ -85,13 +85,13 @@ class ChoiceRelay(EventRelay):
                 ended = True
         return ended
 
-    def _given(self, value: dict[str, Any]) -> None:
+    def _mark_delivered(self, value: dict[str, Any]) -> None:
         ended = [choice.get("index", 0) for choice in value["choices"] if choice.get("finish_reason") is not None]
         self._open.difference_update(ended)
 
     def cut(self) -> bytes:
         head = self._blank_head() | self._head
-        ends = [self._length_end(index) for index in sorted(self._open)]
+        ends = [self._length_finish(index) for index in sorted(self._open)]
         self._open.clear()
         self._unfinished.clear()
         return b"".join(sse.event(orjson.dumps({**head, "choices": [end]})) for end in ends)
@@ -101,7 +101,7 @@ class ChoiceRelay(EventRelay):
         return usage + budget_comment(budget) + sse.event(DONE)
 
     def fail(self, error: GatewayError, budget: Mapping[str, Any] | None = None) -> bytes:
-        return self._unsent() + budget_comment(budget) + sse.event(error_body(error)) + sse.event(DONE)
+        return self._take_passed() + budget_comment(budget) + sse.event(error_body(error)) + sse.event(DONE)
 
 
 def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
@@ -126,10 +126,12 @@ def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
         reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, completion),
         audio_input_tokens=min(token_count(details.get("audio_tokens")) or 0, prompt - read),
         audio_output_tokens=min(token_count(produced.get("audio_tokens")) or 0, completion),
-        hosted=NO_HOSTED_TOOLS if searches is maps is None else HostedTools(hosted_told(searches), hosted_told(maps)),
-        service_tier=term(service_tier),
-        speed=term(usage.get("speed")),
-        region=term(usage.get("inference_geo")),
+        hosted=NO_HOSTED_TOOLS
+        if searches is maps is None
+        else HostedTools(plausible_tool_uses(searches), plausible_tool_uses(maps)),
+        service_tier=billing_term(service_tier),
+        speed=billing_term(usage.get("speed")),
+        region=billing_term(usage.get("inference_geo")),
     )
 
 
@@ -157,7 +159,7 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
     return bool(options.get("include_usage")) or not body.get("stream")
 
 
-def streamed(body: dict[str, Any]) -> None:
+def request_stream(body: dict[str, Any]) -> None:
     """Ask for a stream with a usage chunk, whether or not the client wants one: the call is settled by it."""
     body["stream"] = True
     options = body.get("stream_options")

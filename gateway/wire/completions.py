@@ -9,7 +9,7 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import merge_ends
-from gateway.wire.choices import ChoiceRelay, streamed, usage_of, wants_usage
+from gateway.wire.choices import ChoiceRelay, request_stream, usage_of, wants_usage
 from gateway.wire.events import index_of, objects_in, objects_of
 from gateway.wire.openai_errors import error_body, upstream_event_error
 from gateway.wire.protocol import OutputCounter, Request
@@ -52,7 +52,7 @@ class CompletionsProtocol:
             own = request.output_tokens_max
             body["max_tokens"] = output_tokens if own is None else min(output_tokens, own)
         if stream:
-            streamed(body)
+            request_stream(body)
         return body
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
@@ -79,13 +79,13 @@ class CompletionRelay(ChoiceRelay):
         answers = request.body.get("n") or 1
         super().__init__(request, counter, _prompts(request.body.get("prompt")) * answers)
 
-    def _written(self, choice: Mapping[str, Any]) -> str:
+    def _text_of_choice(self, choice: Mapping[str, Any]) -> str:
         return _text_of(choice)
 
     def _blank_head(self) -> dict[str, Any]:
         return {"id": "cmpl-farebox", "object": "text_completion", "created": 0, "model": self._request.model}
 
-    def _length_end(self, index: int) -> dict[str, Any]:
+    def _length_finish(self, index: int) -> dict[str, Any]:
         return {"index": index, "text": "", "logprobs": None, "finish_reason": "length"}
 
 

@@ -7,14 +7,14 @@ from typing import Final, Literal
 from gateway.errors import BadRequest
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import parse_object, text
+from gateway.wire.buffered import BufferedProtocol, refuse_stream, texts_in
 from gateway.wire.protocol import Request
-from gateway.wire.whole import WholeAnswer, refuse_stream, texts_in
 
 # The API accepts 2,048 texts, and 8,192 token ids for one text. Other servers accept more of both.
 INPUTS_MAX: Final = 100_000
 
 
-class EmbeddingsProtocol(WholeAnswer):
+class EmbeddingsProtocol(BufferedProtocol):
     name: ProtocolName = "embeddings"
     counted_as: Literal["embeddings"] = "embeddings"
 

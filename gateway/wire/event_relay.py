@@ -28,17 +28,17 @@ class EventRelay(ABC):
         self._counter = counter
         self._splitter = sse.EventSplitter()
         self._passed: list[bytes] = []
-        self._ungiven: list[dict[str, Any]] = []  # events of the last piece that still have to be passed to `_given`
+        self._undelivered: list[dict[str, Any]] = []  # events of the last piece, still to be marked as delivered
 
     @abstractmethod
-    def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
+    def _relay_event(self, event: bytes, value: dict[str, Any]) -> bytes:
         """The bytes that the client gets for one event. Raises `StreamBroken`."""
 
     @abstractmethod
-    def _given(self, value: dict[str, Any]) -> None:
-        """An event of `_ungiven` has gone to the client. Never raises: it is up to the client to judge a malformed event."""
+    def _mark_delivered(self, value: dict[str, Any]) -> None:
+        """An event of `_undelivered` has gone to the client. Never raises: it is up to the client to judge a malformed event."""
 
-    def _done(self) -> None:  # noqa: B027 - protocols without [DONE] have nothing to do here
+    def _on_done(self) -> None:  # noqa: B027 - protocols without [DONE] have nothing to do here
         """The provider sent `[DONE]`."""
 
     @property
@@ -46,26 +46,26 @@ class EventRelay(ABC):
         return self._counter.tokens
 
     def feed(self, piece: bytes) -> bytes:
-        self._catch_up()
+        self._mark_all_delivered()
         for event in split(self._splitter, piece):
             data = sse.data_of(event)
             if data == DONE:
-                self._done()
+                self._on_done()
             elif data is not None:  # comments are dropped: a provider's keep-alives are meant for us
-                self._passed.append(self._pass(event, object_of(data)))
-        return self._unsent()
+                self._passed.append(self._relay_event(event, object_of(data)))
+        return self._take_passed()
 
-    def _unsent(self) -> bytes:
+    def _take_passed(self) -> bytes:
         """The events to send now. If an event breaks the stream, those before it in the same piece still go to the client."""
         data = b"".join(self._passed)
         self._passed.clear()
         return data
 
-    def _catch_up(self) -> None:
-        if self._ungiven:
-            for value in self._ungiven:
-                self._given(value)
-            self._ungiven.clear()
+    def _mark_all_delivered(self) -> None:
+        if self._undelivered:
+            for value in self._undelivered:
+                self._mark_delivered(value)
+            self._undelivered.clear()
 
 
 def budget_comment(budget: Mapping[str, Any] | None) -> bytes:

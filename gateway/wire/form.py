@@ -33,16 +33,16 @@ def parts_of(raw: bytes) -> list[Part]:
     """
     opening, newline, _ = raw[: _BOUNDARY_BYTES_MAX + 4].partition(b"\r\n")
     if not newline or not opening.startswith(b"--") or len(opening) < 3:
-        raise _broken("does not begin with a boundary")
+        raise _malformed("does not begin with a boundary")
     boundary, begin = b"\r\n" + opening, len(opening)
     parts: list[Part] = []
     while not raw.startswith(b"--", begin):
         end = raw.find(boundary, begin)
         if end < 0:
-            raise _broken("has no end")
+            raise _malformed("has no end")
         if len(parts) == PARTS_MAX:
-            raise _broken(f"has more than {PARTS_MAX} parts")
-        parts.append(_part(raw, begin, end))
+            raise _malformed(f"has more than {PARTS_MAX} parts")
+        parts.append(_parse_part(raw, begin, end))
         begin = end + len(boundary)
     return parts
 
@@ -57,19 +57,19 @@ def text_of(part: Part) -> str:
         raise BadRequest.field(part.name, "must be text in UTF-8") from None
 
 
-def _part(raw: bytes, begin: int, end: int) -> Part:
+def _parse_part(raw: bytes, begin: int, end: int) -> Part:
     """The part between two boundaries: a line break, the head, an empty line, the content."""
     head_end = raw.find(b"\r\n\r\n", begin, min(end, begin + _HEAD_BYTES_MAX))
     if not raw.startswith(b"\r\n", begin) or head_end < 0:
-        raise _broken("has a part without a proper head")
+        raise _malformed("has a part without a proper head")
     head = raw[begin + 2 : head_end]
     # Browsers and SDKs write file names in UTF-8, as the standard for forms says (RFC 7578, 4.2).
     message: Message = HeaderParser().parsestr(head.decode("utf-8", "replace") + "\r\n\r\n")
     name = message.get_param("name", header="content-disposition")
     if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
-        raise _broken("has a part without a name")
+        raise _malformed("has a part without a name")
     if message.get("content-transfer-encoding", "binary").lower() not in _PLAIN_ENCODINGS:
-        raise _broken("has a part in a transfer encoding")
+        raise _malformed("has a part in a transfer encoding")
     file_name = message.get_filename()
     if file_name is not None:
         # The client chooses its encoding, and the decoded name may hold characters that UTF-8 cannot encode.
@@ -77,5 +77,5 @@ def _part(raw: bytes, begin: int, end: int) -> Part:
     return Part(name, raw[head_end + 4 : end], file_name, message.get_content_type())
 
 
-def _broken(what: str) -> BadRequest:
+def _malformed(what: str) -> BadRequest:
     return BadRequest(f"The body is not valid multipart/form-data: it {what}.", code="invalid_form")

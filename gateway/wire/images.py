@@ -7,9 +7,9 @@ from typing import Any, Final, Literal
 
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import parse_object, text, whole_number
+from gateway.wire.buffered import BufferedProtocol, refuse_stream
 from gateway.wire.choices import details_of
 from gateway.wire.protocol import Request, token_count
-from gateway.wire.whole import WholeAnswer, refuse_stream
 from policies.pricing import Usage
 
 IMAGES_MAX: Final = 10
@@ -23,7 +23,7 @@ _TOKENS: Final[Mapping[str, tuple[int, int, int]]] = {  # square, portrait, land
 _SHAPES: Final = {"1024x1024": 0, "1024x1536": 1, "1536x1024": 2}
 
 
-class ImagesProtocol(WholeAnswer):
+class ImagesProtocol(BufferedProtocol):
     name: ProtocolName = "images"
     counted_as: Literal["completions"] = "completions"  # `prompt` is counted in the same way
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.errors import StreamBroken
-from gateway.wire.events import index_of, joined, kind_of, object_in, objects_of
+from gateway.wire.events import append_text, index_of, kind_of, object_in, objects_of
 from gateway.wire.openai_errors import upstream_event_error
 
 # The delta types that append text, and the field of the block that each appends to.
@@ -29,16 +29,16 @@ def assembled(pieces: bytes) -> dict[str, Any]:
         elif kind == "content_block_start":
             blocks[index_of(event)] = object_in(event, "content_block")
         elif kind == "content_block_delta":
-            _grow(blocks, inputs, event)
+            _apply_delta(blocks, inputs, event)
         elif kind == "message_delta":
-            _end(message, event)
+            _apply_message_delta(message, event)
     for index, parts in inputs.items():
         blocks[index]["input"] = _input_of("".join(parts))
     message["content"] = [blocks[index] for index in sorted(blocks)]
     return message
 
 
-def _grow(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event: dict[str, Any]) -> None:
+def _apply_delta(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event: dict[str, Any]) -> None:
     index, delta = index_of(event), object_in(event, "delta")
     if index not in blocks:
         raise StreamBroken("The provider sent a delta of a block that it had not begun.")
@@ -47,7 +47,7 @@ def _grow(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event
         inputs.setdefault(index, []).append(_text(delta, "partial_json"))
     elif kind in _GROWING:
         field = _GROWING[kind]
-        block[field] = joined(block.get(field), _text(delta, field))
+        block[field] = append_text(block.get(field), _text(delta, field))
     elif kind == "citations_delta":
         cited = block.get("citations")
         block["citations"] = [*(cited if isinstance(cited, list) else []), delta.get("citation")]
@@ -56,7 +56,7 @@ def _grow(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]], event
         block |= {key: value for key, value in delta.items() if key != "type"}
 
 
-def _end(message: dict[str, Any], event: dict[str, Any]) -> None:
+def _apply_message_delta(message: dict[str, Any], event: dict[str, Any]) -> None:
     message |= object_in(event, "delta")
     message |= {key: value for key, value in event.items() if key not in _OUTSIDE_MESSAGE and value is not None}
     usage = event.get("usage")

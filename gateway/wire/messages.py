@@ -17,7 +17,14 @@ from gateway.wire.choices import details_of
 from gateway.wire.event_relay import EventRelay, budget_comment, named
 from gateway.wire.message_assembly import assembled
 from gateway.wire.openai_errors import upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, hosted_asked, hosted_told, term, token_count
+from gateway.wire.protocol import (
+    OutputCounter,
+    Request,
+    billing_term,
+    hosted_tools_bound,
+    plausible_tool_uses,
+    token_count,
+)
 from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 # "thinking.budget_tokens: must be at least 1024 and less than max_tokens"
@@ -42,7 +49,7 @@ class MessagesProtocol:
         request.stream = boolean(body, "stream")
         request.output_tokens_max = cap
         if "tools" in body:
-            request.hosted_max = hosted_asked(body["tools"], None)
+            request.hosted_max = hosted_tools_bound(body["tools"], None)
         # With thinking, the provider refuses a smaller cap, and turning thinking off would change the request.
         request.output_tokens_min_useful = (
             min(cap, THINKING_TOKENS_LEAST + 1) if _thinking_tokens(body) else min(cap, 1)
@@ -107,7 +114,7 @@ class MessagesRelay(EventRelay):
     def is_finished(self) -> bool:
         return self._is_finished
 
-    def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
+    def _relay_event(self, event: bytes, value: dict[str, Any]) -> bytes:
         kind = value.get("type")
         if kind == "content_block_delta":
             self._count(value.get("delta"))
@@ -118,8 +125,8 @@ class MessagesRelay(EventRelay):
             return b""
         if kind == "error" or value.get("error"):
             raise upstream_event_error(value.get("error") or value)
-        self._read(kind, value)
-        self._ungiven.append(value)
+        self._read_event(kind, value)
+        self._undelivered.append(value)
         return event + b"\n\n"
 
     def _count(self, delta: Any) -> None:
@@ -130,25 +137,25 @@ class MessagesRelay(EventRelay):
             if isinstance(written, str):
                 self._counter.add(written)
 
-    def _read(self, kind: Any, value: dict[str, Any]) -> None:
+    def _read_event(self, kind: Any, value: dict[str, Any]) -> None:
         if kind == "content_block_start":
             self._counter.add(_name_in(value.get("content_block")))
         elif kind == "message_start":
-            self._keep_figures(details_of(value, "message").get("usage"))
+            self._keep_usage(details_of(value, "message").get("usage"))
         elif kind == "message_delta":
-            self._keep_figures(value.get("usage"))
+            self._keep_usage(value.get("usage"))
             self.usage = usage_of(self._figures) or self.usage
             # Without it only the output so far is known, from the start of the message.
             self.usage_lags = details_of(value, "usage").get("output_tokens") is None
             if details_of(value, "delta").get("stop_reason") is not None:
                 self._is_finished = True
 
-    def _keep_figures(self, usage: Any) -> None:
+    def _keep_usage(self, usage: Any) -> None:
         """The start reports the input, the end the output. A figure that the end repeats is newer (searches add input)."""
         if isinstance(usage, dict):
             self._figures |= {key: figure for key, figure in usage.items() if figure is not None}
 
-    def _given(self, value: dict[str, Any]) -> None:
+    def _mark_delivered(self, value: dict[str, Any]) -> None:
         kind, index = value.get("type"), value.get("index")
         if kind == "message_start":
             self._is_begun = True
@@ -160,7 +167,7 @@ class MessagesRelay(EventRelay):
             self._open.discard(index)
 
     def cut(self) -> bytes:
-        events: list[dict[str, Any]] = [] if self._is_begun else [self._start()]
+        events: list[dict[str, Any]] = [] if self._is_begun else [self._start_event()]
         events += [{"type": "content_block_stop", "index": index} for index in sorted(self._open)]
         if not self._has_reason:
             delta = {"stop_reason": "max_tokens", "stop_sequence": None}
@@ -169,7 +176,7 @@ class MessagesRelay(EventRelay):
         self._is_begun = self._has_reason = self._is_finished = True
         return b"".join([named(event) for event in events])
 
-    def _start(self) -> dict[str, Any]:
+    def _start_event(self) -> dict[str, Any]:
         blank: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
         usage = {"input_tokens": 0, "output_tokens": 0}
         head = {"id": "msg_farebox", "type": "message", "role": "assistant", "model": self._request.model}
@@ -180,7 +187,7 @@ class MessagesRelay(EventRelay):
 
     def fail(self, error: GatewayError, budget: Mapping[str, Any] | None = None) -> bytes:
         """In this protocol an error event ends the stream."""
-        return self._unsent() + budget_comment(budget) + sse.event(error_body(error), "error")
+        return self._take_passed() + budget_comment(budget) + sse.event(error_body(error), "error")
 
 
 def usage_of(usage: Any) -> Usage | None:
@@ -200,10 +207,10 @@ def usage_of(usage: Any) -> Usage | None:
         cache_write_tokens=written,
         cache_write_1h_tokens=min(token_count(kept.get("ephemeral_1h_input_tokens")) or 0, written),
         reasoning_tokens=min(token_count(produced.get("thinking_tokens")) or 0, output),
-        hosted=HostedTools(hosted_told(searches)) if searches is not None else NO_HOSTED_TOOLS,
-        service_tier=term(usage.get("service_tier")),
-        speed=term(usage.get("speed")),
-        region=term(usage.get("inference_geo")),
+        hosted=HostedTools(plausible_tool_uses(searches)) if searches is not None else NO_HOSTED_TOOLS,
+        service_tier=billing_term(usage.get("service_tier")),
+        speed=billing_term(usage.get("speed")),
+        region=billing_term(usage.get("inference_geo")),
     )
 
 

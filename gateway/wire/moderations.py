@@ -6,15 +6,15 @@ from typing import Final, Literal
 
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import parse_object, text
+from gateway.wire.buffered import BufferedProtocol, refuse_stream, texts_in
 from gateway.wire.protocol import Request
-from gateway.wire.whole import WholeAnswer, refuse_stream, texts_in
 
 INPUTS_MAX: Final = 10_000
 # The API's default for requests that name no model.
 MODEL_DEFAULT: Final = "omni-moderation-latest"
 
 
-class ModerationsProtocol(WholeAnswer):
+class ModerationsProtocol(BufferedProtocol):
     name: ProtocolName = "moderations"
     counted_as: Literal["embeddings"] = "embeddings"  # its `input` is counted in the same way
 

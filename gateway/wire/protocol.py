@@ -12,7 +12,7 @@ from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class AddedFields:
     """The fields that a deployment's entry added to a request, and the values of choices and cap before that."""
 
     fields: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Request:
     wants_usage: bool = False  # the client gets the usage: it asked, or its answer is assembled from a stream
     has_audio: bool = False  # audio in the prompt or the answer, which some models bill at many times the price of text
     metadata: Any = None
-    added: Added | None = None
+    added: AddedFields | None = None
     # Upper bounds of what calls may be priced by instead of tokens, known before the request is sent.
     images: int = 0
     characters: int = 0
@@ -155,7 +155,7 @@ _GOOGLE_TOOLS: Final = {
 }
 
 
-def hosted_asked(tools: Any, most: Any) -> HostedTools:
+def hosted_tools_bound(tools: Any, most: Any) -> HostedTools:
     """How often the provider's own tools may be used at most: by each tool's own bound, else `most`, else once.
     An answer runs all of its code in one container."""
     asked: dict[str, int] = {}
@@ -163,7 +163,7 @@ def hosted_asked(tools: Any, most: Any) -> HostedTools:
         kind = _hosted_kind(tool) if isinstance(tool, dict) else None
         if kind is not None:
             bound = 1 if kind == "sessions" else tool.get("max_uses", most)
-            asked[kind] = asked.get(kind, 0) + (hosted_told(bound) or 1)
+            asked[kind] = asked.get(kind, 0) + (plausible_tool_uses(bound) or 1)
     return HostedTools(**asked) if asked else NO_HOSTED_TOOLS
 
 
@@ -176,12 +176,12 @@ def _hosted_kind(tool: dict[str, Any]) -> str | None:
     return {"file_search": "file_searches", "code_interpreter": "sessions"}.get(kind)
 
 
-def hosted_told(value: Any) -> int:
+def plausible_tool_uses(value: Any) -> int:
     """A provider's figure for the use of its tools; 0 if it is implausible."""
     return value if type(value) is int and 0 < value <= HOSTED_PLAUSIBLE_MAX else 0
 
 
-def term(value: Any) -> str:
+def billing_term(value: Any) -> str:
     """A tier, speed or region as a provider reports it. `auto` does not count, since it is a request, not a result."""
     return value if isinstance(value, str) and value != "auto" else ""
 

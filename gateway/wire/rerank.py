@@ -8,9 +8,9 @@ from typing import Any, Final, Literal
 from gateway.errors import BadRequest
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import missing_or, parse_object, text, whole_number
+from gateway.wire.buffered import BufferedProtocol, input_usage, refuse_stream, texts_in
 from gateway.wire.choices import details_of
 from gateway.wire.protocol import Request, token_count
-from gateway.wire.whole import WholeAnswer, input_usage, refuse_stream, texts_in
 from policies.pricing import Usage
 
 DOCUMENTS_MAX: Final = 10_000
@@ -21,7 +21,7 @@ _DOCUMENTS_OF_A_QUERY: Final = 100
 _TOKENS_OF_A_PIECE: Final = 500
 
 
-class RerankProtocol(WholeAnswer):
+class RerankProtocol(BufferedProtocol):
     name: ProtocolName = "rerank"
     counted_as: Literal["embeddings"] = "embeddings"  # `query` and `documents` are counted in the same way
 

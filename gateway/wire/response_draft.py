@@ -56,16 +56,16 @@ class ResponseDraft:
     def _note(self, event: dict[str, Any]) -> None:
         kind = kind_of(event)
         if kind in DELTAS:
-            self._write(event, *DELTAS[kind])
+            self._append_text(event, *DELTAS[kind])
         elif kind in ("response.created", "response.in_progress", "response.queued"):
             self._is_created = True
             self._response = object_in(event, "response")
         elif kind == "response.output_item.added":
             index = index_of(event, "output_index")
-            self._put(index, object_in(event, "item"))
+            self._set_item(index, object_in(event, "item"))
             self._open.add(index)
         elif kind == "response.output_item.done":
-            self._put(index_of(event, "output_index"), object_in(event, "item"))
+            self._set_item(index_of(event, "output_index"), object_in(event, "item"))
         elif kind in _PARTS:
             self._add_part(event, *_PARTS[kind])
         elif kind == "response.content_part.done":
@@ -116,27 +116,27 @@ class ResponseDraft:
             ends.append({"type": name, **at, field: part.get(field, ""), "logprobs": []})
         return [*ends, {"type": "response.content_part.done", **at, "part": part}]
 
-    def _write(self, event: dict[str, Any], parts: str, field: str) -> None:
+    def _append_text(self, event: dict[str, Any], parts: str, field: str) -> None:
         delta = event.get("delta")
         if isinstance(delta, str):
             index, part_index = index_of(event, "output_index"), index_of(event, _PART_KEYS[parts]) if parts else 0
             key = (index, parts, part_index, field)
             if parts and key not in self._texts:
-                _part_at(self._begun(index), parts, part_index)
+                _part_at(self._started_item(index), parts, part_index)
             self._texts[key].append(delta)
 
     def _add_part(self, event: dict[str, Any], parts: str, part_key: str) -> None:
         index, part_index = index_of(event, "output_index"), index_of(event, part_key)
-        _part_at(self._begun(index), parts, part_index).update(object_in(event, "part"))
+        _part_at(self._started_item(index), parts, part_index).update(object_in(event, "part"))
         if parts == "content":
             self._open_parts.add((index, part_index))
 
-    def _begun(self, index: int) -> dict[str, Any]:
+    def _started_item(self, index: int) -> dict[str, Any]:
         if index not in self._items:
             raise StreamBroken("The provider sent a part of an item that it had not begun.")
         return self._items[index]
 
-    def _put(self, index: int, item: dict[str, Any]) -> None:
+    def _set_item(self, index: int, item: dict[str, Any]) -> None:
         """Store the item as the provider sends it, replacing everything collected for it so far."""
         self._items[index] = item
         self._open.discard(index)

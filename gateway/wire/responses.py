@@ -13,7 +13,14 @@ from gateway.wire.choices import details_of
 from gateway.wire.event_relay import EventRelay, budget_comment, named
 from gateway.wire.events import kind_of, objects_of
 from gateway.wire.openai_errors import error_body, error_object, upstream_event_error
-from gateway.wire.protocol import OutputCounter, Request, hosted_asked, hosted_told, term, token_count
+from gateway.wire.protocol import (
+    OutputCounter,
+    Request,
+    billing_term,
+    hosted_tools_bound,
+    plausible_tool_uses,
+    token_count,
+)
 from gateway.wire.response_draft import DELTAS, ResponseDraft
 from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
@@ -47,7 +54,7 @@ class ResponsesProtocol:
             stream=boolean(body, "stream"),
             output_tokens_max=cap,
             output_tokens_min_useful=OUTPUT_TOKENS_LEAST,
-            hosted_max=hosted_asked(body.get("tools"), body.get("max_tool_calls")),
+            hosted_max=hosted_tools_bound(body.get("tools"), body.get("max_tool_calls")),
             metadata=body.get("metadata"),
         )
 
@@ -94,16 +101,16 @@ class ResponsesRelay(EventRelay):
     def is_finished(self) -> bool:
         return bool(self._end)
 
-    def _pass(self, event: bytes, value: dict[str, Any]) -> bytes:
+    def _relay_event(self, event: bytes, value: dict[str, Any]) -> bytes:
         kind, delta = kind_of(value), value.get("delta")
         if kind in DELTAS and isinstance(delta, str):
             self._counter.add(delta)
         elif kind in _ENDS or kind in _FAILURES or kind == "error" or value.get("error"):
             return self._ended(event, value)
-        self._ungiven.append(value)
+        self._undelivered.append(value)
         return event + b"\n\n"
 
-    def _given(self, value: dict[str, Any]) -> None:
+    def _mark_delivered(self, value: dict[str, Any]) -> None:
         self._draft.note(value)
 
     def _ended(self, event: bytes, value: dict[str, Any]) -> bytes:
@@ -122,13 +129,13 @@ class ResponsesRelay(EventRelay):
         return b"".join([named(event) for event in closing])
 
     def close(self, budget: Mapping[str, Any] | None) -> bytes:
-        self._catch_up()
+        self._mark_all_delivered()
         closing = b"" if self._end else self.cut()
         return closing + budget_comment(budget) + self._end
 
     def fail(self, error: GatewayError, budget: Mapping[str, Any] | None = None) -> bytes:
         """OpenAI's two events. Its SDK raises an exception only for the `error` field of the first one."""
-        self._catch_up()
+        self._mark_all_delivered()
         first = {
             "type": "error",
             "code": error.code,
@@ -138,7 +145,7 @@ class ResponsesRelay(EventRelay):
             "error": error_object(error),
         }
         return (
-            self._unsent()
+            self._take_passed()
             + budget_comment(budget)
             + named(first)
             + named(self._draft.failed(error.code, error.message))
@@ -158,7 +165,7 @@ def _end_of(event: dict[str, Any]) -> dict[str, Any] | None:
 
 def _usage_in(answer: Mapping[str, Any]) -> Usage | None:
     """The usage of a whole answer. Uses of the provider's tools are counted from the output items, unless reported."""
-    usage = usage_of(answer.get("usage"), _hosted_in(answer), term(answer.get("service_tier")))
+    usage = usage_of(answer.get("usage"), _hosted_in(answer), billing_term(answer.get("service_tier")))
     names = (answer.get("id"), details_of(answer, "conversation").get("id"))
     stored_ids = tuple(name for name in names if isinstance(name, str) and 0 < len(name) <= _ID_CHARACTERS_MAX)
     return usage if usage is None or not stored_ids else replace(usage, stored_ids=stored_ids)
@@ -174,7 +181,11 @@ def _hosted_in(answer: Mapping[str, Any]) -> HostedTools:
     containers = {str(item.get("container_id")) for item in items if item.get("type") == "code_interpreter_call"}
     if not searches and not files and not containers:
         return NO_HOSTED_TOOLS
-    return HostedTools(hosted_told(searches), file_searches=hosted_told(files), sessions=hosted_told(len(containers)))
+    return HostedTools(
+        plausible_tool_uses(searches),
+        file_searches=plausible_tool_uses(files),
+        sessions=plausible_tool_uses(len(containers)),
+    )
 
 
 def usage_of(usage: Any, hosted: HostedTools = NO_HOSTED_TOOLS, service_tier: str = "") -> Usage | None:

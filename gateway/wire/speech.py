@@ -6,10 +6,10 @@ from typing import Any, Final, Literal
 
 from gateway.errors import BadRequest
 from gateway.upstream.port import ProtocolName
+from gateway.wire.audio_duration import duration_ms
 from gateway.wire.body import missing_or, parse_object, text
+from gateway.wire.buffered import BufferedProtocol, refuse_stream
 from gateway.wire.protocol import Request
-from gateway.wire.sound import duration_ms
-from gateway.wire.whole import WholeAnswer, refuse_stream
 from policies.pricing import Usage
 
 INPUT_CHARACTERS_MAX: Final = 1_000_000
@@ -23,7 +23,7 @@ _PCM_BYTES_PER_SECOND: Final = 48_000
 _TOKENS_PER_SECOND: Final = 21  # of audio: 12 USD per million tokens make the documented 0.015 USD per minute
 
 
-class SpeechProtocol(WholeAnswer):
+class SpeechProtocol(BufferedProtocol):
     name: ProtocolName = "speech"
     counted_as: Literal["embeddings"] = "embeddings"  # its `input` is counted in the same way
     is_binary = True

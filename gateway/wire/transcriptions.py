@@ -10,12 +10,12 @@ import orjson
 
 from gateway.errors import BadRequest
 from gateway.upstream.port import ProtocolName
+from gateway.wire.audio_duration import duration_ms_at_most
 from gateway.wire.body import DENIED_KEYS, forbidden, text
+from gateway.wire.buffered import BufferedProtocol
 from gateway.wire.choices import details_of
 from gateway.wire.form import Part, parts_of, text_of
 from gateway.wire.protocol import Request, token_count
-from gateway.wire.sound import duration_ms_at_most
-from gateway.wire.whole import WholeAnswer
 from policies.pricing import Usage
 
 FILE_BYTES_MAX: Final = 25 * 1024 * 1024  # the API's own limit
@@ -24,7 +24,7 @@ _TOKENS_PER_SECOND: Final = 20  # 10 of audio, and no speech has more than 10 to
 _LISTS: Final = frozenset({"timestamp_granularities", "include"})
 
 
-class TranscriptionsProtocol(WholeAnswer):
+class TranscriptionsProtocol(BufferedProtocol):
     name: ProtocolName = "transcriptions"
     counted_as: None = None
     is_binary = True  # subtitles and plain text are not JSON

@@ -256,7 +256,7 @@ def test_opentelemetry_is_not_loaded_without_an_endpoint() -> None:
     program = "import sys, gateway.app; assert 'opentelemetry.sdk' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     off = switch.make_tracing(TracingConfig(), "here")
-    assert type(off) is switch.Untraced
+    assert type(off) is switch.NoTracing
     upstream: Any = object()
     assert off.upstream(upstream) is upstream
 

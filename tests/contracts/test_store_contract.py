@@ -361,7 +361,7 @@ async def test_events_of_other_months_are_stored_and_dropped_by_retention(db: Da
         db, [entry("old", at_ms=old), entry("new"), entry("next", at_ms=NOW_MS + 100 * DAY_MS)], NOW_MS
     )
     assert len(await rows_of(db)) == 3
-    await usage.make_months_ahead(db, NOW_MS)
+    await usage.create_partitions_ahead(db, NOW_MS)
     dropped = await usage.drop_old_months(db, NOW_MS, months_kept=3)
     assert sorted(row["id"] for row in await rows_of(db)) == ["new", "next"]
     assert bool(dropped) is db.is_postgres

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.ledger.port import EntryKind
-from gateway.store import agents_seen, known_steps, runs, step_history, usage
-from gateway.store.agents_seen import ActiveAgent, ToolUse
+from gateway.store import active_agents, known_steps, runs, step_history, usage
+from gateway.store.active_agents import ActiveAgent, ToolUse
 from gateway.store.database import Database
 from gateway.store.known_steps import KnownStep
 from gateway.store.runs import RunStep
@@ -24,11 +24,11 @@ async def store_calls(db: Database, *events: dict[str, Any]) -> None:
 
 async def test_allocations_and_events_of_a_step_merge_in_any_order(db: Database) -> None:
     given: dict[str, Any] = {"allocation_tokens": 500, "hard_limit_tokens": 600, "position": 1}
-    await runs.note_allocations(db, [("default", RunStep("r1", "draft", intent="generate", tier="fast", **given))])
+    await runs.save_allocations(db, [("default", RunStep("r1", "draft", intent="generate", tier="fast", **given))])
     await store_calls(
         db, {"run": "r1", "step": "draft", "intent": "filter"}, {"run": "r1", "step": "post", "tokens": 7}
     )
-    await runs.note_allocations(
+    await runs.save_allocations(
         db,
         [
             ("default", RunStep("r1", "post", allocation_tokens=10, hard_limit_tokens=12)),
@@ -89,15 +89,15 @@ async def test_active_agents_are_listed_with_their_workflows(db: Database) -> No
         {"run": "4", "agent": "bob", "at_ms": NOW_MS - 5_000},
         {"run": "5", "agent": "", "at_ms": NOW_MS},
     )
-    assert await agents_seen.active_since(db, NOW_MS - 1_000) == [
+    assert await active_agents.active_since(db, NOW_MS - 1_000) == [
         ActiveAgent("default", "ada", NOW_MS - 5, {"x": 2, "y": 1})
     ]
 
 
 async def test_only_the_latest_50_runs_count(db: Database) -> None:
     await store_calls(db, *({"run": f"r{n}", "at_ms": NOW_MS - n * 1_000} for n in range(60)))
-    assert await agents_seen.latest_runs_since(db, "default", "ada", 0) == NOW_MS - 49_000
-    assert await agents_seen.latest_runs_since(db, "default", "bob", 7) == 7
+    assert await active_agents.latest_runs_since(db, "default", "ada", 0) == NOW_MS - 49_000
+    assert await active_agents.latest_runs_since(db, "default", "bob", 7) == 7
 
 
 async def test_tool_use_and_retries_are_summed_over_calls(db: Database) -> None:
@@ -114,4 +114,4 @@ async def test_tool_use_and_retries_are_summed_over_calls(db: Database) -> None:
         {"run": "2", "kind": EntryKind.LATE, "detail": seen(tools=9)},  # corrects a call that was counted
         {"run": "3", "agent": "bob", "detail": seen(tools=9)},
     )
-    assert await agents_seen.tool_use(db, "default", "ada", 0) == ToolUse(4, tool_calls=2, retries=1, tools_max=5)
+    assert await active_agents.tool_use(db, "default", "ada", 0) == ToolUse(4, tool_calls=2, retries=1, tools_max=5)

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from gateway.store import admin, audit, housekeeping, intents
-from gateway.store.admin import ABSOLUTE_MS, IDLE_MS, WeakPassword
+from gateway.store import admin_users, audit, housekeeping, intents
+from gateway.store.admin_users import ABSOLUTE_MS, IDLE_MS, WeakPassword
 from gateway.store.audit import AuditEvent, AuditFilter
 from gateway.store.database import Database
 from gateway.store.housekeeping import Retention
@@ -62,59 +62,59 @@ async def test_audit_is_filtered_by_every_field(db: Database) -> None:
 
 
 async def test_password_check_accepts_only_the_right_password(db: Database) -> None:
-    user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
-    assert await admin.check_password(db, "ada", PASSWORD) == user
-    assert await admin.check_password(db, "ada", PASSWORD + "!") is None
-    assert await admin.check_password(db, "eve", PASSWORD) is None
+    user = await admin_users.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
+    assert await admin_users.check_password(db, "ada", PASSWORD) == user
+    assert await admin_users.check_password(db, "ada", PASSWORD + "!") is None
+    assert await admin_users.check_password(db, "eve", PASSWORD) is None
     with pytest.raises(WeakPassword, match="at least 12"):
-        await admin.put_user(db, "bob", "sk-1234", "viewer", NOW_MS)
+        await admin_users.put_user(db, "bob", "sk-1234", "viewer", NOW_MS)
     with pytest.raises(ValueError, match="is not a role"):
-        await admin.put_user(db, "bob", PASSWORD, "root", NOW_MS)
+        await admin_users.put_user(db, "bob", PASSWORD, "root", NOW_MS)
     async with db.begin() as connection:
         stored = str((await connection.execute(text("SELECT * FROM admin_users"))).all())
     assert PASSWORD not in stored
     assert "$argon2id$" in stored
-    assert [one.name for one in await admin.list_users(db)] == ["ada"]
+    assert [one.name for one in await admin_users.list_users(db)] == ["ada"]
 
 
 async def test_session_ends_by_idle_time_age_and_logout(db: Database) -> None:
-    user = await admin.put_user(db, "ada", PASSWORD, "viewer", NOW_MS)
-    token = await admin.open_session(db, user, NOW_MS)
+    user = await admin_users.put_user(db, "ada", PASSWORD, "viewer", NOW_MS)
+    token = await admin_users.open_session(db, user, NOW_MS)
     async with db.begin() as connection:
         assert token not in str((await connection.execute(text("SELECT * FROM admin_sessions"))).all())
     at_ms = NOW_MS
     while at_ms + IDLE_MS - 1 < NOW_MS + ABSOLUTE_MS:  # while it is used, only its age ends it
         at_ms += IDLE_MS - 1
-        session = await admin.find_session(db, token, at_ms)
+        session = await admin_users.find_session(db, token, at_ms)
         assert session is not None
         assert session.user.role == "viewer"
-    assert await admin.find_session(db, token, NOW_MS + ABSOLUTE_MS) is None
-    silent = await admin.open_session(db, user, NOW_MS)
-    assert await admin.find_session(db, silent, NOW_MS + IDLE_MS) is None
-    assert await admin.find_session(db, silent, NOW_MS) is None
-    out = await admin.open_session(db, user, NOW_MS)
-    await admin.close_session(db, out)
-    assert await admin.find_session(db, out, NOW_MS) is None
-    assert await admin.find_session(db, "made up", NOW_MS) is None
+    assert await admin_users.find_session(db, token, NOW_MS + ABSOLUTE_MS) is None
+    silent = await admin_users.open_session(db, user, NOW_MS)
+    assert await admin_users.find_session(db, silent, NOW_MS + IDLE_MS) is None
+    assert await admin_users.find_session(db, silent, NOW_MS) is None
+    out = await admin_users.open_session(db, user, NOW_MS)
+    await admin_users.close_session(db, out)
+    assert await admin_users.find_session(db, out, NOW_MS) is None
+    assert await admin_users.find_session(db, "made up", NOW_MS) is None
 
 
 async def test_sessions_end_on_password_change_and_when_the_user_is_disabled(db: Database) -> None:
-    user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
-    before = await admin.open_session(db, user, NOW_MS)
-    await admin.put_user(db, "ada", PASSWORD + " staple", "admin", NOW_MS)
-    assert await admin.find_session(db, before, NOW_MS) is None
-    after = await admin.open_session(db, user, NOW_MS)
-    assert await admin.disable_user(db, "ada", NOW_MS) is True
-    assert await admin.find_session(db, after, NOW_MS) is None
-    assert await admin.check_password(db, "ada", PASSWORD + " staple") is None
-    assert await admin.disable_user(db, "eve", NOW_MS) is False
+    user = await admin_users.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
+    before = await admin_users.open_session(db, user, NOW_MS)
+    await admin_users.put_user(db, "ada", PASSWORD + " staple", "admin", NOW_MS)
+    assert await admin_users.find_session(db, before, NOW_MS) is None
+    after = await admin_users.open_session(db, user, NOW_MS)
+    assert await admin_users.disable_user(db, "ada", NOW_MS) is True
+    assert await admin_users.find_session(db, after, NOW_MS) is None
+    assert await admin_users.check_password(db, "ada", PASSWORD + " staple") is None
+    assert await admin_users.disable_user(db, "eve", NOW_MS) is False
 
 
 async def test_housekeeping_deletes_expired_sessions_and_intents(db: Database) -> None:
-    user = await admin.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
-    await admin.open_session(db, user, NOW_MS - IDLE_MS)
+    user = await admin_users.put_user(db, "ada", PASSWORD, "admin", NOW_MS)
+    await admin_users.open_session(db, user, NOW_MS - IDLE_MS)
     await intents.put_many(db, [LearnedIntent("h1", "extract", 0.8, "llm", NOW_MS - 1)])
-    assert await housekeeping.tidy(db, NOW_MS, Retention(usage_months=12)) == []
+    assert await housekeeping.run_housekeeping(db, NOW_MS, Retention(usage_months=12)) == []
     async with db.begin() as connection:
         for table in ("admin_sessions", "intent_cache"):
             assert (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar() == 0
@@ -126,9 +126,9 @@ async def test_audit_older_than_its_retention_is_deleted(db: Database) -> None:
     ages = [400 * day_ms + 60_000, 400 * day_ms - 60_000, 0]
     old = [AuditEvent(now_ms - 401 * day_ms, "gateway", "call.refused", str(number)) for number in range(5_001)]
     await audit.append(db, [*old, *(AuditEvent(now_ms - age, "ada", "setting.changed", str(age)) for age in ages)])
-    await housekeeping.tidy(db, now_ms)
+    await housekeeping.run_housekeeping(db, now_ms)
     assert len(await audit.query(db, AuditFilter(), 10_000)) == 5_004, "without a retention all of it stays"
-    await housekeeping.tidy(db, now_ms, Retention(audit_days=400))
+    await housekeeping.run_housekeeping(db, now_ms, Retention(audit_days=400))
     assert [event.target for event in await audit.query(db, AuditFilter(), 10_000)] == [str(age) for age in ages[:0:-1]]
     with pytest.raises(DBAPIError, match="append-only"):  # as by a gateway whose clock is wrong
         await audit.forget_old(db, now_ms + 500 * day_ms, 400)

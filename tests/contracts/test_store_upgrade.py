@@ -15,7 +15,7 @@ from sqlalchemy.types import Boolean, Float, Integer
 from gateway.store import partitions, settings
 from gateway.store.database import Database
 from gateway.store.migration import _config
-from gateway.store.snapshot import migrations_folder
+from gateway.store.schema_snapshot import migrations_folder
 from gateway.store.tables import METADATA, SCHEMA_REVISION
 from policies.settings import SETTINGS
 from tests.store_events import NOW_MS
@@ -82,7 +82,7 @@ async def test_upgrade_from_each_older_revision_keeps_every_row(database: Databa
     async with database.begin() as connection:
         await connection.run_sync(upgrade_to, revision)
         if database.is_postgres:
-            await partitions.make_ahead(connection, NOW_MS)
+            await partitions.create_ahead(connection, NOW_MS)
         before = await connection.run_sync(fill)
     assert len(before) >= 10
     assert await database.migrate(NOW_MS) == SCHEMA_REVISION

@@ -198,7 +198,7 @@ async def test_concurrent_change_and_revocation_of_a_key_do_not_deadlock(postgre
         await asyncio.sleep(0.3)
         await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
         await connection.execute(text(f"UPDATE api_keys SET revoked_at = {NOW_MS} WHERE id = '{made.key.id}'"))
-        await versions.changed(connection, versions.Subject.KEYS)
+        await versions.raise_version(connection, versions.Subject.KEYS)
     assert await changing is None
     await other.close()
 

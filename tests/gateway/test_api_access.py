@@ -244,7 +244,7 @@ def test_access_is_denied_until_keys_are_loaded_from_the_store() -> None:
         access.check(local, "viewer")
     with pytest.raises(GatewayError) as refused:
         access.check(
-            request("127.0.0.1", host="127.0.0.1", authorization="Bearer " + keys_store.make_plain()), "viewer"
+            request("127.0.0.1", host="127.0.0.1", authorization="Bearer " + keys_store.make_plain_key()), "viewer"
         )
     assert refused.value.status == 503
 

@@ -128,7 +128,7 @@ async def test_expired_rotated_or_revoked_key_is_no_longer_found(control: Contro
 
 
 async def test_malformed_key_fails_its_checksum() -> None:
-    plain = keys.make_plain()
+    plain = keys.make_plain_key()
     wrong_check = plain[:-1] + ("A" if plain[-1] != "A" else "B")
     typo = plain[:10] + ("x" if plain[10] != "x" else "y") + plain[11:]
     snapshot = first_snapshot()
@@ -136,9 +136,9 @@ async def test_malformed_key_fails_its_checksum() -> None:
         assert not keys.looks_like_key(junk), junk
         assert snapshot.find_key(junk, NOW_MS) is None
     assert keys.looks_like_key(plain)
-    assert len({keys.make_plain() for _ in range(100)}) == 100
-    assert keys.looks_like_key(keys.make_plain(lambda count: b"\xff" * count))
-    assert keys.looks_like_key(keys.make_plain(bytes))
+    assert len({keys.make_plain_key() for _ in range(100)}) == 100
+    assert keys.looks_like_key(keys.make_plain_key(lambda count: b"\xff" * count))
+    assert keys.looks_like_key(keys.make_plain_key(bytes))
 
 
 async def test_last_snapshot_stays_while_the_store_is_unreachable(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ async def test_unreadable_budgets_keep_their_last_values_while_key_changes_apply
     key = await control.change(keys.create(db, KeyRequest("ci"), "test", NOW_MS))
     async with db.begin() as connection:
         await connection.execute(text("UPDATE budgets SET mode = 'of a later version'"))
-        await versions.changed(connection, versions.Subject.BUDGETS)
+        await versions.raise_version(connection, versions.Subject.BUDGETS)
     await keys.revoke(db, key.key.id, NOW_MS)
     await until(lambda: control.snapshot.find_key(key.plain, NOW_MS) is None)
     assert [stored.id for stored in control.snapshot.budgets] == ["b1"]  # as they were read last

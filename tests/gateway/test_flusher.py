@@ -16,7 +16,7 @@ from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import LedgerUnavailable, OutboxEntry
 from gateway.store import usage, usage_event
 from gateway.store.database import Database, StoreUnavailable
-from gateway.store.usage import Inserted
+from gateway.store.usage import InsertCounts
 from tests.store_events import NOW_MS, entry, rows_of
 
 
@@ -49,13 +49,13 @@ class Sink:
         self.faults: list[Exception] = []
         self.calls = 0
 
-    async def __call__(self, _db: Database, entries: Sequence[OutboxEntry], _now_ms: int) -> Inserted:
+    async def __call__(self, _db: Database, entries: Sequence[OutboxEntry], _now_ms: int) -> InsertCounts:
         self.calls += 1
         if self.faults:
             raise self.faults.pop(0)
         fresh = {one.id: one for one in entries if one.id not in self.stored}
         self.stored |= fresh
-        return Inserted(len(fresh), len(entries) - len(fresh), 0)
+        return InsertCounts(len(fresh), len(entries) - len(fresh), 0)
 
 
 def flusher_of(ledger: Any, db: Database, sink: Any = usage.insert_entries, **options: Any) -> Flusher:
@@ -173,7 +173,7 @@ async def test_stop_flushes_the_remaining_entries(ledger: MemoryLedger, db: Data
 
 
 async def test_stop_gives_up_after_drain_ms_when_the_store_hangs(ledger: MemoryLedger, db: Database) -> None:
-    async def hang(*_given: object) -> Inserted:
+    async def hang(*_given: object) -> InsertCounts:
         await asyncio.sleep(60)
         raise AssertionError
 

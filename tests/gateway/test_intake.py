@@ -47,7 +47,7 @@ def made(plain: str, name: str = "ci") -> ApiKey:
 
 
 def test_principal_of_a_key_is_cached_until_the_key_changes() -> None:
-    intake_with_keys, plain = KeyedIntake(), keys.make_plain()
+    intake_with_keys, plain = KeyedIntake(), keys.make_plain_key()
     key = made(plain)
     intake_with_keys.set_keys(key)
     first = intake_with_keys.authenticate(plain)
@@ -56,7 +56,7 @@ def test_principal_of_a_key_is_cached_until_the_key_changes() -> None:
     intake_with_keys.set_keys(replace(key, limits={"concurrency": 2}, workflow="nightly"))
     changed = intake_with_keys.authenticate(plain)
     assert (changed.concurrency_max, changed.defaults) == (2, {"workflow": "nightly"})
-    intake_with_keys.set_keys(made(keys.make_plain(), "other"))
+    intake_with_keys.set_keys(made(keys.make_plain_key(), "other"))
     with pytest.raises(AuthenticationFailed):
         intake_with_keys.authenticate(plain)
 
@@ -90,7 +90,7 @@ async def test_unreachable_store_at_start_is_503_with_and_without_a_key(tmp_path
     """Not 401, after which clients give up. And while it is unknown whether keys exist, anonymous calls are refused."""
     api = await make_api(tmp_path, store="postgresql://nobody@127.0.0.1:1/none")
     try:
-        for headers in ({"authorization": f"Bearer {keys.make_plain()}"}, {}):
+        for headers in ({"authorization": f"Bearer {keys.make_plain_key()}"}, {}):
             reply = await api.client.post("/v1/chat/completions", json={"model": "mock"}, headers=headers)
             assert (reply.status_code, reply.json()["error"]["code"]) == (503, "store_unavailable")
             assert reply.headers["retry-after"] == "1"
@@ -101,7 +101,7 @@ async def test_unreachable_store_at_start_is_503_with_and_without_a_key(tmp_path
 
 def test_keys_keep_their_principals_when_the_cache_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "_PRINCIPALS_MAX", 1)
-    intake_with_keys, plains = KeyedIntake(), {name: keys.make_plain() for name in ("a", "b", "c")}
+    intake_with_keys, plains = KeyedIntake(), {name: keys.make_plain_key() for name in ("a", "b", "c")}
     intake_with_keys.set_keys(*(made(plain, name) for name, plain in plains.items()))
     for _ in range(2):
         assert [intake_with_keys.authenticate(plain).key_name for plain in plains.values()] == ["a", "b", "c"]

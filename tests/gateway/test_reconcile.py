@@ -18,7 +18,7 @@ from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import Reserve
 from gateway.store import runs as runs_store
 from gateway.store import usage, usage_report
-from gateway.store.bulk import insert, leave_alone
+from gateway.store.bulk import ignore_conflict, insert
 from gateway.store.database import Database
 from gateway.store.keys import ApiKey
 from gateway.store.tables import runs
@@ -184,7 +184,7 @@ async def test_run_with_33000_child_runs_is_summed(db: Database) -> None:
     await usage.insert_entries(db, [entry("a", 30, 0, run="r0"), entry("b", 70, 0, run="c0", parent_run="r0")], NOW_MS)
     names = {"project": "default", "parent_run": "r0", "first_at": NOW_MS, "last_at": NOW_MS}
     async with db.begin() as connection:
-        await insert(connection, runs, [{"run": f"c{n}", **names} for n in range(33_000)], leave_alone)
+        await insert(connection, runs, [{"run": f"c{n}", **names} for n in range(33_000)], ignore_conflict)
     found = await reconcile._stored(db, "default", {"run/r0": RunRows("r0")})
     assert found == {"run/r0": Amount(100, 0, 2)}
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
+from gateway.wire.audio_duration import duration_ms, duration_ms_at_most
 from gateway.wire.form import parts_of
-from gateway.wire.sound import duration_ms, duration_ms_at_most
 from gateway.wire.transcriptions import FILE_BYTES_MAX, TranscriptionsProtocol
 from policies.pricing import Usage
 from tests.gateway.wav_files import wav

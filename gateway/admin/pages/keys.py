@@ -15,8 +15,8 @@ from gateway.endpoints.api.keys import KeyBody, KeyChange, NewKeyView, RotateBod
 from gateway.endpoints.api.route import conflict
 from gateway.endpoints.api.schema import ListQuery
 from gateway.errors import GatewayError
-from gateway.store import admin as admin_users
-from gateway.store.admin import PASSWORD_CHARACTERS_MIN, ROLES
+from gateway.store import admin_users as admin_users
+from gateway.store.admin_users import PASSWORD_CHARACTERS_MIN, ROLES
 from gateway.store.invitations import invite
 
 _TEXT_FIELDS = ("name", "project", "workflow", "agent", "step", "user", "role")

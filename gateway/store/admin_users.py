@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sqlalchemy import or_, select
 
-from gateway.store.bulk import insert, replacing
+from gateway.store.bulk import insert, replace_on_conflict
 from gateway.store.database import Database, StoreError
 from gateway.store.tables import admin_sessions, admin_users
 
@@ -59,11 +59,11 @@ async def put_user(db: Database, name: str, password: str, role: str, now_ms: in
         raise ValueError(f"'{role}' is not a role; there are {', '.join(ROLES)}")
     if len(password) < PASSWORD_CHARACTERS_MIN:
         raise WeakPassword(f"The password needs at least {PASSWORD_CHARACTERS_MIN} characters.")
-    hashed = await asyncio.to_thread(_hashed, password)
-    row = {"name": name, "role": role, "password_hash": hashed, "created_at": now_ms, "disabled_at": None}
+    password_hash = await asyncio.to_thread(_hash_password, password)
+    row = {"name": name, "role": role, "password_hash": password_hash, "created_at": now_ms, "disabled_at": None}
     async with db.begin() as connection:
         names = ("role", "password_hash", "disabled_at")
-        await insert(connection, admin_users, [row], replacing(admin_users, names))
+        await insert(connection, admin_users, [row], replace_on_conflict(admin_users, names))
         await connection.execute(admin_sessions.delete().where(admin_sessions.c.user == name))
     return AdminUser(name, role, now_ms)
 
@@ -88,8 +88,8 @@ async def check_password(db: Database, name: str, password: str) -> AdminUser | 
     async with db.begin() as connection:
         row = (await connection.execute(select(admin_users).where(admin_users.c.name == name))).mappings().first()
     stored = None if row is None else row["password_hash"]
-    matches = await asyncio.to_thread(_matches, stored, password)
-    if row is None or not matches or row["disabled_at"] is not None:
+    is_match = await asyncio.to_thread(_verify_password, stored, password)
+    if row is None or not is_match or row["disabled_at"] is not None:
         return None
     return _user(row)
 
@@ -149,16 +149,16 @@ async def forget_ended(db: Database, now_ms: int) -> int:
 # argon2 is imported by the first login, because most gateways never have one.
 
 
-def _hashed(password: str) -> str:
-    from gateway.store.passwords import hashed
+def _hash_password(password: str) -> str:
+    from gateway.store.passwords import hash_password
 
-    return hashed(password)
+    return hash_password(password)
 
 
-def _matches(stored: str | None, password: str) -> bool:
-    from gateway.store.passwords import matches
+def _verify_password(stored: str | None, password: str) -> bool:
+    from gateway.store.passwords import verify_password
 
-    return matches(stored, password)
+    return verify_password(stored, password)
 
 
 def session_digest(token: str) -> str:

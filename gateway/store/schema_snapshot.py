@@ -18,13 +18,13 @@ def migrations_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
-def snapshot_file() -> Path:
+def embedded_schema_file() -> Path:
     return migrations_folder() / "embedded.sql"
 
 
-def make_tables(connection: Connection) -> None:
+def create_tables(connection: Connection) -> None:
     """Runs in the caller's transaction. A file that is not empty is left alone."""
     if connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar():
         return
-    for statement in snapshot_file().read_text(encoding="utf-8").split("\n\n"):
+    for statement in embedded_schema_file().read_text(encoding="utf-8").split("\n\n"):
         connection.exec_driver_sql(statement)

@@ -12,7 +12,7 @@ from gateway.wire.protocol import OutputCounter, Relay, Request, token_count
 from policies.pricing import Usage
 
 
-class WholeAnswer:
+class BufferedProtocol:
     """The base of these protocols: there is nothing to cap and nothing to relay piece by piece."""
 
     streams = False

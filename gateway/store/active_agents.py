@@ -76,7 +76,7 @@ async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> Too
         .limit(CALLS_MAX)
     )
     async with db.read() as connection:
-        seen = [_seen(detail) for detail in (await connection.execute(query)).scalars()]
+        seen = [_observations(detail) for detail in (await connection.execute(query)).scalars()]
     return ToolUse(
         calls=len(seen),
         tool_calls=sum(_count(one, "tool_calls") for one in seen),
@@ -85,7 +85,7 @@ async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> Too
     )
 
 
-def _seen(detail: str) -> Mapping[str, Any]:
+def _observations(detail: str) -> Mapping[str, Any]:
     try:
         found = orjson.loads(detail) if detail else {}
     except orjson.JSONDecodeError:

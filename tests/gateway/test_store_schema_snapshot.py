@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.store import snapshot
+from gateway.store import schema_snapshot
 from gateway.store.database import Database
 from gateway.store.migration import downgrade, upgrade
-from gateway.store.snapshot import snapshot_file
+from gateway.store.schema_snapshot import embedded_schema_file
 from gateway.store.tables import SCHEMA_REVISION
 
 NOW_MS = 1_790_000_000_000
@@ -53,7 +53,7 @@ async def by_alembic(file: Path) -> list[str]:
 async def test_snapshot_equals_the_schema_of_the_migrations(tmp_path: Path) -> None:
     made = await by_alembic(tmp_path / "alembic.db")
     if os.environ.get("FAREBOX_WRITE_SNAPSHOT"):
-        snapshot_file().write_text("\n\n".join(made) + "\n", encoding="utf-8")
+        embedded_schema_file().write_text("\n\n".join(made) + "\n", encoding="utf-8")
     assert await migrated(tmp_path / "new.db") == made, "run `make snapshot` to regenerate migrations/embedded.sql"
 
 
@@ -68,7 +68,7 @@ async def test_outdated_snapshot_is_migrated_to_the_current_schema(
     await database.close()
     older = tmp_path / "older.sql"
     older.write_text("\n\n".join(contents(tmp_path / "alembic.db")))
-    monkeypatch.setattr(snapshot, "snapshot_file", lambda: older)
+    monkeypatch.setattr(schema_snapshot, "embedded_schema_file", lambda: older)
     assert sorted(await migrated(tmp_path / "new.db")) == sorted(made)
 
 
@@ -82,7 +82,7 @@ async def test_file_with_other_tables_is_migrated_by_alembic(tmp_path: Path) -> 
 async def test_failing_snapshot_leaves_an_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken.sql"
     broken.write_text("CREATE TABLE notes (text TEXT);\n\nCREATE TABLE notes (text TEXT);\n")
-    monkeypatch.setattr(snapshot, "snapshot_file", lambda: broken)
+    monkeypatch.setattr(schema_snapshot, "embedded_schema_file", lambda: broken)
     with pytest.raises(Exception, match="already exists"):
         await migrated(tmp_path / "new.db")
     assert contents(tmp_path / "new.db") == []

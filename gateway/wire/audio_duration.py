@@ -68,7 +68,7 @@ def _wav_ms(sound: bytes) -> int | None:
 
 def _mp3_ms(sound: bytes) -> int | None:
     """The sum of the frames, correct for constant and variable bit rates; extrapolated beyond the first 52 s."""
-    begin = at = _behind_id3(sound)
+    begin = at = _offset_after_id3(sound)
     micros = 0
     for _ in range(_FRAMES_READ_MAX):
         frame = _mp3_frame(sound, at)
@@ -82,7 +82,7 @@ def _mp3_ms(sound: bytes) -> int | None:
     return -(-micros // 1000) if micros and len(sound) - at <= _TAIL_BYTES_MAX else None
 
 
-def _behind_id3(sound: bytes) -> int:
+def _offset_after_id3(sound: bytes) -> int:
     if sound[:3] != b"ID3" or len(sound) < 10:
         return 0
     size = 0
