@@ -112,7 +112,9 @@ def test_success_resets_the_failure_count(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("requested_s", "rest_s"), [(None, 5.0), (1.0, 5.0), (30.0, 30.0), (1e9, 300.0)])
-def test_retry_after_sets_the_cooldown_between_5_and_300_s(clock: Clock, requested_s: float | None, rest_s: float) -> None:
+def test_retry_after_sets_the_cooldown_between_5_and_300_s(
+    clock: Clock, requested_s: float | None, rest_s: float
+) -> None:
     shared = pool(clock, 1, 1)
     shared.report(shared.of("m")[0], 429, retry_after_s=requested_s)
     clock.now_s += rest_s - 0.1
