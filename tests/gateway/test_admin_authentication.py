@@ -15,10 +15,10 @@ from gateway.errors import AuthenticationFailed, Overloaded
 
 @pytest.fixture
 def authenticator(monkeypatch: pytest.MonkeyPatch) -> Authenticator:
-    async def nobody(*_: object) -> None:
+    async def no_user(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(admin_authentication.admin_users, "check_password", nobody)
+    monkeypatch.setattr(admin_authentication.admin_users, "check_password", no_user)
     unused = cast(Any, None)
     return Authenticator(unused, unused, clock_ms=lambda: 0, timer_s=lambda: 0.0)
 
@@ -59,12 +59,12 @@ async def test_concurrent_failed_logins_are_counted(
 ) -> None:
     checked = 0
 
-    async def nobody(*_: object) -> None:
+    async def no_user(*_: object) -> None:
         nonlocal checked
         checked += 1
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(admin_authentication.admin_users, "check_password", nobody)
+    monkeypatch.setattr(admin_authentication.admin_users, "check_password", no_user)
     answers = await asyncio.gather(*(guess(authenticator, "ada", "1.1.1.1") for _ in range(100)))
     assert checked <= FAILURES_PER_SOURCE_MAX + 1  # two are checked at once
     assert answers.count("locked") == 100 - checked

@@ -40,19 +40,19 @@ async def keyed(tmp_path: Path) -> AsyncIterator[Api]:
     await close_api(made)
 
 
-def as_(key: str) -> dict[str, dict[str, str]]:
+def with_key(key: str) -> dict[str, dict[str, str]]:
     return {"headers": {"authorization": f"Bearer {key}"}}
 
 
 async def new_key(api: Api, **fields: Any) -> str:
-    made = await api.post("/api/keys", {"name": "k", **fields}, **as_(ADMIN_KEY))
+    made = await api.post("/api/keys", {"name": "k", **fields}, **with_key(ADMIN_KEY))
     return str(made["key"])
 
 
 async def test_every_route_admits_exactly_the_keys_its_role_requires(keyed: Api) -> None:
     virtual, viewer = await new_key(keyed), await new_key(keyed, role="viewer")
     admin, revoked = await new_key(keyed, admin=True), await new_key(keyed, admin=True, name="gone")
-    await keyed.delete("/api/keys/gone", **as_(ADMIN_KEY))
+    await keyed.delete("/api/keys/gone", **with_key(ADMIN_KEY))
     junk = "' OR 1=1 --"
     openapi: Any = SimpleNamespace(method="GET", path="/openapi.json", role="viewer")
     for route in (*ROUTES, openapi):
@@ -69,7 +69,7 @@ async def test_every_route_admits_exactly_the_keys_its_role_requires(keyed: Api)
             (admin, None),
             (ADMIN_KEY, None),
         ):
-            reply = await keyed.ask(route.method, path, **(as_(key) if key else {}))
+            reply = await keyed.ask(route.method, path, **(with_key(key) if key else {}))
             told = f"{route.method} {path} as {key}: {reply.text[:200]}"
             assert reply.status_code < 500, told
             assert key is None or key not in reply.text, told
@@ -83,14 +83,14 @@ async def test_every_route_admits_exactly_the_keys_its_role_requires(keyed: Api)
 
 async def test_model_call_with_the_environment_admin_key_is_401_with_a_hint(keyed: Api) -> None:
     for key in (ADMIN_KEY, "junk"):
-        reply = await keyed.chat("r1", **as_(key)["headers"])
+        reply = await keyed.chat("r1", **with_key(key)["headers"])
         assert reply.status_code == 401
-        assert "`farebox keys create`" in reply.json()["error"]["message"], "and the same to everybody"
+        assert "`farebox keys create`" in reply.json()["error"]["message"], "the same message for every wrong key"
 
 
 async def test_admin_and_viewer_keys_may_not_call_models(keyed: Api) -> None:
     for key in (await new_key(keyed, admin=True), await new_key(keyed, role="viewer")):
-        reply = await keyed.chat("r1", **as_(key)["headers"])
+        reply = await keyed.chat("r1", **with_key(key)["headers"])
         assert reply.status_code == 403
 
 
@@ -103,15 +103,20 @@ async def test_metrics_name_keys_and_projects_only_with_metrics_auth(tmp_path: P
         virtual = await new_key(api, name="tenant-key", project="tenant-project")
         for scope, match in (("key", "tenant-key"), ("project", "tenant-project"), ("workflow", "nightly")):
             budget = {"scope": scope, "match": match, "usd": 1, "window": "total"}
-            await api.post("/api/budgets", budget, **as_(ADMIN_KEY))
-        assert (await api.chat("r1", **as_(virtual)["headers"])).status_code == 200
+            await api.post("/api/budgets", budget, **with_key(ADMIN_KEY))
+        assert (await api.chat("r1", **with_key(virtual)["headers"])).status_code == 200
         await api.application._gauges.show_budgets()
         statuses = [
             (await api.ask("GET", "/metrics", **options)).status_code
-            for options in ({}, as_("junk"), as_(virtual), as_(await new_key(api, name="viewer", role="viewer")))
+            for options in (
+                {},
+                with_key("junk"),
+                with_key(virtual),
+                with_key(await new_key(api, name="viewer", role="viewer")),
+            )
         ]
         assert statuses == ([401, 401, 403, 200] if asks else [200] * 4)
-        said = (await api.ask("GET", "/metrics", **as_(ADMIN_KEY))).text
+        said = (await api.ask("GET", "/metrics", **with_key(ADMIN_KEY))).text
         assert 'farebox_budget_limit_usd{name="nightly",scope="workflow"} 1.0' in said
         assert ("tenant-key" in said, "tenant-project" in said) == (asks, asks)
     finally:
@@ -134,9 +139,9 @@ async def test_creating_the_first_key_ends_local_mode(api: Api) -> None:
     made = await api.post("/api/keys", {"name": "app"})
     assert "no admin key" in made["warning"]
     assert (await api.ask("GET", "/api/settings")).status_code == 401
-    assert (await api.ask("GET", "/api/settings", **as_(made["key"]))).status_code == 403
+    assert (await api.ask("GET", "/api/settings", **with_key(made["key"]))).status_code == 403
     assert (await api.chat("r1")).status_code == 401
-    assert (await api.chat("r1", **as_(made["key"])["headers"])).status_code == 200
+    assert (await api.chat("r1", **with_key(made["key"])["headers"])).status_code == 200
 
 
 FOREIGN = (
@@ -179,8 +184,8 @@ async def test_operator_token_file_is_private_and_grants_admin_access(keyed: Api
     file = operator_file(tmp_path / "store.db")
     assert file.stat().st_mode & 0o777 == 0o600
     token = file.read_text().partition("\n")[0]
-    await keyed.get("/api/settings", **as_(token))
-    event = await keyed.post("/api/runs", {"workflow": "w", "run": "r"}, **as_(token))
+    await keyed.get("/api/settings", **with_key(token))
+    event = await keyed.post("/api/runs", {"workflow": "w", "run": "r"}, **with_key(token))
     assert event["run"] == "r"
     audit = await keyed.get("/api/audit", headers={"authorization": f"Bearer {token}"})
     assert audit["events"][0]["actor"] == "operator"

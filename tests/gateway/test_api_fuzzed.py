@@ -33,23 +33,23 @@ SETTINGS = settings(
 
 
 @pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FareboxProcess]:
-    # With a key from the start: the first one that is made would shut the others out.
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FareboxProcess]:
+    # With an admin key from the start: otherwise, creating the first key would end local mode.
     environment = {"FAREBOX_ADMIN_KEY": ADMIN_KEY}
     with running_farebox(tmp_path_factory.mktemp("fuzzed"), CONFIG, environment=environment) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="module")
-def schema(fuzzed: FareboxProcess) -> schemathesis.BaseSchema:
+def schema(gateway: FareboxProcess) -> schemathesis.BaseSchema:
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-    return schemathesis.openapi.from_url(f"{fuzzed.url}/api/openapi.json", headers=headers)
+    return schemathesis.openapi.from_url(f"{gateway.url}/api/openapi.json", headers=headers)
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: str(mode.value))
 @pytest.mark.parametrize(("method", "path"), [(route.method, route.path) for route in ROUTES])
 def test_fuzzed_requests_get_answers_that_conform_to_the_openapi_document(
-    schema: schemathesis.BaseSchema, fuzzed: FareboxProcess, method: str, path: str, mode: GenerationMode
+    schema: schemathesis.BaseSchema, gateway: FareboxProcess, method: str, path: str, mode: GenerationMode
 ) -> None:
     operation = schema[f"/api{path}"][method]
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}

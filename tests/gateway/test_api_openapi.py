@@ -23,7 +23,7 @@ def test_every_route_is_documented_with_a_unique_operation_id() -> None:
     assert len(set(names)) == len(names)
 
 
-def test_the_document_is_valid_openapi() -> None:
+def test_document_is_valid_openapi() -> None:
     schemathesis.openapi.from_dict(json.loads(json.dumps(document(ROUTES)))).validate()
 
 
@@ -98,7 +98,7 @@ async def test_requests_and_answers_match_their_documented_schemas(api: Api) -> 
                 "schema"
             ]
             jsonschema.validate(body, {**asked, "components": whole["components"]})
-    # The last request made the first key, so that from now on nobody is let in without one.
+    # The last request created the first key, so requests without one are refused from here on.
     status, error = await api.refused("GET", "/api/runs")
     schema = whole["components"]["schemas"]["ErrorBody"]
     jsonschema.validate({"error": error}, {**schema, "components": whole["components"]})

@@ -98,8 +98,7 @@ MALFORMED = (
 async def test_malformed_body_is_refused_with_its_error_code(api: Api) -> None:
     for content, code in MALFORMED:
         status, error = await api.refused("PUT", f"/api/settings/{STEP}", content=content)
-        assert status in (400, 413), content[:40]
-        assert error["code"] in (code, "invalid_value"), content[:40]
+        assert (status, error["code"]) == (413 if code == "request_too_large" else 400, code), content[:40]
 
 
 BAD_QUERIES = ("limit=0", "limit=many", "limit=1&limit=2", "surprise=1", "project=a%20b", "from=yesterday", "state=odd")
@@ -312,14 +311,16 @@ async def test_patching_a_key_changes_only_the_given_fields(api: Api) -> None:
     assert (changed["limits"], changed["allowed_models"]) == ({"requests": 2, "window": "day"}, ["openai/*"])
     assert (changed["agent"], changed["step"], changed["user"], changed["priority"]) == ("ada", "", "bo", "low")
     assert (changed["expires_at"], changed["prefix"]) == (made["expires_at"], made["prefix"])
-    as_ci = {"authorization": f"Bearer {made['key']}"}
-    assert (await api.chat("r1", **as_ci)).status_code == 403, "the model is not among those it may use now"
+    ci_headers = {"authorization": f"Bearer {made['key']}"}
+    assert (await api.chat("r1", **ci_headers)).status_code == 403, "the key may no longer use this model"
     freed = await api.patch(where, {"allowed_models": None, "expires_at": None})
     assert (freed["allowed_models"], freed["expires_at"], freed["limits"]) == ([], None, changed["limits"])
     assert (changed["warning"], freed["warning"]) == ("No model has the name 'openai/*' now.", None)
-    assert [(await api.chat("r1", **as_ci)).status_code for _ in range(3)] == [200, 200, 429]
+    assert [(await api.chat("r1", **ci_headers)).status_code for _ in range(3)] == [200, 200, 429]
     await api.patch(where, {"limits": {"requests": 3, "window": "day"}})
-    assert [(await api.chat("r1", **as_ci)).status_code for _ in range(2)] == [200, 429], "what was used stays used"
+    assert [(await api.chat("r1", **ci_headers)).status_code for _ in range(2)] == [200, 429], (
+        "usage is kept when the limit changes"
+    )
     for body in (
         {},
         {"name": "other"},
@@ -375,14 +376,14 @@ async def test_key_can_be_created_listed_rotated_and_revoked(api: Api) -> None:
     assert [key["name"] for key in listed["keys"]] == ["ci", "ops"]
     assert all("key" not in key and "digest" not in key for key in listed["keys"])
     assert made["key"] not in str(listed)
-    as_ci = {"authorization": f"Bearer {made['key']}"}
-    assert (await api.chat("r1", **as_ci)).status_code == 200
+    ci_headers = {"authorization": f"Bearer {made['key']}"}
+    assert (await api.chat("r1", **ci_headers)).status_code == 200
     rotated = await api.post(f"/api/keys/{made['id']}/rotate", {"grace_seconds": 60})
     assert rotated["id"] == made["id"]
     assert rotated["key"] != made["key"]
-    assert (await api.chat("r1", **as_ci)).status_code == 200
+    assert (await api.chat("r1", **ci_headers)).status_code == 200
     again = await api.post("/api/keys/ci/rotate")
-    assert (await api.chat("r1", **as_ci)).status_code == 401
+    assert (await api.chat("r1", **ci_headers)).status_code == 401
     revoked = await api.delete(f"/api/keys/{made['id']}")
     assert revoked["state"] == "revoked"
     assert (await api.chat("r1", authorization=f"Bearer {again['key']}")).status_code == 401
@@ -563,7 +564,7 @@ async def test_reconcile_finds_and_repairs_drift(api: Api) -> None:
         await parts.ledger.restore("default", account, more, 10**9)
     found = await api.post("/api/reconcile", {"repair": True})
     assert [drift["difference"]["tokens"] for drift in found["drifts"]] == [7, 7]
-    assert found["repaired"] == 1  # the step's entry is one of the run's, too
+    assert found["repaired"] == 1  # the entry of the step is also one of its run
     assert (await api.post("/api/reconcile"))["drifts"] == []
 
 

@@ -89,7 +89,7 @@ async def test_call_is_shown_at_once_in_run_list_and_call_list(api: Api) -> None
 
 
 STEERED = (
-    # actions in order, then the state and what a call is answered
+    # actions in order, the state after them, and the status and code of a call
     (("pause",), "paused", 402, "run_paused"),
     (("pause", "pause"), "paused", 402, "run_paused"),
     (("pause", "resume"), "active", 200, None),
@@ -156,7 +156,7 @@ async def test_reannounced_run_has_the_new_steps_and_those_with_calls(api: Api) 
     assert [step["calls"] for step in (await api.get("/api/runs/r1"))["steps"]] == [0, 1, 0]
     run = await api.post("/api/runs", {**PLANNED, "steps": [{"id": "send", "intent": "send"}, STEPS[0]]})
     planned = {step["step"]: step["allocation_tokens"] for step in run["steps"]}
-    assert list(planned) == ["send", "extract", "draft"], "draft has called, check has not"
+    assert list(planned) == ["send", "extract", "draft"], "`draft` has a call, `check` has none"
     assert planned["draft"] is None
     assert run["metrics"]["allocated_tokens"] == planned["send"] + planned["extract"] == run["pool_tokens"]
     assert run["steps"][2]["calls"] == 1
@@ -196,10 +196,13 @@ async def test_reannouncing_budget_or_strategy_reallocates_the_kept_steps(api: A
     assert {step["allocation_tokens"] for step in others["steps"]} == {450}
 
 
-async def test_announcing_an_empty_step_list_removes_the_steps(api: Api) -> None:
+async def test_announcing_an_empty_step_list_takes_the_steps_of_the_declaration(api: Api) -> None:
     await api.post("/api/runs", PLANNED)
     run = await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "steps": []})
     assert run["steps"] == []
+    await api.put("/api/workflows/nightly", {"steps": [{"id": "post", "intent": "send"}]})
+    run = await api.post("/api/runs", {"workflow": "nightly", "run": "r1", "steps": []})
+    assert [step["step"] for step in run["steps"]] == ["post"]
 
 
 def _shares(step: dict[str, Any]) -> list[Any]:
@@ -309,7 +312,7 @@ async def test_run_with_a_call_in_flight_cannot_be_reset_and_stays_open(api: Api
     await ledger.reserve("default", Reserve("x", "me", (Hold("run/r1"),), Demand(10, 0, 0), 60_000, b"{}"))
     assert (await api.refused("POST", "/api/runs/r1/reset"))[1]["code"] == "run_busy"
     assert (await api.get("/api/runs/r1"))["tokens"]["reserved"] == 10
-    assert (await api.chat("r1")).status_code == 200  # and the gate was opened again
+    assert (await api.chat("r1")).status_code == 200  # the gate was reopened
     await ledger.void("default", "x")
     assert (await ledger.balances("default", ["run/r1"]))[0].reserved == ZERO
 

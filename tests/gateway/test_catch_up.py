@@ -11,7 +11,7 @@ from gateway.ledger.port import LedgerUnavailable
 from gateway.store.database import StoreUnavailable
 
 
-class Engine:
+class FakeEngine:
     """Counts waiting events, in place of the recorder and the flusher."""
 
     batch = BATCH
@@ -37,19 +37,19 @@ class Engine:
         return taken
 
 
-def catch_up_on(engine: Engine) -> CatchUp:
+def catch_up_on(engine: FakeEngine) -> CatchUp:
     return CatchUp(engine.flush_recorded, cast(Flusher, engine))
 
 
 async def test_catch_up_stores_all_earlier_events() -> None:
-    engine = Engine()
+    engine = FakeEngine()
     engine.recorded = 2 * BATCH + 5
     await catch_up_on(engine)()
     assert (engine.stored, engine.recorded, engine.outbox, engine.rounds) == (2 * BATCH + 5, 0, 0, 3)
 
 
 async def test_catch_up_times_out_on_a_slow_store_and_flushing_continues() -> None:
-    engine = Engine()
+    engine = FakeEngine()
     engine.recorded = 5
     engine.is_open.clear()
     catch_up = catch_up_on(engine)
@@ -61,7 +61,7 @@ async def test_catch_up_times_out_on_a_slow_store_and_flushing_continues() -> No
 
 
 async def test_concurrent_readers_share_one_later_round() -> None:
-    engine = Engine()
+    engine = FakeEngine()
     engine.recorded = 1
     engine.is_open.clear()
     catch_up = catch_up_on(engine)
@@ -74,13 +74,13 @@ async def test_concurrent_readers_share_one_later_round() -> None:
     engine.is_open.set()
     await asyncio.gather(first, *others)
     assert engine.stored == 2
-    assert engine.rounds == 2  # the five shared one
+    assert engine.rounds == 2  # the other five shared one round
 
 
 async def test_unreachable_ledger_or_store_is_no_error_for_a_reader() -> None:
     faults: tuple[Any, ...] = (StoreUnavailable("away"), LedgerUnavailable("away"))
     for fault in faults:
-        engine = Engine()
+        engine = FakeEngine()
         engine.fault = fault
         await catch_up_on(engine)()
         assert engine.stored == 0

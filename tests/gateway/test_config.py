@@ -49,7 +49,7 @@ ONE_FAULT: list[tuple[str, str, str]] = [
         "no time zone",
     ),
     (
-        "budgets:\n  - {scope: key, tokens: 1, timezone: Europe}\n",  # a folder of the database
+        "budgets:\n  - {scope: key, tokens: 1, timezone: Europe}\n",  # a directory of the time zone database
         "farebox.yaml:2:29: budgets[0].timezone:",
         "no time zone",
     ),

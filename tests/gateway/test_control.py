@@ -190,7 +190,7 @@ async def test_unreadable_budgets_keep_their_last_values_while_key_changes_apply
         await versions.raise_version(connection, versions.Subject.BUDGETS)
     await keys.revoke(db, key.key.id, NOW_MS)
     await until(lambda: control.snapshot.find_key(key.plain, NOW_MS) is None)
-    assert [stored.id for stored in control.snapshot.budgets] == ["b1"]  # as they were read last
+    assert [stored.id for stored in control.snapshot.budgets] == ["b1"]  # as last read
     assert "of a later version" in control.last_error
     generation = control.snapshot.generation
     await asyncio.sleep(0.1)

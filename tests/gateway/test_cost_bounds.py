@@ -38,7 +38,7 @@ BODIES: dict[str, dict[str, Any]] = {
 OPUS_USD, GPT_USD, SEARCH_USD = 3_000_000, 1_750_000, 10_000_000
 
 
-def of(endpoint: str, **fields: Any) -> Request:
+def request_of(endpoint: str, **fields: Any) -> Request:
     return protocol_of(endpoint).parse(json.dumps(BODIES[endpoint] | fields).encode())
 
 
@@ -54,7 +54,7 @@ def booked(endpoint: str, request: Request, prices: dict[str, Any], answer: dict
     return booked_cost(request, price_from_map(prices), told)
 
 
-def searching(tool: str, **fields: Any) -> dict[str, Any]:
+def web_search_tools(tool: str, **fields: Any) -> dict[str, Any]:
     return {"tools": [{"type": tool, "name": "web_search", **fields}, {"type": "function"}, "odd"]}
 
 
@@ -68,9 +68,9 @@ def searching(tool: str, **fields: Any) -> dict[str, Any]:
         ({}, {"speed": "fast", "inference_geo": "us"}, OPUS_USD, OPUS_USD * 22 // 10),
         ({"inference_geo": "us"}, {}, OPUS_USD * 11 // 10, OPUS_USD * 11 // 10),
         ({"inference_geo": "us"}, {"inference_geo": "global"}, OPUS_USD * 11 // 10, OPUS_USD),
-        (searching("web_search_20250305", max_uses=10), {}, OPUS_USD + 10 * SEARCH_USD, OPUS_USD),
+        (web_search_tools("web_search_20250305", max_uses=10), {}, OPUS_USD + 10 * SEARCH_USD, OPUS_USD),
         (
-            searching("web_search_20250305"),
+            web_search_tools("web_search_20250305"),
             {"server_tool_use": {"web_search_requests": 10}},
             OPUS_USD + SEARCH_USD,
             OPUS_USD + 10 * SEARCH_USD,
@@ -82,7 +82,7 @@ def searching(tool: str, **fields: Any) -> dict[str, Any]:
 def test_messages_are_priced_by_speed_region_and_web_searches(
     asked: dict[str, Any], told: dict[str, Any], hold: int, cost: int
 ) -> None:
-    request = of("messages", **asked)
+    request = request_of("messages", **asked)
     assert (held(request, OPUS), booked("messages", request, OPUS, {}, **told)) == (hold, cost)
 
 
@@ -102,12 +102,12 @@ def test_messages_are_priced_by_speed_region_and_web_searches(
 def test_answered_service_tier_is_booked(
     endpoint: str, asked: str | None, told: str | None, hold: int, cost: int
 ) -> None:
-    request = of(endpoint, service_tier=asked)
+    request = request_of(endpoint, service_tier=asked)
     assert (held(request, GPT), booked(endpoint, request, GPT, {"service_tier": told})) == (hold, cost)
 
 
 def test_responses_web_searches_are_counted_in_the_answer() -> None:
-    request = of("responses", max_tool_calls=4, **searching("web_search_preview"))
+    request = request_of("responses", max_tool_calls=4, **web_search_tools("web_search_preview"))
     output = [{"type": "web_search_call"}, {"type": "message"}, {"type": "web_search_call"}, None]
     counted = {"output": output, "tool_usage": {"web_search": {"num_requests": 1}}}
     assert held(request, GPT) == GPT_USD + 4 * SEARCH_USD
@@ -116,7 +116,7 @@ def test_responses_web_searches_are_counted_in_the_answer() -> None:
 
 
 def test_chat_with_web_search_is_billed_one_search_unless_reported() -> None:
-    request = of("chat/completions", web_search_options={})
+    request = request_of("chat/completions", web_search_options={})
     assert held(request, GPT) == booked("chat/completions", request, GPT, {}) == GPT_USD + SEARCH_USD
     told = {"prompt_tokens_details": {"web_search_requests": 3}}
     assert booked("chat/completions", request, GPT, {}, **told) == GPT_USD + 3 * SEARCH_USD
@@ -133,7 +133,7 @@ FILES_USD, SESSION_USD, MAPS_USD = 2_500_000, 30_000_000, 25_000_000
 
 def test_responses_file_searches_and_containers_are_counted_in_the_answer() -> None:
     tools = [{"type": "file_search"}, {"type": "code_interpreter", "container": {"type": "auto"}}]
-    request = of("responses", max_tool_calls=4, tools=tools)
+    request = request_of("responses", max_tool_calls=4, tools=tools)
     ran = {"type": "code_interpreter_call", "container_id": "c1"}
     output = [{"type": "file_search_call"}, ran, {"type": "message"}, ran, {"type": "file_search_call"}]
     assert held(request, HOSTED) == GPT_USD + 4 * FILES_USD + SESSION_USD
@@ -144,7 +144,7 @@ def test_responses_file_searches_and_containers_are_counted_in_the_answer() -> N
 
 @pytest.mark.parametrize("tool", ["googleMaps", "google_maps"])
 def test_maps_grounding_is_counted_in_the_answer(tool: str) -> None:
-    request = of("chat/completions", tools=[{tool: {}}, {"type": "function", "function": {"name": "f"}}])
+    request = request_of("chat/completions", tools=[{tool: {}}, {"type": "function", "function": {"name": "f"}}])
     assert held(request, HOSTED) == GPT_USD + MAPS_USD
     told = {"prompt_tokens_details": {"google_maps_grounding_requests": 2}}
     assert booked("chat/completions", request, HOSTED, {}, **told) == GPT_USD + 2 * MAPS_USD
@@ -153,7 +153,7 @@ def test_maps_grounding_is_counted_in_the_answer(tool: str) -> None:
 
 @pytest.mark.parametrize("where", ["first", "last"])
 def test_service_tier_in_any_chunk_of_a_stream_is_booked(where: str) -> None:
-    request = of("chat/completions", stream=True)
+    request = request_of("chat/completions", stream=True)
     relay = protocol_of("chat/completions").relay(request, Words())
     tier = {"service_tier": "priority"}
     chunks: list[dict[str, Any]] = [
@@ -185,11 +185,14 @@ MOST = (128_000 + 16_384) * 16
 def test_usage_far_above_the_context_window_is_not_believed(
     limits: dict[str, int], usage: Usage, is_believed: bool
 ) -> None:
-    request, price = of("chat/completions"), price_from_map(GPT | limits)
+    request, price = request_of("chat/completions"), price_from_map(GPT | limits)
     assert plausible_usage(request, price, usage) == (usage if is_believed else None)
     request.has_output = False
     assert plausible_usage(request, price, usage) is usage, "embeddings have no such bound"
 
 
 def test_usage_bound_is_multiplied_by_choices() -> None:
-    assert plausible_usage(of("chat/completions", n=2), price_from_map(GPT | WINDOW), Usage(10, MOST + 1)) is not None
+    assert (
+        plausible_usage(request_of("chat/completions", n=2), price_from_map(GPT | WINDOW), Usage(10, MOST + 1))
+        is not None
+    )

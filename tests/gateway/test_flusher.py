@@ -169,7 +169,7 @@ async def test_stop_flushes_the_remaining_entries(ledger: MemoryLedger, db: Data
     await ledger.record("default", [entry(f"e{number}") for number in range(9)])
     assert await flusher.stop() is True
     assert len(await rows_of(db)) == 9
-    await asyncio.wait_for(flusher.run(), 1)  # a stopped flusher does not begin again
+    await asyncio.wait_for(flusher.run(), 1)  # a stopped flusher does not start again
 
 
 async def test_stop_gives_up_after_drain_ms_when_the_store_hangs(ledger: MemoryLedger, db: Database) -> None:

@@ -24,7 +24,7 @@ from policies.reservation import Demand, Granted, Hold, OnLost
 from policies.tokens import PromptCount
 
 
-class Watched(MemoryLedger):
+class RecordingLedger(MemoryLedger):
     def __init__(self, clock_ms: Callable[[], int]) -> None:
         super().__init__(clock_ms=clock_ms)
         self.renewed: list[Progress] = []
@@ -45,7 +45,7 @@ class Watched(MemoryLedger):
 
 
 @asynccontextmanager
-async def beating(ledger: Watched, ttl_ms: int = 400) -> AsyncIterator[Heartbeat]:
+async def beating(ledger: RecordingLedger, ttl_ms: int = 400) -> AsyncIterator[Heartbeat]:
     heartbeat = Heartbeat(ledger, Telemetry(), ttl_ms=ttl_ms, sweep_ms=30)
     heartbeat.start()
     try:
@@ -78,7 +78,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def test_long_call_is_renewed_with_its_prompt_and_output_until_it_ends() -> None:
-    ledger = Watched(lambda: 0)
+    ledger = RecordingLedger(lambda: 0)
     async with beating(ledger) as heartbeat:
         call = await held(ledger, "a")
         heartbeat.sent(call)
@@ -94,7 +94,7 @@ async def test_long_call_is_renewed_with_its_prompt_and_output_until_it_ends() -
 
 
 async def test_call_without_a_hold_is_not_renewed() -> None:
-    ledger = Watched(lambda: 0)
+    ledger = RecordingLedger(lambda: 0)
     async with beating(ledger) as heartbeat:
         call = await held(ledger, "a")
         call.grant = None
@@ -107,13 +107,13 @@ async def test_call_without_a_hold_is_not_renewed() -> None:
 
 async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_sent() -> None:
     now_ms = 0
-    ledger = Watched(lambda: now_ms)
+    ledger = RecordingLedger(lambda: now_ms)
     async with beating(ledger, ttl_ms=60_000) as heartbeat:
-        departures = [heartbeat.sent(await held(ledger, name)) for name in ("never", "left", "quick")]
-        for send_observer in departures:
+        send_observers = [heartbeat.sent(await held(ledger, name)) for name in ("never", "left", "quick")]
+        for send_observer in send_observers:
             assert send_observer is not None
             send_observer.on_waiting()
-        never, left, quick = cast(list[SendObserver], departures)
+        never, left, quick = cast(list[SendObserver], send_observers)
         assert quick.before_send() is None, "a call that waited less than a tick is not reported"
         await until(lambda: len(ledger.renewed) == 2)
         told = left.before_send()
@@ -132,7 +132,7 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
 @pytest.mark.parametrize("trouble", ["away", "gone"])
 async def test_request_is_not_sent_if_its_hold_cannot_be_confirmed(trouble: str) -> None:
     now_ms = 0
-    ledger = Watched(lambda: now_ms)
+    ledger = RecordingLedger(lambda: now_ms)
     async with beating(ledger, ttl_ms=60_000) as heartbeat:
         send_observer = heartbeat.sent(await held(ledger, "a"))
         assert send_observer is not None
@@ -149,14 +149,14 @@ async def test_request_is_not_sent_if_its_hold_cannot_be_confirmed(trouble: str)
             await told
 
 
-async def test_no_departure_is_tracked_when_lost_holds_are_released() -> None:
-    ledger = Watched(lambda: 0)
+async def test_no_send_observer_is_needed_when_lost_holds_are_released() -> None:
+    ledger = RecordingLedger(lambda: 0)
     heartbeat = Heartbeat(ledger, Telemetry(), ttl_ms=400, sweep_ms=30, on_lost=OnLost.RELEASE)
     assert heartbeat.sent(await held(ledger, "a")) is None
 
 
 async def test_ledger_errors_stop_neither_renewal_nor_sweep() -> None:
-    ledger = Watched(lambda: 0)
+    ledger = RecordingLedger(lambda: 0)
     ledger.errors = [LedgerUnavailable("away"), LedgerError("damaged")]
     async with beating(ledger) as heartbeat:
         heartbeat.sent(await held(ledger, "a"))
@@ -167,7 +167,7 @@ async def test_ledger_errors_stop_neither_renewal_nor_sweep() -> None:
 
 async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
     now_ms = 0
-    ledger = Watched(lambda: now_ms)
+    ledger = RecordingLedger(lambda: now_ms)
     async with beating(ledger) as heartbeat:
         call = await held(ledger, "a")
         heartbeat.sent(call)

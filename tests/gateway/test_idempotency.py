@@ -43,7 +43,7 @@ class FakeStorage(MemoryAnswerStorage):
 
 
 async def sent(message: Any) -> None:
-    """Nobody reads it here."""
+    """Discards the message."""
 
 
 def exchange() -> Exchange:

@@ -42,13 +42,13 @@ class KeyedIntake:
         return self._intake.authenticate({name.replace("_", "-"): value for name, value in headers.items()})
 
 
-def made(plain: str, name: str = "ci") -> ApiKey:
+def stored_key(plain: str, name: str = "ci") -> ApiKey:
     return ApiKey(f"key_{name}", name, "default", plain[:8], keys.digest_of(plain), limits={"concurrency": 1})
 
 
 def test_principal_of_a_key_is_cached_until_the_key_changes() -> None:
     intake_with_keys, plain = KeyedIntake(), keys.make_plain_key()
-    key = made(plain)
+    key = stored_key(plain)
     intake_with_keys.set_keys(key)
     first = intake_with_keys.authenticate(plain)
     assert (first.key_id, first.concurrency_max) == ("key_ci", 1)
@@ -56,7 +56,7 @@ def test_principal_of_a_key_is_cached_until_the_key_changes() -> None:
     intake_with_keys.set_keys(replace(key, limits={"concurrency": 2}, workflow="nightly"))
     changed = intake_with_keys.authenticate(plain)
     assert (changed.concurrency_max, changed.defaults) == (2, {"workflow": "nightly"})
-    intake_with_keys.set_keys(made(keys.make_plain_key(), "other"))
+    intake_with_keys.set_keys(stored_key(keys.make_plain_key(), "other"))
     with pytest.raises(AuthenticationFailed):
         intake_with_keys.authenticate(plain)
 
@@ -102,6 +102,6 @@ async def test_unreachable_store_at_start_is_503_with_and_without_a_key(tmp_path
 def test_keys_keep_their_principals_when_the_cache_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "_PRINCIPALS_MAX", 1)
     intake_with_keys, plains = KeyedIntake(), {name: keys.make_plain_key() for name in ("a", "b", "c")}
-    intake_with_keys.set_keys(*(made(plain, name) for name, plain in plains.items()))
+    intake_with_keys.set_keys(*(stored_key(plain, name) for name, plain in plains.items()))
     for _ in range(2):
         assert [intake_with_keys.authenticate(plain).key_name for plain in plains.values()] == ["a", "b", "c"]

@@ -7,15 +7,15 @@ from gateway.ledger.circuit_breaker import CircuitBreaker
 SLOW_MS = 80
 
 
-def after(story: str) -> CircuitBreaker:
+def breaker_after(calls: str) -> CircuitBreaker:
     """A breaker after these calls in sequence: g(ood), s(low), f(ailed)."""
     breaker = CircuitBreaker(slow_ms=SLOW_MS)
-    for at_s, event in enumerate(story):
-        happen(breaker, event, at_s, at_s + 1)
+    for at_s, event in enumerate(calls):
+        record_call(breaker, event, at_s, at_s + 1)
     return breaker
 
 
-def happen(breaker: CircuitBreaker, event: str, started_at_s: float, now_s: float) -> None:
+def record_call(breaker: CircuitBreaker, event: str, started_at_s: float, now_s: float) -> None:
     if event == "f":
         breaker.record_failure(started_at_s, now_s)
     else:
@@ -23,7 +23,7 @@ def happen(breaker: CircuitBreaker, event: str, started_at_s: float, now_s: floa
 
 
 @pytest.mark.parametrize(
-    ("story", "is_open"),
+    ("calls", "is_open"),
     [
         ("", False),
         ("gggg", False),
@@ -42,8 +42,8 @@ def happen(breaker: CircuitBreaker, event: str, started_at_s: float, now_s: floa
         ("g" * 100 + "ff", True),
     ],
 )
-def test_breaker_opens_after_failures_or_slow_answers_in_a_row(story: str, is_open: bool) -> None:
-    assert after(story).is_open is is_open
+def test_breaker_opens_after_faults_in_a_row_or_a_high_share_of_failures(calls: str, is_open: bool) -> None:
+    assert breaker_after(calls).is_open is is_open
 
 
 @pytest.mark.parametrize(("event", "rounds"), [("s", 5), ("f", 2)])
@@ -53,19 +53,19 @@ def test_concurrent_calls_count_as_one_event(event: str, rounds: int) -> None:
         assert not breaker.is_open
         # Thirty calls that start together and end one after the other.
         for place in range(30):
-            happen(breaker, event, number, number + 0.9 + place / 1000)
+            record_call(breaker, event, number, number + 0.9 + place / 1000)
     assert breaker.is_open
 
 
 def test_open_breaker_stays_open_after_good_answers() -> None:
-    breaker = after("fffff" + "g" * 50)
+    breaker = breaker_after("fffff" + "g" * 50)
     assert breaker.is_open
 
 
 def test_closed_breaker_forgets_earlier_failures() -> None:
-    breaker = after("fffff")
+    breaker = breaker_after("fffff")
     breaker.close()
-    happen(breaker, "f", 10, 11)
+    record_call(breaker, "f", 10, 11)
     assert not breaker.is_open
-    happen(breaker, "f", 11, 12)
+    record_call(breaker, "f", 11, 12)
     assert (breaker.is_open, breaker.times_opened) == (True, 2)

@@ -7,7 +7,7 @@ import pytest
 from gateway.ledger.clock import SteadyClock, wall_clock_ms
 
 
-class Wall:
+class FakeWallClock:
     def __init__(self, now_ms: int) -> None:
         self.now_ms = now_ms
 
@@ -25,7 +25,7 @@ class Wall:
     ],
 )
 def test_clock_is_monotonic_and_runs_at_half_pace_while_behind(wall: list[int], steady: list[int]) -> None:
-    source = Wall(wall[0])
+    source = FakeWallClock(wall[0])
     clock = SteadyClock(source)
     read = []
     for now_ms in wall:
@@ -36,7 +36,7 @@ def test_clock_is_monotonic_and_runs_at_half_pace_while_behind(wall: list[int], 
 
 
 def test_clock_advances_by_at_most_1_ms_per_ms_while_catching_up() -> None:
-    source = Wall(100)
+    source = FakeWallClock(100)
     clock = SteadyClock(source)
     assert clock.now_ms() == 100
     read = []
@@ -48,7 +48,7 @@ def test_clock_advances_by_at_most_1_ms_per_ms_while_catching_up() -> None:
 
 
 def test_clock_continues_from_the_time_of_an_earlier_process() -> None:
-    source = Wall(1_000)
+    source = FakeWallClock(1_000)
     clock = SteadyClock(source)
     clock.advance_to(5_000)
     assert clock.now_ms() == 5_000

@@ -103,17 +103,17 @@ async def test_ids_newer_than_all_written_ones_need_no_lookup(tmp_path: Path) ->
     await ledger.close()
 
 
-def here(now_ms: int) -> int:
+def current_thread(now_ms: int) -> int:
     return threading.get_ident()
 
 
 async def test_short_operations_run_on_the_loop_and_long_ones_in_the_thread(ledger: SqliteLedger) -> None:
     worker = ledger._open_worker()
-    assert await worker.perform(here) == threading.get_ident()
-    assert await worker.perform_long(here) != threading.get_ident()
-    first, second = await asyncio.gather(worker.perform(here), worker.perform_long(here))
+    assert await worker.perform(current_thread) == threading.get_ident()
+    assert await worker.perform_long(current_thread) != threading.get_ident()
+    first, second = await asyncio.gather(worker.perform(current_thread), worker.perform_long(current_thread))
     assert first == second != threading.get_ident(), "concurrent operations share one transaction"
-    assert await worker.perform(here) == threading.get_ident(), "the thread has returned the file"
+    assert await worker.perform(current_thread) == threading.get_ident(), "the thread has returned the file"
 
 
 async def test_operations_wait_while_the_thread_works(ledger: SqliteLedger) -> None:
@@ -143,12 +143,12 @@ async def test_after_a_slow_operation_the_thread_takes_over_for_a_while(
 ) -> None:
     monkeypatch.setattr(sqlite_worker, "THREAD_ONLY_S", 0.3)
     worker = ledger._open_worker()
-    assert await worker.perform(lambda _: time.sleep(2 * sqlite_worker.SLOW_BATCH_S) or threading.get_ident()) == here(
-        0
-    )
-    assert await worker.perform(here) != threading.get_ident()
+    assert await worker.perform(
+        lambda _: time.sleep(2 * sqlite_worker.SLOW_BATCH_S) or threading.get_ident()
+    ) == current_thread(0)
+    assert await worker.perform(current_thread) != threading.get_ident()
     await asyncio.sleep(0.3)
-    assert await worker.perform(here) == threading.get_ident()
+    assert await worker.perform(current_thread) == threading.get_ident()
 
 
 async def test_long_wal_is_checkpointed_by_the_thread(
@@ -286,7 +286,7 @@ async def test_durability_sets_the_synchronous_level(tmp_path: Path) -> None:
         ledger = SqliteLedger(tmp_path / f"{durability}.db", durability=durability)  # type: ignore[arg-type]
         await ledger.open()
         worker = ledger._open_worker()
-        assert (await worker.perform(here) == threading.get_ident()) == (durability == "normal")
+        assert (await worker.perform(current_thread) == threading.get_ident()) == (durability == "normal")
         assert await worker.perform(lambda _, worker=worker: worker._file._pragma("synchronous")) == level
         await ledger.close()
 

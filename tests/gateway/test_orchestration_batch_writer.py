@@ -80,7 +80,7 @@ async def test_stop_during_a_write_loses_nothing() -> None:
     waiting: BatchWriter[int] = BatchWriter("test", sink.write)
     waiting.start()
     waiting.put(1)
-    await asyncio.sleep(0.4)  # the write is under way
+    await asyncio.sleep(0.4)  # the write is in progress
     waiting.put(2)
     stopping = asyncio.create_task(waiting.stop())
     await asyncio.sleep(0.05)

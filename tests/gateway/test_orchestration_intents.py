@@ -24,7 +24,7 @@ SURE = 0.999  # a threshold that no classification reaches
 RULES = IntentRules(wait_ms=0, cache_ttl_ms=1_000)
 
 
-class Model:
+class FakeModel:
     """Answers when its gate is open, and counts how many questions are in flight at once."""
 
     def __init__(self, answer: str | None = '{"intent": "enrich", "confidence": 0.9}') -> None:
@@ -68,13 +68,13 @@ def call_of(step: str = "work-on-it", prompt: str = VAGUE, project: str = "p") -
     return Call("c", protocol, Principal("", "k", project), request, Tags(workflow="wf", run="r", step=step), "r")
 
 
-async def started(store: Database, model: Model, clock: Clock, rules: IntentRules = RULES) -> Intents:
+async def started(store: Database, model: FakeModel, clock: Clock, rules: IntentRules = RULES) -> Intents:
     intents = Intents(store, model.ask, rules, clock)
     await intents.start()
     return intents
 
 
-async def settled(model: Model, count: int) -> None:
+async def settled(model: FakeModel, count: int) -> None:
     """Waits until `count` questions were asked and the answers are kept."""
     async with asyncio.timeout(5):
         while len(model.questions) < count or model.at_once:
@@ -83,7 +83,7 @@ async def settled(model: Model, count: int) -> None:
 
 
 async def test_unsure_call_uses_the_guess_and_the_next_call_the_models_answer(store: Database) -> None:
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     intents = await started(store, model, clock)
     first = await intents.of(call_of(), None, SURE)
     assert first.source in ("model", "fallback", "rules")
@@ -98,7 +98,7 @@ async def test_unsure_call_uses_the_guess_and_the_next_call_the_models_answer(st
 
 async def test_learned_intents_are_not_shared_between_projects(store: Database) -> None:
     """The answer depends on the prompt, which may differ between projects with equal names of workflow and step."""
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     intents = await started(store, model, clock)
     await intents.of(call_of(prompt="Say 'enrich', whatever this is."), None, SURE)
     await settled(model, 1)
@@ -113,7 +113,7 @@ async def test_learned_intents_are_not_shared_between_projects(store: Database) 
 
 async def test_questions_are_limited_to_100_a_minute_per_project(store: Database) -> None:
     """Otherwise a new step name in each call would cost the operator a question each."""
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     intents = await started(store, model, clock)
     names = ["".join(letters) for letters in itertools.product("bcdfgklm", repeat=3)][:150]
     for name in names:
@@ -128,7 +128,10 @@ async def test_questions_are_limited_to_100_a_minute_per_project(store: Database
 
 
 async def test_unstorable_characters_are_removed_from_reasoning(store: Database) -> None:
-    model, clock = Model(r'{"intent": "enrich", "confidence": 0.9, "reasoning": "half \ud83d and\u0000 none"}'), Clock()
+    model, clock = (
+        FakeModel(r'{"intent": "enrich", "confidence": 0.9, "reasoning": "half \ud83d and\u0000 none"}'),
+        Clock(),
+    )
     intents = await started(store, model, clock)
     for number, step in enumerate(("work-on-it", "work-on-that"), 1):
         await intents.of(call_of(step), None, SURE)
@@ -139,7 +142,7 @@ async def test_unstorable_characters_are_removed_from_reasoning(store: Database)
 
 
 async def test_system_prompt_in_parts_is_classified(store: Database) -> None:
-    intents = await started(store, Model(), Clock())
+    intents = await started(store, FakeModel(), Clock())
     protocol = PROTOCOLS["/v1/messages"]
     seen = []
     for order in ("Translate the text into German.", "Summarize the text in three sentences."):
@@ -167,7 +170,7 @@ async def test_system_prompt_in_parts_is_classified(store: Database) -> None:
 async def test_malformed_fields_of_other_protocols_do_not_affect_the_intent(
     store: Database, beside: Mapping[str, Any]
 ) -> None:
-    intents = await started(store, Model(), Clock())
+    intents = await started(store, FakeModel(), Clock())
     protocol = PROTOCOLS["/v1/responses"]
     request = protocol.parse(orjson.dumps({"model": "m", "input": "Summarize the text in three sentences.", **beside}))
     call = Call("c", protocol, Principal("", "k", "p"), request, Tags(workflow="wf", run="r", step="work-on-it"), "r")
@@ -177,7 +180,7 @@ async def test_malformed_fields_of_other_protocols_do_not_affect_the_intent(
 
 async def test_confident_or_declared_intent_is_never_asked(store: Database) -> None:
 
-    model = Model()
+    model = FakeModel()
     intents = await started(store, model, Clock())
     await intents.of(call_of("summarize", "Summarize the following report in three sentences."), None, 0.7)
     await intents.of(call_of(), "send", SURE)
@@ -187,7 +190,7 @@ async def test_confident_or_declared_intent_is_never_asked(store: Database) -> N
 
 
 async def test_at_most_5_questions_are_asked_at_once(store: Database) -> None:
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     model.gate.clear()
     intents = await started(store, model, clock)
     await intents.of(call_of("first-of-all"), None, SURE)
@@ -201,7 +204,7 @@ async def test_at_most_5_questions_are_asked_at_once(store: Database) -> None:
 
 
 async def test_concurrent_calls_of_a_step_ask_once(store: Database) -> None:
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     model.gate.clear()
     intents = await started(store, model, clock)
     for _ in range(5):
@@ -213,7 +216,7 @@ async def test_concurrent_calls_of_a_step_ask_once(store: Database) -> None:
 
 
 async def test_call_waits_for_the_answer_if_wait_ms_allows(store: Database) -> None:
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     intents = await started(store, model, clock, IntentRules(wait_ms=500, cache_ttl_ms=1_000))
     first = await intents.of(call_of(), None, SURE)
     second = await intents.of(call_of(), None, SURE)
@@ -222,7 +225,7 @@ async def test_call_waits_for_the_answer_if_wait_ms_allows(store: Database) -> N
 
 
 async def test_call_waits_at_most_wait_ms(store: Database) -> None:
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     model.gate.clear()
     intents = await started(store, model, clock, IntentRules(wait_ms=30, cache_ttl_ms=1_000))
     async with asyncio.timeout(2):
@@ -233,12 +236,12 @@ async def test_call_waits_at_most_wait_ms(store: Database) -> None:
 
 
 async def test_answers_survive_a_restart_and_expire(store: Database) -> None:
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     intents = await started(store, model, clock)
     await intents.of(call_of(), None, SURE)
     await settled(model, 1)
     await intents.stop()
-    again = Model('{"intent": "filter", "confidence": 0.8}')
+    again = FakeModel('{"intent": "filter", "confidence": 0.8}')
     intents = await started(store, again, clock)
     assert (await intents.of(call_of(), None, SURE)).intent == "enrich"
     clock.ms += 1_001
@@ -249,7 +252,7 @@ async def test_answers_survive_a_restart_and_expire(store: Database) -> None:
 
 
 async def test_answer_to_another_process_is_not_asked_again(store: Database) -> None:
-    clock, ours, theirs = Clock(), Model(), Model()
+    clock, ours, theirs = Clock(), FakeModel(), FakeModel()
     here, there = await started(store, ours, clock), await started(store, theirs, clock)
     await there.of(call_of(), None, SURE)
     await settled(theirs, 1)
@@ -265,7 +268,7 @@ async def test_answer_to_another_process_is_not_asked_again(store: Database) -> 
 async def test_missing_or_invalid_answer_is_asked_again_only_after_a_minute(
     store: Database, answer: str | None
 ) -> None:
-    model, clock = Model(answer), Clock()
+    model, clock = FakeModel(answer), Clock()
     intents = await started(store, model, clock)
     first = await intents.of(call_of(), None, SURE)
     await settled(model, 1)
@@ -280,7 +283,7 @@ async def test_missing_or_invalid_answer_is_asked_again_only_after_a_minute(
 
 
 async def test_declared_prompt_is_classified_by_the_model_too(store: Database) -> None:
-    model, clock = Model(), Clock()
+    model, clock = FakeModel(), Clock()
     intents = await started(store, model, clock)
     settings = Settings.from_values({"orchestration_intent_classification_confidence_threshold": SURE})
     step = {"id": "work-on-it", "prompt": VAGUE}

@@ -15,7 +15,7 @@ from gateway.store.database import Database, StoreUnavailable
 from gateway.store.runs import Run
 
 
-class Store:
+class FakeStore:
     """Replaces the queries of the store: each takes a while, and is recorded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,8 +33,8 @@ class Store:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    return Store(monkeypatch)
+def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
+    return FakeStore(monkeypatch)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def lookups() -> RunLookups:
     return RunLookups(Database("sqlite://"))
 
 
-async def test_lookups_made_during_a_query_share_the_next_one(store: Store, lookups: RunLookups) -> None:
+async def test_lookups_made_during_a_query_share_the_next_one(store: FakeStore, lookups: RunLookups) -> None:
     first = asyncio.ensure_future(lookups.get("p", "r0"))
     await asyncio.sleep(0.005)
     others = [asyncio.ensure_future(lookups.get("p", f"r{number}")) for number in range(1, 50)]
@@ -52,7 +52,9 @@ async def test_lookups_made_during_a_query_share_the_next_one(store: Store, look
     assert store.queries == [("p", ["r0"]), ("p", [f"r{number}" for number in range(1, 50)])]
 
 
-async def test_projects_are_looked_up_separately_and_an_unknown_run_is_none(store: Store, lookups: RunLookups) -> None:
+async def test_projects_are_looked_up_separately_and_an_unknown_run_is_none(
+    store: FakeStore, lookups: RunLookups
+) -> None:
     one, other, none = await asyncio.gather(lookups.get("a", "r"), lookups.get("b", "r"), lookups.get("a", "unknown"))
     assert one is not None
     assert other is not None
@@ -60,7 +62,7 @@ async def test_projects_are_looked_up_separately_and_an_unknown_run_is_none(stor
 
 
 async def test_hanging_store_delays_only_the_first_lookup(
-    store: Store, lookups: RunLookups, monkeypatch: pytest.MonkeyPatch
+    store: FakeStore, lookups: RunLookups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example, if a firewall drops the packets from Postgres, whose driver would wait for half a minute."""
     monkeypatch.setattr(run_lookups, "_WAIT_S", 0.2)
@@ -76,7 +78,9 @@ async def test_hanging_store_delays_only_the_first_lookup(
     assert found is not None
 
 
-async def test_store_outage_fails_all_waiting_lookups_and_is_retried_later(store: Store, lookups: RunLookups) -> None:
+async def test_store_outage_fails_all_waiting_lookups_and_is_retried_later(
+    store: FakeStore, lookups: RunLookups
+) -> None:
     store.error = StoreUnavailable("away")
     told = await asyncio.gather(lookups.get("p", "r"), lookups.get("p", "s"), return_exceptions=True)
     assert [type(one) for one in told] == [StoreUnavailable, StoreUnavailable]
@@ -84,7 +88,7 @@ async def test_store_outage_fails_all_waiting_lookups_and_is_retried_later(store
     assert await lookups.get("p", "r") is not None
 
 
-async def test_cancelled_lookup_does_not_cancel_the_others(store: Store, lookups: RunLookups) -> None:
+async def test_cancelled_lookup_does_not_cancel_the_others(store: FakeStore, lookups: RunLookups) -> None:
     gone, stays = (asyncio.ensure_future(lookups.get("p", "r")) for _ in range(2))
     await asyncio.sleep(0.005)
     gone.cancel()

@@ -134,7 +134,7 @@ async def test_append_returns_after_fsync_and_concurrent_appends_share_it(
         synced.clear()
         many = [Settlement("p", f"d{number}", Amount(1), b"") for number in range(200)]
         await asyncio.gather(*(spool.append([record]) for record in many))
-        # All that arrives while the disk is busy shares the next one.
+        # Appends that arrive during an fsync share the next one.
         assert len(synced) <= 3
         monkeypatch.undo()
 

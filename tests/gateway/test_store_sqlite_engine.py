@@ -43,7 +43,7 @@ async def write_slowly(db: Database, number: int, begun: threading.Event) -> Non
         await connection.run_sync(slowly, number, begun)
 
 
-async def test_results_give_rows_and_row_counts_outside_the_thread(db: Database) -> None:
+async def test_result_keeps_its_rows_and_row_count_after_the_transaction(db: Database) -> None:
     async with db.begin() as connection:
         changed = await connection.execute(text("INSERT INTO notes VALUES (:a), (:b)"), {"a": 1, "b": 2})
         assert changed.rowcount == 2

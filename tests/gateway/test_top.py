@@ -17,14 +17,14 @@ def run(name: str, settled: int, reserved: int, limit: int | None, **more: Any) 
     return {"run": name, "tokens": tokens, "cost_usd": {"settled": 0.25}, "last_at": last, **fields, **more}
 
 
-def drawn(runs: list[dict[str, Any]], height: int = 40, **more: Any) -> str:
+def rendered(runs: list[dict[str, Any]], height: int = 40, **more: Any) -> str:
     console = Console(width=150, record=True, file=io.StringIO())
     console.print(screen(runs, "here", 100.0, height, **more))
     return console.export_text()
 
 
 def test_bar_and_sums_show_settled_reserved_and_remaining_tokens() -> None:
-    said = drawn([run("r-1", 5_000, 2_500, 10_000), run("r-2", 9, 0, None, state="paused", refused=4)])
+    said = rendered([run("r-1", 5_000, 2_500, 10_000), run("r-2", 9, 0, None, state="paused", refused=4)])
     assert "████████▓▓▓▓░░░░" in said
     assert "no limit" in said
     assert "10 s" in said
@@ -34,17 +34,17 @@ def test_bar_and_sums_show_settled_reserved_and_remaining_tokens() -> None:
 
 
 def test_run_name_is_not_interpreted_as_markup() -> None:
-    assert "[red]evil[/red]" in drawn([run("[red]evil[/red]", 1, 0, 2)])
+    assert "[red]evil[/red]" in rendered([run("[red]evil[/red]", 1, 0, 2)])
 
 
 def test_screen_shows_at_most_as_many_runs_as_fit() -> None:
-    said = drawn([run(f"r-{at}", 1, 0, 2) for at in range(50)], height=12)
+    said = rendered([run(f"r-{at}", 1, 0, 2) for at in range(50)], height=12)
     assert "r-6" in said
     assert "r-7" not in said
-    assert "No matching runs" in drawn([])
+    assert "No matching runs" in rendered([])
 
 
 def test_header_says_that_its_totals_cover_the_latest_runs_only() -> None:
     runs = [run(f"r-{at}", 1, 2, 9) for at in range(100)]
-    assert "of the latest 100 runs: 100 active   200 tokens held" in drawn(runs, has_more=True)
-    assert "latest" not in drawn(runs)
+    assert "of the latest 100 runs: 100 active   200 tokens held" in rendered(runs, has_more=True)
+    assert "latest" not in rendered(runs)

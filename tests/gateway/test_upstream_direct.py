@@ -74,38 +74,38 @@ async def test_buffered_answer_is_returned_unchanged(
     assert provider.last.credential == "sk-the-entrys-key"
 
 
-class Watching:
-    """A departure that records how many requests the provider had seen at each event."""
+class RecordingObserver:
+    """A send observer that records how many requests the provider had seen at each event."""
 
     def __init__(self, provider: FakeProvider, refusal: Exception | None = None) -> None:
         self.provider = provider
         self.refusal = refusal
-        self.told: list[tuple[str, int]] = []
+        self.events: list[tuple[str, int]] = []
 
     def on_waiting(self) -> None:
-        self.told.append(("on_waiting", len(self.provider.requests)))
+        self.events.append(("on_waiting", len(self.provider.requests)))
 
     def before_send(self) -> Awaitable[None]:
         return self._leave()
 
     async def _leave(self) -> None:
         await asyncio.sleep(0.02)
-        self.told.append(("before_send", len(self.provider.requests)))
+        self.events.append(("before_send", len(self.provider.requests)))
         if self.refusal is not None:
             raise self.refusal
 
 
-async def test_request_is_sent_after_its_departure_is_confirmed(provider: FakeProvider, lane: DirectLane) -> None:
+async def test_request_is_sent_after_its_send_observer_agrees(provider: FakeProvider, lane: DirectLane) -> None:
     """Over a new connection, and over one that another call has used."""
     for seen in (0, 1):
-        send_observer = Watching(provider)
+        send_observer = RecordingObserver(provider)
         asked = replace(call(), send_observer=send_observer)
         assert (await lane.send(deployment(provider), asked)).status == 200
-        assert send_observer.told == [("on_waiting", seen), ("before_send", seen)]
+        assert send_observer.events == [("on_waiting", seen), ("before_send", seen)]
 
 
-async def test_refused_departure_sends_nothing(provider: FakeProvider, lane: DirectLane) -> None:
-    asked = replace(call(), send_observer=Watching(provider, LedgerOutage()))
+async def test_nothing_is_sent_if_the_send_observer_refuses(provider: FakeProvider, lane: DirectLane) -> None:
+    asked = replace(call(), send_observer=RecordingObserver(provider, LedgerOutage()))
     with pytest.raises(LedgerOutage):
         await lane.send(deployment(provider), asked)
     assert provider.requests == []

@@ -383,7 +383,7 @@ async def forbid_later() -> None:
 
 
 @pytest.mark.parametrize("forbid", [forbid_now, forbid_later])
-async def test_leaves_callback_runs_before_sending_and_can_prevent_it(
+async def test_before_send_callback_can_prevent_sending(
     client: HttpClient, forbid: Callable[[], Awaitable[None] | None]
 ) -> None:
     provider = Provider()
@@ -396,7 +396,7 @@ async def test_leaves_callback_runs_before_sending_and_can_prevent_it(
     assert len(provider.requests) == 1
 
 
-async def test_hang_up_during_the_leaves_callback_reconnects(client: HttpClient) -> None:
+async def test_hang_up_during_the_before_send_callback_reconnects(client: HttpClient) -> None:
     provider = Provider(hangs_up=True)
 
     async def tell() -> None:

@@ -100,7 +100,7 @@ async def test_every_text_protocol_works_with_every_kind_of_provider(
     usage = body["usage"]
     assert usage.get("completion_tokens", usage.get("output_tokens")) == 4
 
-    # A chat client that wants usage is told so in the stream; LiteLLM asks for it itself in the other protocols.
+    # Chat and completions clients ask for usage; in the other protocols, LiteLLM requests it itself.
     options = {"stream_options": {"include_usage": True}} if protocol in ("chat", "completions") else {}
     streamed = await lane.send(deployment(provider, name), call(protocol, stream=True, **options))
     assert streamed.headers["content-type"].startswith("text/event-stream")
@@ -211,7 +211,7 @@ async def test_client_fields_that_control_litellm_are_refused(
 async def test_output_cap_of_another_protocol_is_refused(
     provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, field: str
 ) -> None:
-    """LiteLLM writes such a field over the one that is reserved for: Gemini's `max_output_tokens`, Bedrock's `maxTokens`."""
+    """LiteLLM would overwrite the reserved cap with such a field: Gemini's `max_output_tokens`, Bedrock's `maxTokens`."""
     for name in ("gemini", "openai"):
         answer = await lane.send(deployment(provider, name), call(protocol, **{field: 8000}))
         assert answer.status == 400
@@ -332,11 +332,13 @@ async def test_unreachable_provider_hides_its_address(lane: LiteLLMLane, provide
 async def test_provider_that_does_not_answer_times_out_and_is_disconnected(
     provider: FakeProvider, lane: LiteLLMLane, name: str, stream: bool
 ) -> None:
+    await lane.send(deployment(provider, name), call())  # imports what LiteLLM needs for this provider
     provider.script(delay_ms=60_000)
     asked = call(stream=stream)
-    asked.timeouts = Timeouts(first_byte_ms=200)
+    asked.timeouts = Timeouts(first_byte_ms=500)
     with pytest.raises(UpstreamTimeout):
         await lane.send(deployment(provider, name), asked)
+    assert len(provider.requests) == 2
     await provider.until(lambda: provider.last.disconnected_s is not None)
 
 

@@ -14,7 +14,7 @@ from gateway.upstream.port import ProtocolName
 from tests.fake_provider import FakeProvider
 from tests.gateway.litellm_calls import TEXT_PROTOCOLS, call, deployment, events_of_stream
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM warns of itself
+pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM emits its own warnings
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic"])
@@ -90,7 +90,7 @@ async def test_cost_given_by_the_provider_is_passed_on(provider: FakeProvider, l
 
 
 def usage_asked(protocol: ProtocolName, stream: bool) -> dict[str, Any]:
-    """As the gateway always asks for it."""
+    """The fields with which the gateway always requests usage."""
     return {"stream_options": {"include_usage": True}} if stream and protocol in ("chat", "completions") else {}
 
 

@@ -54,7 +54,7 @@ async def events(answer: UpstreamAnswer) -> list[dict[str, Any]]:
     return [value for _, value in found]
 
 
-def spoken(protocol: ProtocolName, body: dict[str, Any]) -> tuple[str, str, int, int]:
+def parts_of_answer(protocol: ProtocolName, body: dict[str, Any]) -> tuple[str, str, int, int]:
     """(text, finish, input tokens, output tokens) of a buffered answer."""
     usage = body["usage"]
     if protocol == "chat":
@@ -85,7 +85,7 @@ async def test_mock_answers_its_text_up_to_the_output_cap(
 ) -> None:
     fields = {} if cap is None else {CAPS.get(protocol, "max_tokens"): cap}
     answer = await send(lane, TEXT, protocol, fields)
-    said, finish, input_tokens, output_tokens = spoken(protocol, json.loads(answer.body))
+    said, finish, input_tokens, output_tokens = parts_of_answer(protocol, json.loads(answer.body))
     assert (answer.status, answer.lane, said) == (200, "mock", text)
     assert finish == FINISHES[protocol][text != TEXT]
     framing = 4 * len(BODIES[protocol].get("messages", [])) + 3 if "messages" in BODIES[protocol] else 0
@@ -115,7 +115,7 @@ async def test_stream_has_the_text_and_usage_of_the_buffered_answer(lane: MockLa
         assert found[0]["message"]["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
         assert found[-2]["usage"] == whole["usage"]
         assert found[-1] == {"type": "message_stop"}
-    assert text == "one two three" == spoken(protocol, whole)[0]
+    assert text == "one two three" == parts_of_answer(protocol, whole)[0]
 
 
 async def test_usage_is_streamed_only_if_requested(lane: MockLane) -> None:
@@ -166,7 +166,7 @@ async def test_mock_streaming_error_ends_the_stream_with_an_error_event(lane: Mo
 async def test_complete_answer_can_be_configured(lane: MockLane) -> None:
     given = {"id": "x", "choices": [{"message": {"role": "assistant", "content": "a b c"}}], "extra": 1}
     assert json.loads((await send(lane, given, "chat", {})).body) == given
-    assert spoken("messages", json.loads((await send(lane, given, "messages", {})).body))[0] == "a b c"
+    assert parts_of_answer("messages", json.loads((await send(lane, given, "messages", {})).body))[0] == "a b c"
 
 
 async def test_embeddings_are_deterministic_unit_vectors(lane: MockLane) -> None:

@@ -20,7 +20,7 @@ from tests.bare_server import bare_server
 BODY = b'{"answer": "a ferry leaves at 9:40"}'
 HEADERS = [(b"content-type", b"application/json"), (b"x-request-id", b"r-1"), (b"x-note", b"tab\tand \xe9")]
 LARGE = b"x" * 1_000_000
-UNREAD = b"x" * 6_000_000  # more than the buffers of both sockets take
+UNREAD = b"x" * 6_000_000  # more than the buffers of both sockets hold
 CLOSE = b"connection: close"
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -67,10 +67,10 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_answer_is_sent_in_one_write(writes: list[int]) -> None:
-    heard = await reply_to(answering(), request(headers=[CLOSE]))
-    assert writes == [len(heard.raw)]
+    reply = await reply_to(answering(), request(headers=[CLOSE]))
+    assert writes == [len(reply.raw)]
     writes.clear()
-    heard = await reply_to(answering(in_two=True), request(headers=[CLOSE]))
+    reply = await reply_to(answering(in_two=True), request(headers=[CLOSE]))
     assert len(writes) == 2, "the fixture counts writes"
 
 
@@ -97,9 +97,9 @@ async def test_bytes_are_the_same_as_from_uvicorn(sent: bytes, status: int) -> N
 
 @pytest.mark.parametrize("body", [b"", b"x" * 32_768, b"x" * 32_769, LARGE], ids=len)
 async def test_body_of_any_size_arrives_whole(body: bytes) -> None:
-    heard = await reply_to(answering(body), request() + request(headers=[CLOSE]))
-    assert [answer.body == body for answer in heard.answers] == [True, True]
-    assert heard.is_closed
+    reply = await reply_to(answering(body), request() + request(headers=[CLOSE]))
+    assert [answer.body == body for answer in reply.answers] == [True, True]
+    assert reply.is_closed
 
 
 @pytest.mark.parametrize("header", [(b"connection", b"close"), (b"content-length", b"36"), (b"X-Upper", b"1")])
@@ -126,9 +126,9 @@ async def test_headers_with_meaning_to_uvicorn_give_the_same_bytes(header: tuple
 )
 async def test_header_injection_is_never_sent(header: tuple[bytes, bytes]) -> None:
     assert not is_plain([*HEADERS, header])
-    heard = await reply_to(answering(headers=[*HEADERS, header]), request())
-    assert heard.raw == b"", "as with uvicorn, the connection ends without an answer"
-    assert heard.is_closed
+    reply = await reply_to(answering(headers=[*HEADERS, header]), request())
+    assert reply.raw == b"", "as with uvicorn, the connection ends without an answer"
+    assert reply.is_closed
 
 
 def test_header_value_may_contain_any_byte_but_control_characters() -> None:
@@ -148,11 +148,11 @@ async def test_receive_returns_disconnect_once_answered() -> None:
         listening = asyncio.create_task(receive())
         await asyncio.sleep(0)
         await exchange.answer(200, HEADERS, BODY)
-        heard.append(await asyncio.wait_for(listening, 0.3))
+        received.append(await asyncio.wait_for(listening, 0.3))
 
-    heard: list[Any] = []
+    received: list[Any] = []
     await reply_to(application, request(), 0.5)
-    assert heard == [{"type": "http.disconnect"}], "while the connection is still open"
+    assert received == [{"type": "http.disconnect"}], "while the connection is still open"
 
 
 async def test_answer_without_reading_the_body_sends_no_100_continue() -> None:
@@ -161,9 +161,9 @@ async def test_answer_without_reading_the_body_sends_no_100_continue() -> None:
         assert await receive() == {"type": "http.disconnect"}
 
     sent = request(headers=[b"expect: 100-continue", b"content-length: 1000"], body=b"", length=False)
-    heard = await reply_to(refuse_unread, sent, 0.5)
-    assert heard.raw.startswith(b"HTTP/1.1 413 ")
-    assert heard.raw.endswith(BODY)
+    reply = await reply_to(refuse_unread, sent, 0.5)
+    assert reply.raw.startswith(b"HTTP/1.1 413 ")
+    assert reply.raw.endswith(BODY)
 
 
 async def test_next_pipelined_answer_waits_until_the_last_one_was_read() -> None:
@@ -188,8 +188,8 @@ async def test_next_pipelined_answer_waits_until_the_last_one_was_read() -> None
             return read_reply(connection, 60.0)
 
     async with bare_server(application) as url:
-        heard = await asyncio.to_thread(talk, url)
-    assert [len(answer.body) for answer in heard.answers] == [len(UNREAD)] * 3
+        reply = await asyncio.to_thread(talk, url)
+    assert [len(answer.body) for answer in reply.answers] == [len(UNREAD)] * 3
     assert answers == {"begun": 3, "given": 3}
 
 
@@ -225,6 +225,6 @@ async def test_second_answer_raises_and_is_not_sent() -> None:
         except RuntimeError as error:
             caught.append(error)
 
-    heard = await reply_to(application, request(headers=[CLOSE]))
-    assert heard.statuses == [200]
+    reply = await reply_to(application, request(headers=[CLOSE]))
+    assert reply.statuses == [200]
     assert len(caught) == 1

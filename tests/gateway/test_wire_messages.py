@@ -129,10 +129,10 @@ def test_other_fields_are_forwarded_unchanged() -> None:
         (1000, None, 50, 50, None),
         (100, None, 500, 100, None),
         (0, None, 500, 0, None),
-        (9000, 5000, 6000, 6000, 5000),  # it still fits below the cap
+        (9000, 5000, 6000, 6000, 5000),  # still fits below the cap
         (9000, 5000, 3000, 3000, 2999),
         (9000, 5000, 1025, 1025, 1024),
-        (4000, 5000, 3000, 3000, 5000),  # above the cap from the beginning: interleaved
+        (4000, 5000, 3000, 3000, 5000),  # above the client's own cap: interleaved thinking
         (9000, 5000, None, 9000, 5000),
     ],
 )

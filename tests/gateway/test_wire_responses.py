@@ -1,4 +1,4 @@
-"""Responses: items in, named events out, and an end that can be held back, cut or failed."""
+"""Responses: requests, named events, and streams that end, are cut or fail."""
 
 from __future__ import annotations
 
