@@ -12,6 +12,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final, Literal
 
 from gateway import __version__
+from gateway.ledger.health import health_of
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import CountersMissing, Ledger, LedgerError
 from gateway.store import versions
@@ -58,8 +59,9 @@ async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
     """Reachability and latency, the clock, and the engine's eviction policy and persistence."""
     ledger = parts.ledger
     engine = parts.config.storage.ledger.partition(":")[0]
-    if isinstance(ledger, OutageLedger) and not ledger.health.is_available:
-        return (Finding("ledger", "fail", f"{engine} is out of reach: {ledger.health.reason}"),)
+    health = health_of(ledger)
+    if not health.is_available:
+        return (Finding("ledger", "fail", f"{engine} is out of reach: {health.reason}"),)
     try:
         await _opened(lambda: ledger.balances("default", ["run/doctor"]))
         latency_ms = await _latency_ms(lambda: ledger.balances("default", ["run/doctor"]))

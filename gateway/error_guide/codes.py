@@ -51,7 +51,8 @@ CODES: Final[dict[str, Guide]] = _scope_codes() | {
     ),
     "ledger_unavailable": Guide(
         "The ledger is unreachable, and the call has an enforced budget.",
-        "Bring Redis back; calls are admitted again within a second. With `on_outage: allow`, a budget's calls go on meanwhile.",
+        "Bring Redis back, or the disk or file of the embedded ledger (`/readyz?verbose` gives the reason); calls are admitted again "
+        "within a second. With `on_outage: allow`, a budget's calls go on while Redis is away.",
         "503",
     ),
     "outbox_full": Guide(

@@ -8,9 +8,15 @@ from gateway.error_guide.guide import Guide
 
 EVENTS: Final[dict[str, Guide]] = {
     "ledger_out_of_reach": Guide(
-        "The ledger failed five times in a row, or ten of the last twenty times. From now on, enforced calls are refused at once, and "
-        "the ledger is probed every second until it is back (`ledger_is_back`).",
-        "Check Redis: `reason` says whether it refuses, stalls or is slow. No settlement is lost meanwhile.",
+        "Redis failed five times in a row, or ten of the last twenty times, or the embedded ledger's file could not be written (disk "
+        "full, file deleted). Enforced calls are refused, and the ledger is probed every second until it is back (`ledger_is_back`).",
+        "Check Redis, or the disk and file that `reason` names. `reason` says what is wrong and, for a file, what to do. While Redis "
+        "is away, no settlement is lost.",
+        "error",
+    ),
+    "ledger_not_closed": Guide(
+        "The embedded ledger could not be closed cleanly at the stop. What was booked is in its file and the `-wal` beside it.",
+        "Do what `error` says, keep both files together, and start the gateway again.",
         "error",
     ),
     "ledger_rebuilt": Guide(

@@ -27,6 +27,7 @@ from gateway.ledger.allowance import Allowance
 from gateway.ledger.circuit_breaker import CircuitBreaker
 from gateway.ledger.clock import wall_clock_ms
 from gateway.ledger.concurrency_limiter import ConcurrencyLimiter
+from gateway.ledger.health import Health
 from gateway.ledger.loop_lag import LoopLag
 from gateway.ledger.port import (
     BackingLedger,
@@ -62,17 +63,6 @@ _VOID_UNWANTED_AFTER_S: Final = 5.0
 _REPLAY_BATCH: Final = 200
 _REMEMBERED_MAX: Final = 100_000
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """The status for `/readyz` and `farebox check`. `reason` is empty while the ledger is available."""
-
-    is_available: bool
-    reason: str
-    warnings: tuple[str, ...]
-    spooled: int
-    times_opened: int
 
 
 @dataclass(slots=True)

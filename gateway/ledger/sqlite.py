@@ -12,13 +12,26 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import structlog
+
 from gateway.ledger import checks
 from gateway.ledger.clock import wall_clock_ms
-from gateway.ledger.port import ExpiredReservation, LedgerError, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.health import Health
+from gateway.ledger.port import (
+    ExpiredReservation,
+    LedgerError,
+    LedgerUnavailable,
+    OutboxEntry,
+    Progress,
+    Reserve,
+    Resolution,
+)
 from gateway.ledger.sqlite_file import Durability, SqliteFile
 from gateway.ledger.sqlite_worker import SqliteWorker
 from policies.amounts import Amount, Limit
 from policies.reservation import Balance, Decision, Demand, Gate, Hold
+
+_log = structlog.get_logger(__name__)
 
 
 class SqliteLedger:
@@ -71,10 +84,19 @@ class SqliteLedger:
         self._worker = worker
 
     async def close(self) -> None:
-        """Perform all queued operations, then close the file cleanly."""
+        """Perform all queued operations, then close the file cleanly. If its disk fails, it is left as a crash would leave it."""
         worker, self._worker = self._worker, None
-        if worker is not None:
+        if worker is None:
+            return
+        try:
             await worker.stop()
+        except LedgerUnavailable as error:
+            _log.error("ledger_not_closed", error=str(error))
+
+    @property
+    def health(self) -> Health:
+        reason = "" if self._worker is None else self._worker.outage.reason
+        return Health(not reason, reason)
 
     async def now_ms(self) -> int:
         return self._open_worker().clock.now_ms()

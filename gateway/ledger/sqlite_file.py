@@ -22,7 +22,7 @@ _BUSY_TIMEOUT_S = 1.0
 # How many changed rows trigger a checkpoint of the write-ahead log: 6 MB of log, some 230 calls. Operations wait meanwhile:
 # the slowest of a thousand calls takes 9 ms, and 19 with a log four times as long (`python -m bench.ledger --engine sqlite`).
 CHECKPOINT_ROWS = 1_000
-_OLDEST_SQLITE = (3, 24, 0)  # the first with INSERT … ON CONFLICT DO UPDATE
+_OLDEST_SQLITE = (3, 27, 0)  # the first with VACUUM INTO
 
 
 class SqliteFile:
@@ -64,12 +64,12 @@ class SqliteFile:
     def check_not_replaced(self) -> None:
         """Raise if the file was deleted or replaced: what is written then would be lost when this process ends.
 
-        Both files are still open, so nothing is lost yet: `close` moves everything into the main file.
+        Both files are still open, so nothing is lost yet: `close` moves everything into the main file, and puts that back.
         """
         if self._inodes() != self._original_inodes:
-            raise LedgerError(
-                f"{self._path} or its -wal file was deleted or replaced while the ledger was using it. "
-                f"Stop this process (that saves what is in the -wal), then see that {self._path} is in its place"
+            raise LedgerUnavailable(
+                f"{self._path} or its -wal file was deleted or replaced while the ledger was using it. Stop this process: "
+                f"that saves everything, and writes {self._path} anew if it is gone. Then see that the right file is there, and start again"
             )
 
     def explain(self, error: sqlite3.Error) -> LedgerError:
@@ -82,14 +82,31 @@ class SqliteFile:
 
     def close(self) -> None:
         """Checkpoint the write-ahead log and mark the file as closed cleanly. Releases the lock in any case."""
+        is_marked = False
         try:
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # first, so that a full disk has room
             self.connection.execute("UPDATE meta SET value = 1 WHERE key = 'clean'")
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            is_marked = True
+            self._put_back()
         except sqlite3.Error as error:
             raise self.explain(error) from error
         finally:
             self.connection.close()
+            if not is_marked:
+                self._keep_wal()
             self._acquire_lock.release()
+
+    def _keep_wal(self) -> None:
+        """SQLite deletes the log when all of it is in the main file. The mark is not there, so that would look like a loss."""
+        with suppress(OSError):
+            self._wal_path.touch()
+
+    def _put_back(self) -> None:
+        """A deleted file lives as long as it is open. Without this, what the store does not have yet would go with it."""
+        if not self._path.exists():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection.execute("VACUUM INTO ?", (str(self._path),))
 
     def _prepare(self, durability: Durability, wal_was_there: bool, new_epoch: Callable[[], str]) -> None:
         # No one else may open this file: before SQLite 3.51.3 two connections can corrupt a WAL.
@@ -173,15 +190,15 @@ _FAULTS: tuple[tuple[str, type[LedgerError], str], ...] = (
     ("SQLITE_LOCKED", LedgerUnavailable, "another program has it open. Close that program"),
     ("SQLITE_IOERR", LedgerUnavailable, "the disk failed, nothing was booked. Look at the disk and its space"),
     ("SQLITE_CANTOPEN", LedgerUnavailable, "it cannot be opened. See that its folder exists and can be written"),
-    ("SQLITE_CORRUPT", LedgerError, _DAMAGED),
-    ("SQLITE_NOTADB", LedgerError, _DAMAGED),
+    ("SQLITE_CORRUPT", LedgerUnavailable, _DAMAGED),
+    ("SQLITE_NOTADB", LedgerUnavailable, _DAMAGED),
     ("SQLITE_CONSTRAINT", LedgerError, "an account would hold less than nothing: the file was changed by hand"),
 )
 
 
 def _acquire_lock(path: Path) -> FileLock:
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-        raise LedgerError(f"SQLite {sqlite3.sqlite_version} is too old for the ledger: 3.24 is needed")
+        raise LedgerError(f"SQLite {sqlite3.sqlite_version} is too old for the ledger: 3.27 is needed")
     lock, lock_path = FileLock(path), path.with_name(path.name + ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

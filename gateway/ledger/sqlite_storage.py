@@ -56,6 +56,7 @@ from policies.settlement import OutboxEntry
 JOURNAL_MAX: Final = 4_000
 # How many are folded at once, or more to catch up: few enough that no stream on the event loop notices.
 FOLD_MIN: Final = 48
+_SAVE_CLOCK = "UPDATE meta SET value = ? WHERE key = 'highest_ms'"
 # If folding has fallen this far behind, the next commit does it.
 _JOURNAL_OVERDUE: Final = 2 * JOURNAL_MAX
 # The purge does not look at what was used this recently.
@@ -251,6 +252,11 @@ class SqliteStorage:
         if len(self._accounts) + len(self._reservations) > CACHE_MAX + self._journaled.size:
             self._drop_cache()
 
+    def write_clock(self, now_ms: int) -> None:
+        """Write a row that does no harm, in a transaction that `commit` ends: it tells whether anything can be written."""
+        self._begin()
+        self._connection.execute(_SAVE_CLOCK, (now_ms,))
+
     def fold(self) -> None:
         """Write everything to the tables, in a transaction that `commit` ends."""
         if self._changed:
@@ -308,7 +314,7 @@ class SqliteStorage:
 
     def _save_clock(self, now_ms: int) -> None:
         if self._is_clock_due(now_ms):
-            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'highest_ms'", (now_ms,))
+            self._connection.execute(_SAVE_CLOCK, (now_ms,))
             self._clock_saved_ms = now_ms
 
     def _drop_cache(self) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from gateway.ledger.clock import SteadyClock
 from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.ledger.sqlite_file import SqliteFile
+from gateway.ledger.sqlite_outage import SqliteOutage
 from gateway.ledger.sqlite_storage import SqliteStorage
 from policies.book import Book
 from policies.reservation import Reserve
@@ -74,6 +75,7 @@ class SqliteWorker:
         self._loop = loop
         self._open_done: asyncio.Future[None] = loop.create_future()
         self._close_done: asyncio.Future[None] = loop.create_future()
+        self.outage = SqliteOutage(loop, lambda: self._enqueue(self._write_a_row, (), is_short=True))
         self._next_file_check_s = 0.0
         self._queued: list[Operation] = []  # since the last turn of the loop
         self._is_run_scheduled = False  # `_run_queued` will be called in this turn of the loop
@@ -89,6 +91,7 @@ class SqliteWorker:
 
     def request_stop(self) -> None:
         """Close as soon as everything in the queue is done, without waiting for it."""
+        self.outage.stop()
         self._hand_to_thread(QUEUED_MAX)
         self._thread_queue.put(None)
 
@@ -216,6 +219,9 @@ class SqliteWorker:
         """Fold the journal; the thread checkpoints a long log after any batch. Errors are reported by the operations that meet them."""
         self._storage.fold_oldest()
 
+    def _write_a_row(self, now_ms: int) -> None:
+        self._storage.write_clock(now_ms)
+
     def _empty_journal(self) -> None:
         """For anyone who copies or reads the file. If it fails, the next opening reads the journal."""
         try:
@@ -239,9 +245,11 @@ class SqliteWorker:
         self._resolve(answers)
         self._run_queued()
 
-    @staticmethod
-    def _resolve(answers: list[OperationResult]) -> None:
+    def _resolve(self, answers: list[OperationResult]) -> None:
         for future, value, error in answers:
+            # Whoever opens or closes the file reports its failure in words of its own.
+            if isinstance(error, LedgerUnavailable) and future not in (self._open_done, self._close_done):
+                self.outage.failed(str(error))
             if future.done():
                 continue  # the caller has stopped waiting
             if error is None:

@@ -18,7 +18,7 @@ from gateway import __version__
 from gateway.bookkeeping import reconcile
 from gateway.budgets import balances as budget_balances
 from gateway.budgets.balances import BudgetAccount
-from gateway.ledger.outage import OutageLedger
+from gateway.ledger.health import health_of
 from gateway.ledger.port import LedgerError
 from gateway.observability.telemetry import METRICS_FOLDER_VARIABLE
 from gateway.store.database import StoreUnavailable
@@ -65,17 +65,15 @@ class Gauges:
         """Ready means that a call with an enforced budget can be served: the ledger answers, its events can be recorded,
         and keys are known because the store was reached at least once."""
         parts = self._parts
-        health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
-        has_ledger = health is None or health.is_available
-        flusher = parts.flusher
+        health, flusher = health_of(parts.ledger), parts.flusher
         return {
-            "ready": has_ledger and not flusher.is_full and parts.control.snapshot.is_loaded,
+            "ready": health.is_available and not flusher.is_full and parts.control.snapshot.is_loaded,
             "version": __version__,
             "ledger": {
-                "available": has_ledger,
-                "reason": health.reason if health else "",
-                "warnings": list(health.warnings) if health else [],
-                "spooled": health.spooled if health else 0,
+                "available": health.is_available,
+                "reason": health.reason,
+                "warnings": list(health.warnings),
+                "spooled": health.spooled,
             },
             "store": {"available": parts.control.is_store_available, "reason": parts.control.last_error},
             "outbox": {
@@ -96,10 +94,10 @@ class Gauges:
         telemetry.flush_lag.set(parts.flusher.lag_ms / 1000)
         telemetry.dead_letters.set(parts.flusher.dead_lettered_total)
         telemetry.dropped.set(parts.recorder.dropped)
-        health = parts.ledger.health if isinstance(parts.ledger, OutageLedger) else None
+        health = health_of(parts.ledger)
         self._show_breaker("store", parts.control.is_store_available, parts.control.last_error)
-        self._show_breaker("ledger", health is None or health.is_available, health.reason if health else "")
-        telemetry.spooled.set(0 if health is None else health.spooled)
+        self._show_breaker("ledger", health.is_available, health.reason)
+        telemetry.spooled.set(health.spooled)
         self._warn_of_outbox()
 
     def _show_breaker(self, engine: str, is_available: bool, reason: str) -> None:

@@ -12,7 +12,7 @@ from policies.reservation import Decision, Demand, Granted
 
 
 class Reserving:
-    """`local` is None for an embedded ledger, which is never unreachable while this process lives.
+    """`local` is None for an embedded ledger: while its disk fails, nothing could be kept beside it either.
 
     `is_outbox_full` returns True if no more usage events can be stored. Calls with enforced budgets are refused then, because
     that is better than losing their records.

@@ -186,6 +186,32 @@ async def test_failed_write_is_not_acknowledged(path: Path) -> None:
         assert await settled(ledger) == total
 
 
+@pytest.mark.parametrize("bytes_max", [4_096, 20_000, 1_000_000])
+async def test_ledger_closed_on_a_full_disk_can_be_opened_again(path: Path, bytes_max: int) -> None:
+    """No byte can be written at the end, or some, so that one file can grow and the other one cannot."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ledger = SqliteLedger(path)
+    await ledger.open()
+    for n in range(100):
+        await book(ledger, f"c{n}")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, hard))
+    try:
+        await ledger.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    async with open_ledger(path) as ledger:
+        assert (await settled(ledger), await ledger.outbox_size()) == (1_000, 100)
+
+
+async def test_ledger_that_cannot_be_marked_as_closed_can_be_opened_again(path: Path) -> None:
+    async with open_ledger(path) as ledger:
+        await book(ledger, "c1")
+        worker = ledger._open_worker()
+        await worker.perform(lambda _: worker._file.connection.execute("PRAGMA query_only = ON"))
+    async with open_ledger(path) as ledger:
+        assert await settled(ledger) == 10
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
     ("folder_mode", "file_mode", "says"),
@@ -234,6 +260,21 @@ async def test_wal_deleted_while_open_stops_the_ledger_and_loses_nothing(path: P
     async with open_ledger(path) as ledger:
         assert await settled(ledger) == 10
         assert (await ledger.void("p", "c1")).state is None
+
+
+async def test_file_deleted_while_open_is_written_anew_when_the_ledger_is_closed(path: Path) -> None:
+    async with open_ledger(path) as ledger:
+        await book(ledger, "before")
+        assert ledger.health.is_available
+        path.unlink()
+        await asyncio.sleep(2 * FILE_CHECK_INTERVAL_S)
+        with pytest.raises(LedgerUnavailable, match=r"deleted or replaced.*Stop this process"):
+            await ledger.reserve("p", request("c1", 10))
+        assert "deleted or replaced" in ledger.health.reason
+        epoch = await ledger.epoch()
+    async with open_ledger(path) as ledger:
+        assert (await settled(ledger), await ledger.outbox_size(), await ledger.epoch()) == (10, 1, epoch)
+        assert ledger.health.is_available
 
 
 async def test_file_replaced_while_open_stops_the_ledger(path: Path) -> None:

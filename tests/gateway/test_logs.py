@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -96,3 +97,12 @@ def test_value_that_looks_like_a_secret_is_redacted(secret: str) -> None:
 def test_line_without_secrets_is_unchanged() -> None:
     line = "Step 'draft' of run 'r-17' has 180 of 2500 tokens left; https://docs.example.com/a?page=2 task-force eyJ"
     assert redactor(["short"])(line) == line
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, which Linux has")
+def test_log_on_a_full_disk_ends_no_call(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        set_up_logging("console", "info")
+        for _ in range(3):
+            structlog.get_logger().error("ledger_out_of_reach", reason="the disk is full")

@@ -12,7 +12,7 @@ from gateway import __version__
 from gateway.admin.formatting import count, duration
 from gateway.admin.page_request import Page, PageRequest
 from gateway.bookkeeping.reconcile import Reconciliation, reconcile, run_accounts
-from gateway.ledger.outage import OutageLedger
+from gateway.ledger.health import health_of
 from gateway.ledger.port import LedgerError
 from gateway.store.tables import SCHEMA_REVISION
 
@@ -46,16 +46,12 @@ async def show_health(page_request: PageRequest) -> Response:
 
 async def _check_ledger(page_request: PageRequest) -> HealthCheck:
     ledger = page_request.services.parts.ledger
-    if isinstance(ledger, OutageLedger):
-        health = ledger.health
-        if not health.is_available:
-            return HealthCheck(
-                "Ledger", "bad", f"Out of reach: {health.reason}. {count(health.spooled)} events wait on disk."
-            )
-        if health.warnings or health.spooled:
-            return HealthCheck(
-                "Ledger", "warn", " ".join([*health.warnings, f"{count(health.spooled)} events wait on disk."])
-            )
+    health = health_of(ledger)
+    waiting = f"{count(health.spooled)} events wait on disk."
+    if not health.is_available:
+        return HealthCheck("Ledger", "bad", f"Out of reach: {health.reason}. {waiting}")
+    if health.warnings or health.spooled:
+        return HealthCheck("Ledger", "warn", " ".join([*health.warnings, waiting]))
     try:
         clock_offset_ms = await ledger.now_ms() - page_request.now_ms
     except LedgerError as error:
