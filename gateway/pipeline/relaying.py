@@ -18,6 +18,7 @@ from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.response_headers import budget_note, call_headers, encoded
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
+from gateway.wire.openai_errors import upstream_event_error
 from gateway.wire.protocol import BinaryProtocol, CounterFactory, Relay
 from policies.pricing import Usage
 from policies.reservation import Balance
@@ -27,6 +28,8 @@ CounterFor = Callable[[Call], CounterFactory]
 # How much of a stream is kept to judge its answer afterwards. A longer answer is not judged.
 _JUDGED_BYTES_MAX: Final = 1024 * 1024
 _STREAM_HEADERS: Final = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+# Where an answer is in each protocol. A failed answer of Responses has an error beside an empty output.
+_CONTENT_FIELDS: Final = ("choices", "content", "output", "data", "results")
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "cache-control"})
 
 
@@ -99,6 +102,11 @@ class Relaying:
     ) -> None:
         outcome.reached = True
         read_usage(call, answer, outcome, self._counter_for(call))
+        error = None if outcome.usage or outcome.output_tokens_seen else _error_instead_of_answer(call, answer)
+        if error is not None:
+            outcome.status, outcome.code = "error", error.code
+            await settle(outcome)
+            raise error
         self._judge.judge(call, answer.body)
         settlement = await settle(outcome)
         headers = [*answer.headers.items(), *call_headers(call, settlement.balances)]
@@ -240,6 +248,21 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
         outcome.output_tokens_seen = counter.tokens
         if outcome.usage is not None:
             outcome.usage = replace(outcome.usage, output_tokens=counter.tokens)
+
+
+def _error_instead_of_answer(call: Call, answer: UpstreamAnswer) -> GatewayError | None:
+    """The error that some providers send with status 200. A client would look for an answer in it."""
+    if call.protocol.is_binary or b'"error"' not in answer.body:
+        return None
+    try:
+        body = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(body, dict) or not body.get("error"):
+        return None
+    if any(body.get(name) is not None for name in _CONTENT_FIELDS):
+        return None
+    return _as_error(upstream_event_error(body["error"]), answer)
 
 
 def _as_error(error: StreamBroken | UpstreamError, answer: UpstreamAnswer) -> GatewayError:

@@ -142,6 +142,28 @@ def test_malformed_or_late_provider_answer_is_a_502_or_504(
     assert facts["settled"] <= PROMPT_TOKENS + 100
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "messages", "embeddings"])
+def test_error_object_with_status_200_is_a_502_that_books_the_prompt(served: Served, path: str) -> None:
+    """Aggregators of models report an upstream's error this way, because their own part went well."""
+    body = {"error": {"message": "the model is down", "code": 503}}
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(json.dumps(body))}\r\n\r\n"
+    served.provider.script(raw=head + json.dumps(body))
+    asked = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "input": "hi"}
+    used = {"chat/completions": "messages", "messages": "messages", "completions": "prompt", "embeddings": "input"}[
+        path
+    ]
+    limit = {} if path == "embeddings" else {"max_tokens": 20}
+    run = f"r-error-as-200-{path.replace('/', '-')}"
+    model = "claude" if path == "messages" else "fake"
+    fields = {"model": model, used: asked[used], **limit}
+    reply = served.gateway.request("POST", f"/v1/{path}", fields, tagged("wf", run))
+    assert (reply.status, reply.json()["error"]["message"]) == (502, "the model is down")
+    (call,) = served.gateway.get(f"/api/runs/{run}/calls").json()["calls"]
+    assert (call["status"], call["output_tokens"], call["usage_source"]) == ("error", 0, "estimated")
+    assert call["input_tokens"] > 0
+    assert served.gateway.get(f"/api/runs/{run}").json()["tokens"]["reserved"] == 0
+
+
 def test_unreachable_provider_is_a_502_and_costs_nothing(served: Served) -> None:
     reply = served.chat(tagged("wf", "r-dead"), model="dead", max_tokens=100)
     assert (reply.status, reply.json()["error"]["code"]) == (502, "upstream_unreachable")
