@@ -257,7 +257,7 @@ def test_explain_command_prints_the_refusal_and_the_rungs(served: Served) -> Non
     assert "- rung whole, result does not fit" in asked.stdout
 
 
-def test_both_prompt_counts_are_those_of_the_model_that_is_asked(tmp_path: Path) -> None:
+def test_explained_prompt_counts_are_those_of_the_chosen_model(tmp_path: Path) -> None:
     """The prompt is compressed for one model and then routed to another, whose tokenizer is not known exactly."""
 
     def models(provider: FakeProvider) -> list[dict[str, Any]]:
