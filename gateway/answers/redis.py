@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 from gateway.answers.port import AnswerLimits, AnswerStorageUnavailable, Claimed, Slot, StoredAnswer
 from gateway.ledger.port import LedgerError
-from gateway.ledger.redis_connection import Argument, RedisRefused
+from gateway.ledger.redis_connection import Argument, RedisReplyError
 from gateway.ledger.redis_errors import as_port_error
-from gateway.ledger.redis_topology import parse_url, topology_of
+from gateway.ledger.redis_topology import make_topology, parse_url
 
 _DEADLINE_MS: Final = 1_000  # an answer may be megabytes
 _CLAIM_MS: Final = 60_000
@@ -32,7 +32,7 @@ class RedisAnswerStorage:
     ) -> None:
         self.renew_s = claim_ms / 1000 / 3
         self._claim_ms = claim_ms
-        self._topology = topology_of(parse_url(url), deadline_ms)
+        self._topology = make_topology(parse_url(url), deadline_ms)
         self._limits = limits
         self._paused_until_s = 0.0
 
@@ -72,9 +72,9 @@ class RedisAnswerStorage:
         given = (len(keys), *keys, *arguments)
         try:
             return await self._call(keys[0], "EVALSHA", sha, *given)
-        except RedisRefused as refused:
-            if refused.code != "NOSCRIPT":
-                raise AnswerStorageUnavailable(str(as_port_error(refused))) from refused
+        except RedisReplyError as reply_error:
+            if reply_error.code != "NOSCRIPT":
+                raise AnswerStorageUnavailable(str(as_port_error(reply_error))) from reply_error
             return await self._call(keys[0], "EVAL", text, *given)
 
     async def _call(self, key: str, *arguments: Argument) -> Any:
@@ -82,10 +82,10 @@ class RedisAnswerStorage:
             raise AnswerStorageUnavailable("Redis did not answer a moment ago")
         try:
             return await self._topology.call(key, *arguments)
-        except RedisRefused as refused:
-            if refused.code == "NOSCRIPT":
+        except RedisReplyError as reply_error:
+            if reply_error.code == "NOSCRIPT":
                 raise
-            raise AnswerStorageUnavailable(str(as_port_error(refused))) from refused
+            raise AnswerStorageUnavailable(str(as_port_error(reply_error))) from reply_error
         except LedgerError as error:
             self._paused_until_s = time.monotonic() + _PAUSE_S
             raise AnswerStorageUnavailable(str(error)) from error

@@ -19,7 +19,7 @@ from gateway.store.tables import runs, usage_daily
 from policies.budgets import Budget
 
 if TYPE_CHECKING:
-    from gateway.ledger.redis_projects import Unsaved
+    from gateway.ledger.redis_projects import UnsavedEntries
 
 _log = structlog.get_logger(__name__)
 _EPOCH: Final = "ledger_epoch"
@@ -41,7 +41,7 @@ class Rebuilding:
         self._snapshot = snapshot
         self._clock_ms = clock_ms
 
-    async def __call__(self, project: str, restore: Restore, unsaved: Unsaved) -> None:
+    async def __call__(self, project: str, restore: Restore, unsaved: UnsavedEntries) -> None:
         """Raises `StoreUnavailable` if the sums are not known: then the project waits, rather than spend twice."""
         async for entries in unsaved:
             # They stay in the outbox, but are stored only once. The flusher cannot do this, because it waits for this project.

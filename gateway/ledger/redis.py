@@ -19,9 +19,9 @@ from gateway.ledger.port import EntryKind, ExpiredReservation, LedgerError, Outb
 from gateway.ledger.redis_batches import BATCH_SIZE, batched, gather_all
 from gateway.ledger.redis_connection import Argument, Reply
 from gateway.ledger.redis_errors import port_error
-from gateway.ledger.redis_projects import EPOCH_KEY, LOOK_S, Project, Projects, Rebuild
+from gateway.ledger.redis_projects import EPOCH_KEY, OUTBOX_SCAN_S, Project, Projects, Rebuild
 from gateway.ledger.redis_server_checks import check_durability, check_servers
-from gateway.ledger.redis_topology import parse_url, topology_of
+from gateway.ledger.redis_topology import make_topology, parse_url
 from gateway.ledger.redis_values import (
     amount_at,
     amount_list,
@@ -49,7 +49,7 @@ class RedisLedger:
     """`deadline_ms` bounds every operation. `rebuild` restores a project's counters if Redis does not have them (any more).
 
     `durability="strict"` demands `appendfsync always`, so that not even a power failure loses what was acknowledged.
-    `clock_ms` replaces the clock of Redis in tests. What other processes wrote to the outbox is found within `look_s`.
+    `clock_ms` replaces the clock of Redis in tests. What other processes wrote to the outbox is found within `scan_interval_s`.
     """
 
     def __init__(
@@ -61,13 +61,15 @@ class RedisLedger:
         durability: Literal["normal", "strict"] = "normal",
         rebuild: Rebuild | None = None,
         clock_ms: Callable[[], int] | None = None,
-        look_s: float = LOOK_S,
+        scan_interval_s: float = OUTBOX_SCAN_S,
     ) -> None:
-        self._topology = topology_of(parse_url(url), deadline_ms)
+        self._topology = make_topology(parse_url(url), deadline_ms)
         self._allow_eviction = allow_eviction
         self._durability = durability
         self._clock_ms = clock_ms
-        self._projects = Projects(self._topology, rebuild, deadline_ms=deadline_ms, look_s=look_s, clock_ms=clock_ms)
+        self._projects = Projects(
+            self._topology, rebuild, deadline_ms=deadline_ms, scan_interval_s=scan_interval_s, clock_ms=clock_ms
+        )
         self._process = secrets.token_hex(6)
         self._calls = count()
         self.warnings: tuple[str, ...] = ()
@@ -79,10 +81,10 @@ class RedisLedger:
         """
         try:
             with port_error():
-                infos = [reply.decode() for reply in await self._topology.everywhere("INFO")]
+                infos = [reply.decode() for reply in await self._topology.call_all_primaries("INFO")]
                 self.warnings = check_servers(infos, allow_eviction=self._allow_eviction)
                 if self._durability == "strict":
-                    check_durability(await self._topology.everywhere("CONFIG", "GET", "appendfsync"))
+                    check_durability(await self._topology.call_all_primaries("CONFIG", "GET", "appendfsync"))
             await self.epoch()
         except LedgerError:
             await self.close()
@@ -94,11 +96,11 @@ class RedisLedger:
 
     async def ready(self, project: str) -> None:
         """Open the project for traffic, restoring its counters if Redis does not have them."""
-        at = self._projects.of(project)
-        if not at.epoch:
+        state = self._projects.of(project)
+        if not state.epoch:
             with port_error():
                 # Often the first request of a process, when all caches are cold: one slow answer is no outage.
-                await retry_while_unavailable(lambda: self._projects.open(at), tries=2)
+                await retry_while_unavailable(lambda: self._projects.open(state), tries=2)
 
     async def now_ms(self) -> int:
         """The ledger's clock, in ms since the epoch."""
@@ -110,50 +112,52 @@ class RedisLedger:
 
     async def reserve(self, project: str, request: Reserve) -> Decision:
         checks.check_reserve(request)
-        at = self._projects.of(project)
+        state = self._projects.of(project)
         accounts = tuple(hold.account for hold in request.holds)
-        keys = at.chain(request.id, accounts)
-        reply = await self._run(at, scripts.RESERVE, keys, request_json(request), request.draft, request.id)
+        keys = state.chain(request.id, accounts)
+        reply = await self._run_script(state, scripts.RESERVE, keys, request_json(request), request.draft, request.id)
         decision = decision_of(reply, request.id, accounts)
         if reply[0] and isinstance(decision, Granted):
-            at.remember(request.id, accounts, request.draft)
+            state.remember_reservation(request.id, accounts, request.draft)
         return decision
 
     async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
         checks.check_holds(holds)
         checks.check_extra(extra)
-        at = self._projects.of(project)
+        state = self._projects.of(project)
         accounts = tuple(hold.account for hold in holds)
-        asked = orjson.dumps([demand_list(extra), hold_lists(holds)])
-        keys = at.chain(reservation_id, accounts)
-        reply = await self._run(at, scripts.EXTEND, keys, asked, self._new_name())
+        payload = orjson.dumps([demand_list(extra), hold_lists(holds)])
+        keys = state.chain(reservation_id, accounts)
+        reply = await self._run_script(state, scripts.EXTEND, keys, payload, self._new_change_id())
         return decision_of(reply, reservation_id, accounts)
 
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
         checks.check_progress(progress, ttl_ms)
-        at = self._projects.of(project)
+        state = self._projects.of(project)
         gone: list[str] = []
         for batch in batched(progress):
-            keys = [at.meta, at.key("due"), *(at.key("hold", sign.id) for sign in batch)]
-            asked = orjson.dumps([ttl_ms, [[sign.id, *amount_list(sign.amount), sign.on_lost or ""] for sign in batch]])
-            reply = await self._run(at, scripts.RENEW, keys, asked)
+            keys = [state.meta, state.key("due"), *(state.key("hold", sign.id) for sign in batch)]
+            payload = orjson.dumps(
+                [ttl_ms, [[sign.id, *amount_list(sign.amount), sign.on_lost or ""] for sign in batch]]
+            )
+            reply = await self._run_script(state, scripts.RENEW, keys, payload)
             gone.extend(name.decode() for name in reply[1])
         return tuple(gone)
 
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
         checks.check_amount("used", used)
-        asked = (orjson.dumps(amount_list(used)), detail, self._new_name())
-        at = self._projects.of(project)
-        made = at.made.get(reservation_id)
-        done = await self._resolve(project, scripts.SETTLE, reservation_id, asked)
-        if made is not None and done.first and done.state is State.SETTLED:
-            kind, at_ms = EntryKind.SETTLED, at.seen_ms
-            entry = OutboxEntry("", reservation_id, kind, project, used, at_ms, made.draft, detail, done.overrun)
-            self._projects.keep_recent(entry)
+        payload = (orjson.dumps(amount_list(used)), detail, self._new_change_id())
+        state = self._projects.of(project)
+        own = state.own_reservations.get(reservation_id)
+        done = await self._resolve(project, scripts.SETTLE, reservation_id, payload)
+        if own is not None and done.first and done.state is State.SETTLED:
+            kind, at_ms = EntryKind.SETTLED, state.seen_ms
+            entry = OutboxEntry("", reservation_id, kind, project, used, at_ms, own.draft, detail, done.overrun)
+            self._projects.remember_event(entry)
         return done
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
-        return await self._resolve(project, scripts.VOID, reservation_id, (self._new_name(),))
+        return await self._resolve(project, scripts.VOID, reservation_id, (self._new_change_id(),))
 
     async def book(self, project: str, request: Reserve, held: Amount, used: Amount, detail: bytes) -> Resolution:
         """Settle a reservation that Redis may have lost or never seen; then it is booked without checking whether it fits.
@@ -163,20 +167,26 @@ class RedisLedger:
         """
         checks.check_reserve(request)
         checks.check_amount("used", used)
-        at = self._projects.of(project)
+        state = self._projects.of(project)
         accounts = tuple(hold.account for hold in request.holds)
-        asked = (orjson.dumps(amount_list(used)), detail, self._new_name(), request_json(request, held), request.draft)
-        keys = at.chain(request.id, accounts)
-        reply = await self._run(at, scripts.SETTLE, keys, request.id, *asked)
-        at.made.pop(request.id, None)
+        payload = (
+            orjson.dumps(amount_list(used)),
+            detail,
+            self._new_change_id(),
+            request_json(request, held),
+            request.draft,
+        )
+        keys = state.chain(request.id, accounts)
+        reply = await self._run_script(state, scripts.SETTLE, keys, request.id, *payload)
+        state.own_reservations.pop(request.id, None)
         return resolution_of(reply, accounts)
 
     async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         """Resolve up to `limit` reservations of all projects whose deadline has been reached, by their `on_lost`."""
         now_ms = await self.now_ms()
         due: list[tuple[int, str, Project]] = []
-        for batch in batched(await self._names()):
-            found = await gather_all(self._due(self._projects.of(name), now_ms, limit) for name in batch)
+        for batch in batched(await self._project_names()):
+            found = await gather_all(self._due_reservations(self._projects.of(name), now_ms, limit) for name in batch)
             due.extend(one for part in found for one in part)
         due.sort(key=lambda one: one[:2])
         lost: list[ExpiredReservation] = []
@@ -190,34 +200,34 @@ class RedisLedger:
         await redis_outbox.record(self._projects, project, entries)
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
-        at = self._projects.of(project)
-        keys = [at.meta, *at.account_keys(tuple(accounts))]
-        return balances_at(await self._run(at, scripts.BALANCES, keys), 1, accounts)
+        state = self._projects.of(project)
+        keys = [state.meta, *state.account_keys(tuple(accounts))]
+        return balances_at(await self._run_script(state, scripts.BALANCES, keys), 1, accounts)
 
     async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
         checks.check_limit(limit)
-        return await self._set(project, scripts.OVERRIDE, account, orjson.dumps(limit_list(limit)))
+        return await self._set_on_account(project, scripts.OVERRIDE, account, orjson.dumps(limit_list(limit)))
 
     async def set_gate(self, project: str, account: str, gate: Gate) -> Balance:
-        return await self._set(project, scripts.GATE, account, gate.value.encode())
+        return await self._set_on_account(project, scripts.GATE, account, gate.value.encode())
 
     async def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int) -> str:
         checks.check_count("silence_ms", silence_ms)
-        at = self._projects.of(project)
-        keys = [at.meta, at.key("run", workflow), at.key("keep")]
-        run: bytes = (await self._run(at, scripts.CURRENT_RUN, keys, candidate, str(silence_ms)))[1]
+        state = self._projects.of(project)
+        keys = [state.meta, state.key("run", workflow), state.key("keep")]
+        run: bytes = (await self._run_script(state, scripts.CURRENT_RUN, keys, candidate, str(silence_ms)))[1]
         return run.decode()
 
     async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
-        at = self._projects.of(project)
+        state = self._projects.of(project)
         with port_error():
-            ids = await self._topology.call(at.meta, "ZRANGE", at.key("due"), "0", str(limit - 1))
+            ids = await self._topology.call(state.meta, "ZRANGE", state.key("due"), "0", str(limit - 1))
             rows: list[tuple[str, str, Amount, int]] = []
             for batch in batched(ids):
-                asked = [(name.decode(), at.key("hold", name.decode())) for name in batch]
+                hold_keys = [(name.decode(), state.key("hold", name.decode())) for name in batch]
                 fields = ("owner", "held", "deadline_ms")
-                found = await gather_all(self._topology.call(at.meta, "HMGET", key, *fields) for _, key in asked)
-                for (name, _), (owner, held, deadline_ms) in zip(asked, found, strict=True):
+                found = await gather_all(self._topology.call(state.meta, "HMGET", key, *fields) for _, key in hold_keys)
+                for (name, _), (owner, held, deadline_ms) in zip(hold_keys, found, strict=True):
                     if deadline_ms is not None:
                         rows.append((name, owner.decode(), amount_of_text(held), int(deadline_ms)))
         return rows
@@ -244,10 +254,12 @@ class RedisLedger:
         checks.check_count("keep_ms", keep_ms)
         if override is not None:
             checks.check_limit(override)
-        at = self._projects.of(project)
-        keys = [at.meta, at.key("keep"), at.key("account", account)]
+        state = self._projects.of(project)
+        keys = [state.meta, state.key("keep"), state.key("account", account)]
         decided = restored_decisions(gate, override)
-        await self._run(at, scripts.RESTORE, keys, orjson.dumps(amount_list(settled)), str(keep_ms), "", *decided)
+        await self._run_script(
+            state, scripts.RESTORE, keys, orjson.dumps(amount_list(settled)), str(keep_ms), "", *decided
+        )
 
     async def epoch(self) -> str:
         """An id that changes when Redis loses data of any project."""
@@ -260,7 +272,7 @@ class RedisLedger:
         """Forget accounts, resolved reservations and implicit runs whose keep time is over. Returns how many."""
         now_ms = await self.now_ms()
         forgotten = 0
-        for name in await self._names():
+        for name in await self._project_names():
             if forgotten < limit:
                 forgotten += await self._purge(self._projects.of(name), now_ms, limit - forgotten)
         return forgotten
@@ -275,46 +287,48 @@ class RedisLedger:
             living: int = await call(PROCESSES_KEY, "ZCARD", PROCESSES_KEY)
         return living
 
-    async def _run(self, project: Project, script: scripts.Script, keys: Sequence[str], *arguments: Argument) -> Reply:
+    async def _run_script(
+        self, project: Project, script: scripts.Script, keys: Sequence[str], *arguments: Argument
+    ) -> Reply:
         return await self._projects.run(project, script, keys, *arguments)
 
-    async def _names(self) -> list[str]:
+    async def _project_names(self) -> list[str]:
         with port_error():
             return await self._projects.names()
 
-    def _new_name(self) -> str:
+    def _new_change_id(self) -> str:
         """A name for one change, by which Redis recognises a retry after a lost reply."""
         return f"{self._process}-{next(self._calls)}"
 
     async def _resolve(
-        self, project: str, script: scripts.Script, reservation_id: str, asked: tuple[Argument, ...]
+        self, project: str, script: scripts.Script, reservation_id: str, payload: tuple[Argument, ...]
     ) -> Resolution:
-        at = self._projects.of(project)
-        accounts = await self._accounts_of(at, reservation_id)
-        reply = await self._run(at, script, at.chain(reservation_id, accounts), reservation_id, *asked)
-        at.made.pop(reservation_id, None)
+        state = self._projects.of(project)
+        accounts = await self._accounts_of(state, reservation_id)
+        reply = await self._run_script(state, script, state.chain(reservation_id, accounts), reservation_id, *payload)
+        state.own_reservations.pop(reservation_id, None)
         return resolution_of(reply, accounts)
 
     async def _accounts_of(self, project: Project, reservation_id: str) -> tuple[str, ...]:
         """The accounts of a reservation, from memory or from Redis; empty if it is unknown."""
-        made = project.made.get(reservation_id)
-        if made is not None:
-            return made.accounts
+        own = project.own_reservations.get(reservation_id)
+        if own is not None:
+            return own.accounts
         with port_error():
             names = await self._topology.call(project.meta, "HGET", project.key("hold", reservation_id), "accounts")
         return project.accounts_of_keys(names.decode()) if names else ()
 
-    async def _due(self, project: Project, now_ms: int, limit: int) -> list[tuple[int, str, Project]]:
+    async def _due_reservations(self, project: Project, now_ms: int, limit: int) -> list[tuple[int, str, Project]]:
         # A project's ledger time may be ahead of the server's clock if that was set back.
         until_ms = max(now_ms, project.seen_ms)
-        asked = (project.key("due"), "-inf", str(until_ms), "WITHSCORES", "LIMIT", "0", str(limit))
+        query = (project.key("due"), "-inf", str(until_ms), "WITHSCORES", "LIMIT", "0", str(limit))
         with port_error():
-            found = await self._topology.call(project.meta, "ZRANGEBYSCORE", *asked)
+            found = await self._topology.call(project.meta, "ZRANGEBYSCORE", *query)
         return [(int(score), name.decode(), project) for name, score in zip(found[::2], found[1::2], strict=True)]
 
     async def _expire(self, project: Project, reservation_id: str) -> ExpiredReservation | None:
         accounts = await self._accounts_of(project, reservation_id)
-        reply = await self._run(project, scripts.EXPIRE, project.chain(reservation_id, accounts), reservation_id)
+        reply = await self._run_script(project, scripts.EXPIRE, project.chain(reservation_id, accounts), reservation_id)
         if not reply[0]:
             return None
         booked, held = amount_at(reply, 2), amount_at(reply, 5)
@@ -322,19 +336,21 @@ class RedisLedger:
         released = Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))
         return ExpiredReservation(reservation_id, project.name, reply[1].decode(), booked, released)
 
-    async def _set(self, project: str, script: scripts.Script, account: str, value: bytes) -> Balance:
-        at = self._projects.of(project)
-        keys = [at.meta, at.key("keep"), at.key("account", account)]
-        return balance_at(await self._run(at, script, keys, value, str(KEEP_MS)), 1, account)
+    async def _set_on_account(self, project: str, script: scripts.Script, account: str, value: bytes) -> Balance:
+        state = self._projects.of(project)
+        keys = [state.meta, state.key("keep"), state.key("account", account)]
+        return balance_at(await self._run_script(state, script, keys, value, str(KEEP_MS)), 1, account)
 
     async def _purge(self, project: Project, now_ms: int, limit: int) -> int:
         until_ms, index, forgotten = max(now_ms, project.seen_ms), project.key("keep"), 0
         while forgotten < limit:
-            asked = (index, "-inf", str(until_ms), "LIMIT", "0", str(min(BATCH_SIZE, limit - forgotten)))
+            query = (index, "-inf", str(until_ms), "LIMIT", "0", str(min(BATCH_SIZE, limit - forgotten)))
             with port_error():
-                keys = await self._topology.call(project.meta, "ZRANGEBYSCORE", *asked)
+                keys = await self._topology.call(project.meta, "ZRANGEBYSCORE", *query)
             if not keys:
                 break
-            reply = await self._run(project, scripts.PURGE, [project.meta, index, *(key.decode() for key in keys)])
+            reply = await self._run_script(
+                project, scripts.PURGE, [project.meta, index, *(key.decode() for key in keys)]
+            )
             forgotten += reply[1]
         return forgotten

@@ -30,10 +30,10 @@ _SILENCE_MAX_MS: Final = 1_000
 # A timer that fires later than this was delayed by this process, which then gets a moment to read what has arrived. The
 # moment is long enough for a Redis on the same machine, which had no CPU time either.
 _LATE_S: Final = 0.02
-_LOOK_S: Final = 0.05
-_NOT_YET: Final = object()
+_LATE_GRACE_S: Final = 0.05
+_INCOMPLETE: Final = object()
 # What Redis puts before the text of an error that a script raised, or that a command in a script returned.
-_IN_SCRIPT: Final = re.compile(
+_SCRIPT_ERROR_PREFIX: Final = re.compile(
     r"^ERR (?:(?=FAREBOX_)|Error running script \(call to f_\w+\): (?:@?user_script: ?\d+: )*-?(?=[A-Z]+[A-Z_]* ))"
 )
 
@@ -47,7 +47,7 @@ class ConnectionLost(LedgerUnavailable):
     """The connection broke while commands were in flight: they may or may not have run. Repeat them with the same ids."""
 
 
-class RedisRefused(LedgerError):
+class RedisReplyError(LedgerError):
     """Redis returned an error. `code` is its first word, such as `NOSCRIPT`, `MOVED` or `OOM`.
 
     For an error inside a script it is the first word of that error; the prefix that Redis adds differs between versions.
@@ -55,7 +55,7 @@ class RedisRefused(LedgerError):
 
     def __init__(self, message: str) -> None:
         if message.startswith("ERR "):
-            message = _IN_SCRIPT.sub("", message)
+            message = _SCRIPT_ERROR_PREFIX.sub("", message)
         super().__init__(message)
         self.code, _, self.detail = message.partition(" ")
 
@@ -72,20 +72,20 @@ class Credentials:
     must_be_primary: bool = False
 
 
-class _Wire(asyncio.Protocol):
+class _RedisProtocol(asyncio.Protocol):
     """A socket that is, or was, open."""
 
     def __init__(self, deadline_ms: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._deadline_s = deadline_ms / 1000
         self._silence_s = max(self._deadline_s, _SILENCE_MAX_MS / 1000)
-        self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
         self._unsent: list[tuple[bytes, asyncio.Future[Reply]]] = []
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._expires_at_s = 0.0
-        self._has_waited_longer = False
+        self._timer_due_s = 0.0
+        self._had_grace = False
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -107,7 +107,7 @@ class _Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._reader.feed(data)
-            while (reply := self._reader.gets()) is not _NOT_YET:
+            while (reply := self._reader.gets()) is not _INCOMPLETE:
                 self._answer(reply)
         except (hiredis.ProtocolError, IndexError):
             # This is not RESP, or there are more replies than commands: the other end cannot be trusted.
@@ -137,42 +137,42 @@ class _Wire(asyncio.Protocol):
         self._waiting.extend((future, due_s) for _, future in self._unsent)
         self._unsent.clear()
         if self._timer is None:
-            self._expire_at(due_s)
+            self._start_timer(due_s)
 
     def _answer(self, reply: Reply) -> None:
         future, _ = self._waiting.popleft()
         if future.done():
             return
         if isinstance(reply, hiredis.ReplyError):
-            future.set_exception(RedisRefused(str(reply)))
+            future.set_exception(RedisReplyError(str(reply)))
         else:
             future.set_result(reply)
 
-    def _expire_at(self, when_s: float) -> None:
+    def _start_timer(self, when_s: float) -> None:
         # Kept separately: if the time has already passed, uvloop's handle does not have it.
-        self._expires_at_s = when_s
-        self._timer = self._loop.call_at(when_s, self._expire)
+        self._timer_due_s = when_s
+        self._timer = self._loop.call_at(when_s, self._fail_overdue)
 
-    def _expire(self) -> None:
+    def _fail_overdue(self) -> None:
         """Fail what has waited too long. One timer serves all commands: they have the same deadline, so the oldest is due first."""
         self._timer = None
         now_s = self._loop.time()
-        if now_s - self._expires_at_s > _LATE_S and not self._has_waited_longer:
+        if now_s - self._timer_due_s > _LATE_S and not self._had_grace:
             # Our own loop was late. The answer may be in the socket's buffer, which is read first now.
-            self._has_waited_longer = True
-            self._expire_at(now_s + _LOOK_S)
+            self._had_grace = True
+            self._start_timer(now_s + _LATE_GRACE_S)
             return
-        self._has_waited_longer = False
+        self._had_grace = False
         for future, due_s in self._waiting:
             if due_s > now_s:
-                self._expire_at(due_s)
+                self._start_timer(due_s)
                 break
             if not future.done():
                 future.set_exception(LedgerUnavailable("Redis did not answer in time"))
         if self._waiting and self._waiting[0][1] + self._silence_s - self._deadline_s < now_s:
             self.abort()
         elif self._waiting and self._timer is None:
-            self._expire_at(now_s + self._deadline_s)
+            self._start_timer(now_s + self._deadline_s)
 
 
 class RedisConnection:
@@ -184,21 +184,21 @@ class RedisConnection:
         self._locate = locate
         self._credentials = credentials
         self._deadline_ms = deadline_ms
-        self._wire: _Wire | None = None
-        self._connecting: asyncio.Task[_Wire] | None = None
+        self._protocol: _RedisProtocol | None = None
+        self._connecting: asyncio.Task[_RedisProtocol] | None = None
 
     async def call(self, *arguments: Argument) -> Reply:
         """The reply to one command, within the deadline.
 
-        Raises `RedisRefused` for an error reply and `LedgerUnavailable` without a reply in time.
+        Raises `RedisReplyError` for an error reply and `LedgerUnavailable` without a reply in time.
         """
-        return await (await self._opened()).send(pack(arguments))
+        return await (await self._ensure_open()).send(pack(arguments))
 
     async def call_asking(self, *arguments: Argument) -> Reply:
         """Like `call`, on a cluster node that is still importing the key's slot."""
-        wire = await self._opened()
-        asking = wire.send(pack(("ASKING",)))
-        reply = wire.send(pack(arguments))
+        protocol = await self._ensure_open()
+        asking = protocol.send(pack(("ASKING",)))
+        reply = protocol.send(pack(arguments))
         await asking
         return await reply
 
@@ -210,14 +210,14 @@ class RedisConnection:
 
     def drop(self) -> None:
         """Close the socket: the next command opens a new one, wherever the server is then."""
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.abort()
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None:
+            protocol.abort()
 
-    async def _opened(self) -> _Wire:
-        wire = self._wire
-        if wire is not None and wire.is_open:
-            return wire
+    async def _ensure_open(self) -> _RedisProtocol:
+        protocol = self._protocol
+        if protocol is not None and protocol.is_open:
+            return protocol
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._connect())
             # The waiting callers read the outcome; if all of them gave up, nobody does.
@@ -225,39 +225,41 @@ class RedisConnection:
         connecting = self._connecting
         if not await self._is_done_in_time(connecting):
             raise LedgerUnavailable("Redis did not accept a connection in time")
-        self._wire = connecting.result()
-        return self._wire
+        self._protocol = connecting.result()
+        return self._protocol
 
-    async def _is_done_in_time(self, connecting: asyncio.Task[_Wire]) -> bool:
+    async def _is_done_in_time(self, connecting: asyncio.Task[_RedisProtocol]) -> bool:
         deadline_s, loop = self._deadline_ms / 1000, asyncio.get_running_loop()
         due_s = loop.time() + deadline_s
         done, _ = await asyncio.wait([connecting], timeout=deadline_s)
         if not done and loop.time() - due_s > _LATE_S:
-            # Our own loop was late, as in `_Wire._expire`.
-            done, _ = await asyncio.wait([connecting], timeout=_LOOK_S)
+            # Our own loop was late, as in `_RedisProtocol._fail_overdue`.
+            done, _ = await asyncio.wait([connecting], timeout=_LATE_GRACE_S)
         return bool(done)
 
-    async def _connect(self) -> _Wire:
+    async def _connect(self) -> _RedisProtocol:
         try:
             async with asyncio.timeout(_SILENCE_MAX_MS / 1000):
                 host, port = await self._locate()
                 context = ssl.create_default_context() if self._credentials.tls else None
                 loop = asyncio.get_running_loop()
-                _, wire = await loop.create_connection(lambda: _Wire(self._deadline_ms), host, port, ssl=context)
-                await self._greet(wire)
-                return wire
+                _, protocol = await loop.create_connection(
+                    lambda: _RedisProtocol(self._deadline_ms), host, port, ssl=context
+                )
+                await self._handshake(protocol)
+                return protocol
         except (OSError, TimeoutError) as error:
             raise LedgerUnavailable(f"Redis cannot be reached: {error or 'no answer'}") from None
 
-    async def _greet(self, wire: _Wire) -> None:
+    async def _handshake(self, protocol: _RedisProtocol) -> None:
         given = self._credentials
         try:
             if given.password:
-                await wire.send(pack(("AUTH", *([given.username] * bool(given.username)), given.password)))
+                await protocol.send(pack(("AUTH", *([given.username] * bool(given.username)), given.password)))
             if given.database:
-                await wire.send(pack(("SELECT", str(given.database))))
-            if given.must_be_primary and (await wire.send(pack(("ROLE",))))[0] != b"master":
+                await protocol.send(pack(("SELECT", str(given.database))))
+            if given.must_be_primary and (await protocol.send(pack(("ROLE",))))[0] != b"master":
                 raise LedgerUnavailable("the server that Sentinel named is not the primary (a failover is under way)")
         except BaseException:
-            wire.abort()
+            protocol.abort()
             raise

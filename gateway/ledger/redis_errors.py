@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from gateway.ledger.port import LedgerError, LedgerUnavailable
-from gateway.ledger.redis_connection import RedisRefused
+from gateway.ledger.redis_connection import RedisReplyError
 
 # Temporary conditions, or ones that an operator can end: nothing was written, and the call may be retried.
 _UNAVAILABLE: Final = {
@@ -34,17 +34,17 @@ _DAMAGED: Final = {
 }
 
 
-def as_port_error(refused: RedisRefused) -> LedgerError:
+def as_port_error(reply_error: RedisReplyError) -> LedgerError:
     """The error of the port for an error reply."""
     # Redis appends ` script: <sha>, on @user_script:<line>.`, which does not help readers of the gateway's log.
-    detail = refused.detail.partition(" script: ")[0]
-    if refused.code in _UNAVAILABLE:
-        return LedgerUnavailable(f"{_UNAVAILABLE[refused.code]} ({refused.code} {detail})")
-    if refused.code == "ERR" and "max number of clients" in detail:
-        return LedgerUnavailable(f"Redis takes no more connections: raise maxclients ({refused.code} {detail})")
-    if refused.code in _DAMAGED:
-        return LedgerError(f"{_DAMAGED[refused.code]} ({refused.code} {detail})")
-    return LedgerError(f"Redis refused a command: {refused.code} {detail}")
+    detail = reply_error.detail.partition(" script: ")[0]
+    if reply_error.code in _UNAVAILABLE:
+        return LedgerUnavailable(f"{_UNAVAILABLE[reply_error.code]} ({reply_error.code} {detail})")
+    if reply_error.code == "ERR" and "max number of clients" in detail:
+        return LedgerUnavailable(f"Redis takes no more connections: raise maxclients ({reply_error.code} {detail})")
+    if reply_error.code in _DAMAGED:
+        return LedgerError(f"{_DAMAGED[reply_error.code]} ({reply_error.code} {detail})")
+    return LedgerError(f"Redis refused a command: {reply_error.code} {detail}")
 
 
 @contextmanager
@@ -52,5 +52,5 @@ def port_error() -> Iterator[None]:
     """Raise errors of Redis in this block as errors of the port."""
     try:
         yield
-    except RedisRefused as refused:
-        raise as_port_error(refused) from refused
+    except RedisReplyError as reply_error:
+        raise as_port_error(reply_error) from reply_error

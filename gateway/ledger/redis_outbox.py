@@ -23,30 +23,30 @@ from gateway.ledger.redis_values import entry_arguments, entry_of
 
 # An entry that was not acknowledged this long after it was read goes to another consumer.
 LEASE_MS: Final = 30_000
-_RECORDED_AT_ONCE: Final = 200
-_ACKNOWLEDGED_AT_ONCE: Final = 1000
-_PEEK: Final = "0"
+_RECORD_BATCH: Final = 200
+_ACKNOWLEDGE_BATCH: Final = 1000
+_NO_LEASE_MS: Final = "0"
 
 
 async def record(projects: Projects, project: str, entries: Sequence[OutboxEntry]) -> None:
-    at = projects.of(project)
-    for batch in batched(entries, _RECORDED_AT_ONCE):
-        await projects.run(at, scripts.RECORD, [at.meta, at.key("outbox")], *entry_arguments(batch))
+    state = projects.of(project)
+    for batch in batched(entries, _RECORD_BATCH):
+        await projects.run(state, scripts.RECORD, [state.meta, state.key("outbox")], *entry_arguments(batch))
         for entry in batch:
-            projects.keep_recent(replace(entry, project=project, at_ms=entry.at_ms or at.seen_ms))
+            projects.remember_event(replace(entry, project=project, at_ms=entry.at_ms or state.seen_ms))
 
 
 async def size(projects: Projects) -> int:
     """The number of entries waiting in all projects."""
-    return sum((await _look_at_all(projects)).values())
+    return sum((await _scan_all(projects)).values())
 
 
-async def _look_at_all(projects: Projects) -> dict[str, int]:
+async def _scan_all(projects: Projects) -> dict[str, int]:
     with port_error():
         names = await projects.names()
     found = await _sizes(projects, names)
     projects.active.update(found)
-    projects.looked_at_s = time.monotonic()
+    projects.outboxes_scanned_s = time.monotonic()
     return found
 
 
@@ -61,13 +61,13 @@ async def _sizes(projects: Projects, names: Iterable[str]) -> dict[str, int]:
     return found
 
 
-async def _waiting(projects: Projects) -> list[str]:
+async def _projects_with_entries(projects: Projects) -> list[str]:
     """The projects with entries, as far as this process can know."""
-    is_time_to_look = time.monotonic() - projects.looked_at_s >= projects.look_s
+    is_scan_due = time.monotonic() - projects.outboxes_scanned_s >= projects.scan_interval_s
     # Projects that get entries from now on are added to the new set, whatever the query finds.
     asked, projects.active = projects.active, set()
     try:
-        found = await (_look_at_all(projects) if is_time_to_look else _sizes(projects, asked))
+        found = await (_scan_all(projects) if is_scan_due else _sizes(projects, asked))
     except BaseException:
         projects.active |= asked
         raise
@@ -77,7 +77,7 @@ async def _waiting(projects: Projects) -> list[str]:
 
 async def read(projects: Projects, consumer: str, limit: int) -> list[OutboxEntry]:
     """The oldest free entries of all projects, leased to the consumer."""
-    waiting = await _waiting(projects)
+    waiting = await _projects_with_entries(projects)
     shares = dict.fromkeys(waiting, limit)
     if len(waiting) > 1:
         shares = await _shares(projects, waiting, consumer, limit)
@@ -85,7 +85,7 @@ async def read(projects: Projects, consumer: str, limit: int) -> list[OutboxEntr
     for name, share in shares.items():
         found = await _read(projects, name, consumer, share, str(LEASE_MS))
         entries.extend(entry_of(name, position, fields) for position, fields in found)
-    entries.sort(key=lambda entry: _order(entry.position))
+    entries.sort(key=lambda entry: _stream_position(entry.position))
     return entries
 
 
@@ -93,8 +93,8 @@ async def _shares(projects: Projects, names: Sequence[str], consumer: str, limit
     """How many of the oldest `limit` free entries belong to each project, so that none is leased but not returned."""
     positions: list[tuple[tuple[int, int], str]] = []
     for name in names:
-        found = await _read(projects, name, consumer, limit, _PEEK)
-        positions.extend((_order(position.decode()), name) for position, _ in found)
+        found = await _read(projects, name, consumer, limit, _NO_LEASE_MS)
+        positions.extend((_stream_position(position.decode()), name) for position, _ in found)
     shares: dict[str, int] = {}
     for _, name in sorted(positions)[:limit]:
         shares[name] = shares.get(name, 0) + 1
@@ -104,29 +104,29 @@ async def _shares(projects: Projects, names: Sequence[str], consumer: str, limit
 async def _read(
     projects: Projects, name: str, consumer: str, limit: int, lease_ms: str
 ) -> Sequence[tuple[bytes, Sequence[bytes]]]:
-    at = projects.of(name)
-    keys = [at.meta, at.key("outbox"), at.key("leases")]
+    state = projects.of(name)
+    keys = [state.meta, state.key("outbox"), state.key("leases")]
     found: Sequence[tuple[bytes, Sequence[bytes]]] = (
-        await projects.run(at, scripts.OUTBOX_READ, keys, consumer, str(limit), lease_ms)
+        await projects.run(state, scripts.OUTBOX_READ, keys, consumer, str(limit), lease_ms)
     )[1]
     return found
 
 
-def _order(position: str) -> tuple[int, int]:
+def _stream_position(position: str) -> tuple[int, int]:
     """Stream ids are `<ms>-<number>`, which do not sort as text: 10 would come before 9."""
     ms, _, number = position.partition("-")
     return int(ms), int(number)
 
 
 async def acknowledge(projects: Projects, entries: Sequence[OutboxEntry]) -> None:
-    for name, positions in _by_project(entries):
-        at = projects.of(name)
-        keys = [at.meta, at.key("outbox"), at.key("leases")]
-        for batch in batched(positions, _ACKNOWLEDGED_AT_ONCE):
-            await projects.run(at, scripts.ACKNOWLEDGE, keys, *batch)
+    for name, positions in _positions_by_project(entries):
+        state = projects.of(name)
+        keys = [state.meta, state.key("outbox"), state.key("leases")]
+        for batch in batched(positions, _ACKNOWLEDGE_BATCH):
+            await projects.run(state, scripts.ACKNOWLEDGE, keys, *batch)
 
 
-def _by_project(entries: Sequence[OutboxEntry]) -> Iterator[tuple[str, list[str]]]:
+def _positions_by_project(entries: Sequence[OutboxEntry]) -> Iterator[tuple[str, list[str]]]:
     found: dict[str, list[str]] = {}
     for entry in entries:
         if "-" in entry.position:

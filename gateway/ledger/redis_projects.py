@@ -23,7 +23,7 @@ import structlog
 
 from gateway.ledger.port import CountersMissing, LedgerError, LedgerUnavailable, OutboxEntry
 from gateway.ledger.redis_batches import batched
-from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisRefused, Reply
+from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisReplyError, Reply
 from gateway.ledger.redis_errors import as_port_error
 from gateway.ledger.redis_scripts import ADOPT, FENCE, RECORD, RESTORE, Script
 from gateway.ledger.redis_topology import Topology
@@ -37,7 +37,7 @@ PROJECTS_KEY: Final = "farebox:projects"
 _LOCK_MS: Final = 10_000
 _LOCK_POLL_S: Final = 0.05
 # How often a reader looks at the outboxes of all projects.
-LOOK_S: Final = 1.0
+OUTBOX_SCAN_S: Final = 1.0
 # How long calls wait for their project to be opened, in deadlines. If this process's event loop is busy, as when a crowd
 # comes to a new gateway, each deadline takes longer; a single long timeout would be over by then.
 _OPENING_DEADLINES: Final = 10
@@ -46,25 +46,25 @@ _REMEMBERED_MAX: Final = 100_000
 
 # The events of the last seconds or minutes, some 10 MB at most.
 _RECENT_MAX: Final = 10_000
-_UNSAVED_AT_ONCE: Final = 1_000
+_UNSAVED_BATCH: Final = 1_000
 NO_EPOCH: Final = "*"
 # A retry may meet the next trouble (a restart: connection lost, then NOSCRIPT, then a lost epoch), but not more.
-_REPETITIONS_MAX: Final = 3
-_OF_EPOCHS: Final = frozenset({"FAREBOX_EPOCH", "FAREBOX_LOST", "FAREBOX_ROLLBACK"})
+_RETRIES_MAX: Final = 3
+_EPOCH_ERRORS: Final = frozenset({"FAREBOX_EPOCH", "FAREBOX_LOST", "FAREBOX_ROLLBACK"})
 
 _log = structlog.get_logger(__name__)
 
 Restore = Callable[[str, Amount, int, Gate | None, Limit | None], Awaitable[None]]
 """Sets what one account (name, settled, keep_ms) has settled, and the gate and override that people set."""
-Unsaved = AsyncIterator[Sequence[OutboxEntry]]
+UnsavedEntries = AsyncIterator[Sequence[OutboxEntry]]
 """Batches of what remains in a project's outbox. The store may have some of the events, and gets all of them again later."""
-Rebuild = Callable[[str, Restore, Unsaved], Awaitable[None]]
+Rebuild = Callable[[str, Restore, UnsavedEntries], Awaitable[None]]
 """Restores all accounts of a project from the store. Called before a project without data in Redis is used, because it is new
 or Redis has lost it. It must first bring the unsaved events to the store, and raise if it cannot determine the sums."""
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class OwnReservation:
     """What a process remembers of a reservation that it made."""
 
     accounts: tuple[str, ...]
@@ -79,7 +79,7 @@ class Project:
     epoch: str = ""
     # The latest write time that this process has seen; Redis must never be behind it.
     seen_ms: int = 0
-    made: dict[str, Made] = field(default_factory=dict)  # unresolved reservations of this process
+    own_reservations: dict[str, OwnReservation] = field(default_factory=dict)  # unresolved reservations of this process
     tag: str = ""
 
     def __post_init__(self) -> None:
@@ -114,11 +114,11 @@ class Project:
         prefix = len(f"{self.tag}account:")
         return tuple(key[prefix:] for key in joined.split("\n"))
 
-    def remember(self, reservation_id: str, accounts: tuple[str, ...], draft: bytes) -> None:
-        if len(self.made) >= _REMEMBERED_MAX:
+    def remember_reservation(self, reservation_id: str, accounts: tuple[str, ...], draft: bytes) -> None:
+        if len(self.own_reservations) >= _REMEMBERED_MAX:
             # Dicts keep their order: the first is the oldest, and most likely of a call that will never be settled.
-            del self.made[next(iter(self.made))]
-        self.made[reservation_id] = Made(accounts, draft)
+            del self.own_reservations[next(iter(self.own_reservations))]
+        self.own_reservations[reservation_id] = OwnReservation(accounts, draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +138,12 @@ class Projects:
         rebuild: Rebuild | None,
         *,
         deadline_ms: int,
-        look_s: float,
+        scan_interval_s: float,
         clock_ms: Callable[[], int] | None = None,
     ) -> None:
         self.topology = topology
-        self.look_s = look_s
-        self.looked_at_s = -math.inf  # when the outboxes of all projects were checked
+        self.scan_interval_s = scan_interval_s
+        self.outboxes_scanned_s = -math.inf  # when the outboxes of all projects were checked
         self.active: set[str] = set()  # projects that may have got an event since their outbox was checked
         self._rebuild = rebuild
         self._deadline_s = deadline_ms / 1000
@@ -152,7 +152,7 @@ class Projects:
         self._opening: dict[str, _Opening] = {}
         self._recent: deque[OutboxEntry] = deque(maxlen=_RECENT_MAX)
 
-    def keep_recent(self, entry: OutboxEntry) -> None:
+    def remember_event(self, entry: OutboxEntry) -> None:
         """Remember a written event: if Redis loses its outbox before the store has the event, it is written again."""
         self._recent.append(entry)
 
@@ -170,8 +170,8 @@ class Projects:
             if not project.epoch:
                 await self.open(project)
             reply = await self._evaluate(script, keys, project.epoch, project.seen_ms, arguments)
-        except (ConnectionLost, RedisRefused) as trouble:
-            reply = await self._again(project, script, keys, arguments, trouble)
+        except (ConnectionLost, RedisReplyError) as error:
+            reply = await self._retry(project, script, keys, arguments, error)
         finally:
             # Even if the reply was lost, because the event may have been written.
             self.active.add(project.name)
@@ -179,29 +179,29 @@ class Projects:
             project.seen_ms = reply[0]
         return reply
 
-    async def _again(
-        self, project: Project, script: Script, keys: Sequence[str], arguments: tuple[Argument, ...], trouble: Exception
+    async def _retry(
+        self, project: Project, script: Script, keys: Sequence[str], arguments: tuple[Argument, ...], error: Exception
     ) -> Reply:
         """Retry after trouble that a retry can overcome. The ids and names in the arguments make it idempotent."""
         try:
             async with asyncio.timeout(self._deadline_s):
-                for _ in range(_REPETITIONS_MAX):
+                for _ in range(_RETRIES_MAX):
                     try:
-                        await self._mend(project, trouble)
+                        await self._recover(project, error)
                         return await self._evaluate(script, keys, project.epoch, project.seen_ms, arguments)
-                    except (ConnectionLost, RedisRefused) as next_trouble:
-                        trouble = next_trouble
+                    except (ConnectionLost, RedisReplyError) as next_error:
+                        error = next_error
         except TimeoutError:
-            if isinstance(trouble, RedisRefused) and trouble.code in _OF_EPOCHS:
-                raise CountersMissing(f"the counters of project {project.name!r} are being restored") from trouble
-            raise LedgerUnavailable("Redis did not answer in time") from trouble
-        raise as_port_error(trouble) if isinstance(trouble, RedisRefused) else trouble
+            if isinstance(error, RedisReplyError) and error.code in _EPOCH_ERRORS:
+                raise CountersMissing(f"the counters of project {project.name!r} are being restored") from error
+            raise LedgerUnavailable("Redis did not answer in time") from error
+        raise as_port_error(error) if isinstance(error, RedisReplyError) else error
 
-    async def _mend(self, project: Project, trouble: Exception) -> None:
-        if isinstance(trouble, RedisRefused):
-            if trouble.code not in _OF_EPOCHS:
-                raise as_port_error(trouble)
-            if trouble.code == "FAREBOX_ROLLBACK":
+    async def _recover(self, project: Project, error: Exception) -> None:
+        if isinstance(error, RedisReplyError):
+            if error.code not in _EPOCH_ERRORS:
+                raise as_port_error(error)
+            if error.code == "FAREBOX_ROLLBACK":
                 await self._evaluate(FENCE, [project.meta], project.epoch, 0, ())
             await self.open(project)
 
@@ -213,8 +213,8 @@ class Projects:
         given = (len(keys), *keys, epoch, seen_ms, clock, *arguments)
         try:
             return await call(keys[0], "EVALSHA", script.sha, *given)
-        except RedisRefused as refused:
-            if refused.code != "NOSCRIPT":
+        except RedisReplyError as reply_error:
+            if reply_error.code != "NOSCRIPT":
                 raise
             # The server has restarted, or never saw this version of the script. EVAL also loads it for the next time.
             return await call(keys[0], "EVAL", script.text, *given)
@@ -239,13 +239,15 @@ class Projects:
         opening = self._opening.get(project.name)
         if opening is None or opening.work.done():
             work = asyncio.create_task(self._open(project))
-            opening = self._opening[project.name] = _Opening(work, asyncio.create_task(self._until(work, project)))
+            opening = self._opening[project.name] = _Opening(
+                work, asyncio.create_task(self._wait_until_open(work, project))
+            )
             # The waiting callers read the outcome; if all of them gave up, nobody does.
             for task in (opening.work, opening.wait):
                 task.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(opening.wait)
 
-    async def _until(self, work: asyncio.Task[None], project: Project) -> None:
+    async def _wait_until_open(self, work: asyncio.Task[None], project: Project) -> None:
         for _ in range(_OPENING_DEADLINES):
             if (await asyncio.wait([work], timeout=self._deadline_s))[0]:
                 return work.result()
@@ -255,51 +257,51 @@ class Projects:
         was_known = bool(project.epoch)
         while True:
             epoch = await self.topology.call(project.meta, "HGET", project.meta, "epoch")
-            if epoch or await self._made(project, was_known):
+            if epoch or await self._restore_or_create(project, was_known):
                 break
             await asyncio.sleep(_LOCK_POLL_S)
-        if epoch and self._take(project, epoch) and was_known:
+        if epoch and self._use_epoch(project, epoch) and was_known:
             # Another process has restored the counters, but could not know what we wrote last.
-            await self._write_recent_again(project)
+            await self._rewrite_recent_events(project)
         # Before any process's first operation on this project, so that no sweeper can miss it.
         await self.topology.call(PROJECTS_KEY, "SADD", PROJECTS_KEY, project.name)
 
-    def _take(self, project: Project, epoch: bytes) -> bool:
+    def _use_epoch(self, project: Project, epoch: bytes) -> bool:
         """Use the epoch. Returns whether it is a new one."""
         if epoch.decode() == project.epoch:
             return False
         project.epoch, project.seen_ms = epoch.decode(), 0
         return True
 
-    async def _write_recent_again(self, project: Project) -> None:
+    async def _rewrite_recent_events(self, project: Project) -> None:
         """The store may have some of them already, which their ids make harmless."""
         mine = [entry for entry in self._recent if entry.project == project.name]
         for batch in batched(mine):
             keys = [project.meta, project.key("outbox")]
             await self._evaluate(RECORD, keys, NO_EPOCH, 0, tuple(entry_arguments(batch)))
 
-    async def _made(self, project: Project, was_known: bool) -> bool:
+    async def _restore_or_create(self, project: Project, was_known: bool) -> bool:
         """Open a project that Redis does not know. False: another process is doing it."""
         if self._rebuild is None:
             await self._announce_loss(project, was_known)
-            await self._write_recent_again(project)
-            self._take(project, await self._adopt(project, ""))
+            await self._rewrite_recent_events(project)
+            self._use_epoch(project, await self._adopt(project, ""))
             return True
         token = secrets.token_hex(8)
         lock = project.key("rebuild")
         if not await self.topology.call(lock, "SET", lock, token, "NX", "PX", str(_LOCK_MS)):
             return False
         await self._announce_loss(project, was_known)
-        async with self._locked(lock, token):
-            await self._write_recent_again(project)
-            await self._restored(project, self._rebuild, token)
+        async with self._renewed_lock(lock, token):
+            await self._rewrite_recent_events(project)
+            await self._restore_accounts(project, self._rebuild, token)
             try:
-                self._take(project, await self._adopt(project, token))
-            except RedisRefused:
+                self._use_epoch(project, await self._adopt(project, token))
+            except RedisReplyError:
                 return False
         return True
 
-    async def _restored(self, project: Project, rebuild: Rebuild, token: str) -> None:
+    async def _restore_accounts(self, project: Project, rebuild: Rebuild, token: str) -> None:
         async def restore(
             account: str, settled: Amount, keep_ms: int, gate: Gate | None = None, override: Limit | None = None
         ) -> None:
@@ -309,16 +311,16 @@ class Projects:
             await self._evaluate(RESTORE, keys, NO_EPOCH, 0, arguments)
 
         try:
-            await rebuild(project.name, restore, self._unsaved(project))
+            await rebuild(project.name, restore, self._unsaved_entries(project))
         except Exception as error:
             # Whatever the store raises, for a call it means that the sums are not known yet.
             _log.error("counters_not_restored", project=project.name, error=str(error))
             raise CountersMissing(f"the counters of project {project.name!r} cannot be restored: {error}") from error
 
-    async def _unsaved(self, project: Project) -> Unsaved:
+    async def _unsaved_entries(self, project: Project) -> UnsavedEntries:
         """Includes entries leased by another process: if it died, no one else would find them until the lease ends."""
         key, start = project.key("outbox"), "-"
-        while found := await self.topology.call(key, "XRANGE", key, start, "+", "COUNT", str(_UNSAVED_AT_ONCE)):
+        while found := await self.topology.call(key, "XRANGE", key, start, "+", "COUNT", str(_UNSAVED_BATCH)):
             yield [entry_of(project.name, position, fields) for position, fields in found]
             start = f"({found[-1][0].decode()}"
 
@@ -333,7 +335,7 @@ class Projects:
             await self.topology.call(EPOCH_KEY, "SET", EPOCH_KEY, secrets.token_hex(8))
 
     @contextlib.asynccontextmanager
-    async def _locked(self, lock: str, token: str) -> AsyncIterator[None]:
+    async def _renewed_lock(self, lock: str, token: str) -> AsyncIterator[None]:
         """Renew the lock while it is needed, and release it, so that after a failure nobody has to wait for it to expire."""
 
         async def renew() -> None:

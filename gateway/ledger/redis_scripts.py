@@ -20,13 +20,13 @@ class Script:
 
 
 _WITH_DECISION: Final = ("prelude", "fit")
-_WITH_OUTCOME: Final = ("prelude", "resolution")
+_WITH_RESOLUTION: Final = ("prelude", "resolution")
 _PARTS: Final[dict[str, tuple[str, ...]]] = {
     "reserve": _WITH_DECISION,
     "extend": _WITH_DECISION,
-    "settle": _WITH_OUTCOME,
-    "void": _WITH_OUTCOME,
-    "expire": _WITH_OUTCOME,
+    "settle": _WITH_RESOLUTION,
+    "void": _WITH_RESOLUTION,
+    "expire": _WITH_RESOLUTION,
 }
 # Scripts that end reservations, drain the outbox or forget must run when Redis is full, or it would never have room again.
 _ALLOWED_WHEN_FULL: Final = frozenset(
@@ -34,32 +34,32 @@ _ALLOWED_WHEN_FULL: Final = frozenset(
 )
 # A full Redis only refuses the first write of a script. So this write, which changes nothing and needs no room, comes first.
 # Flags would do the same (`#!lua flags=allow-oom`), but need Redis 7.0.
-_MAKE_WAY: Final = "redis.call('HDEL', KEYS[1], '')"
+_NO_OP_WRITE: Final = "redis.call('HDEL', KEYS[1], '')"
 
 
-def load(name: str) -> Script:
+def load_script(name: str) -> Script:
     """The script of one operation with the parts it needs. Raises `FileNotFoundError` for an unknown name."""
     folder = resources.files("gateway.ledger") / "lua"
     parts = [*_PARTS.get(name, ("prelude",)), name]
-    first = [_MAKE_WAY] if name in _ALLOWED_WHEN_FULL else []
+    first = [_NO_OP_WRITE] if name in _ALLOWED_WHEN_FULL else []
     text = "\n".join([*first, *((folder / f"{part}.lua").read_text() for part in parts)])
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-RESERVE: Final = load("reserve")
-EXTEND: Final = load("extend")
-RENEW: Final = load("renew")
-SETTLE: Final = load("settle")
-VOID: Final = load("void")
-EXPIRE: Final = load("expire")
-RECORD: Final = load("record")
-BALANCES: Final = load("balances")
-OVERRIDE: Final = load("override")
-GATE: Final = load("gate")
-CURRENT_RUN: Final = load("current_run")
-OUTBOX_READ: Final = load("outbox_read")
-ACKNOWLEDGE: Final = load("acknowledge")
-RESTORE: Final = load("restore")
-PURGE: Final = load("purge")
-ADOPT: Final = load("adopt")
-FENCE: Final = load("fence")
+RESERVE: Final = load_script("reserve")
+EXTEND: Final = load_script("extend")
+RENEW: Final = load_script("renew")
+SETTLE: Final = load_script("settle")
+VOID: Final = load_script("void")
+EXPIRE: Final = load_script("expire")
+RECORD: Final = load_script("record")
+BALANCES: Final = load_script("balances")
+OVERRIDE: Final = load_script("override")
+GATE: Final = load_script("gate")
+CURRENT_RUN: Final = load_script("current_run")
+OUTBOX_READ: Final = load_script("outbox_read")
+ACKNOWLEDGE: Final = load_script("acknowledge")
+RESTORE: Final = load_script("restore")
+PURGE: Final = load_script("purge")
+ADOPT: Final = load_script("adopt")
+FENCE: Final = load_script("fence")

@@ -16,17 +16,17 @@ from typing import Final, Protocol
 from urllib.parse import unquote
 
 from gateway.ledger.port import LedgerError, LedgerUnavailable
-from gateway.ledger.redis_connection import Address, Argument, Credentials, RedisConnection, RedisRefused, Reply
+from gateway.ledger.redis_connection import Address, Argument, Credentials, RedisConnection, RedisReplyError, Reply
 
 SLOTS: Final = 16_384
 _REDIS_PORT: Final = 6379
 _SENTINEL_PORT: Final = 26_379
 # A moved slot answers MOVED once, and ASK while it is moving; after more hops than this the nodes disagree.
-_HOPS_MAX: Final = 5
+_REDIRECTIONS_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RedisTarget:
     """The parts of a ledger URL. `service` is Sentinel's name of the primary."""
 
     mode: str  # single, sentinel or cluster
@@ -35,7 +35,7 @@ class Target:
     service: str = ""
 
 
-def parse_url(url: str) -> Target:
+def parse_url(url: str) -> RedisTarget:
     """Parse a ledger URL. Raises `LedgerError`, which says what is wrong but never shows the password."""
     scheme, separator, rest = url.partition("://")
     base, _, mode = scheme.partition("+")
@@ -57,7 +57,7 @@ def parse_url(url: str) -> Target:
     credentials = Credentials(
         unquote(username), unquote(password), _database(words, mode), base == "rediss", mode == "sentinel"
     )
-    return Target(mode or "single", nodes, credentials, service)
+    return RedisTarget(mode or "single", nodes, credentials, service)
 
 
 def _address(text: str, default_port: int) -> Address:
@@ -83,34 +83,36 @@ class Topology(Protocol):
     """Sends a command to the server that owns a key."""
 
     async def call(self, key: str, *arguments: Argument) -> Reply:
-        """Raises `RedisRefused` for an error other than a redirection, `LedgerUnavailable` if there is no reply in time."""
+        """Raises `RedisReplyError` for an error other than a redirection, `LedgerUnavailable` if there is no reply in time."""
 
-    async def everywhere(self, *arguments: Argument) -> list[Reply]:
+    async def call_all_primaries(self, *arguments: Argument) -> list[Reply]:
         """The replies of all primaries."""
 
     async def close(self) -> None: ...
 
 
-def topology_of(target: Target, deadline_ms: int) -> Topology:
+def make_topology(target: RedisTarget, deadline_ms: int) -> Topology:
     if target.mode == "cluster":
         return Cluster(target, deadline_ms)
-    locate = sentinel_locator(target, deadline_ms) if target.mode == "sentinel" else _fixed(target.nodes[0])
+    locate = sentinel_locator(target, deadline_ms) if target.mode == "sentinel" else _fixed_locator(target.nodes[0])
     return SingleServer(RedisConnection(locate, target.credentials, deadline_ms=deadline_ms))
 
 
-def _fixed(address: Address) -> Callable[[], Awaitable[Address]]:
+def _fixed_locator(address: Address) -> Callable[[], Awaitable[Address]]:
     async def locate() -> Address:
         return address
 
     return locate
 
 
-def sentinel_locator(target: Target, deadline_ms: int) -> Callable[[], Awaitable[Address]]:
+def sentinel_locator(target: RedisTarget, deadline_ms: int) -> Callable[[], Awaitable[Address]]:
     """Asks the Sentinels in turn for the primary, whenever a socket is opened."""
 
     async def locate() -> Address:
         for node in target.nodes:
-            sentinel = RedisConnection(_fixed(node), Credentials(tls=target.credentials.tls), deadline_ms=deadline_ms)
+            sentinel = RedisConnection(
+                _fixed_locator(node), Credentials(tls=target.credentials.tls), deadline_ms=deadline_ms
+            )
             try:
                 found = await sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service)
             except LedgerUnavailable:
@@ -133,13 +135,13 @@ class SingleServer:
     async def call(self, key: str, *arguments: Argument) -> Reply:
         try:
             return await self._connection.call(*arguments)
-        except RedisRefused as refused:
-            if refused.code == "READONLY":
+        except RedisReplyError as reply_error:
+            if reply_error.code == "READONLY":
                 # The primary was demoted while we were connected: find the new one.
                 self._connection.drop()
             raise
 
-    async def everywhere(self, *arguments: Argument) -> list[Reply]:
+    async def call_all_primaries(self, *arguments: Argument) -> list[Reply]:
         return [await self._connection.call(*arguments)]
 
     async def close(self) -> None:
@@ -157,13 +159,13 @@ def slot_of(key: str) -> int:
 class Cluster:
     """A Redis Cluster: one connection per primary, and a table of slots that redirections update."""
 
-    def __init__(self, target: Target, deadline_ms: int) -> None:
+    def __init__(self, target: RedisTarget, deadline_ms: int) -> None:
         self._target = target
         self._deadline_ms = deadline_ms
         self._connections: dict[Address, RedisConnection] = {}
         self._owners: list[Address | None] = [None] * SLOTS
         self._is_stale = True
-        self._reading: asyncio.Task[None] | None = None
+        self._slot_refresh: asyncio.Task[None] | None = None
 
     async def call(self, key: str, *arguments: Argument) -> Reply:
         if self._is_stale:
@@ -175,43 +177,45 @@ class Cluster:
             raise LedgerUnavailable(f"no node of the Redis Cluster owns slot {slot}")
         try:
             return await self._connection(owner).call(*arguments)
-        except RedisRefused as refused:
-            if refused.code not in ("MOVED", "ASK"):
+        except RedisReplyError as reply_error:
+            if reply_error.code not in ("MOVED", "ASK"):
                 raise
-            return await self._redirected(slot, refused, arguments)
+            return await self._follow_redirection(slot, reply_error, arguments)
         except LedgerUnavailable:
             # The node may be gone, and a replica promoted instead: find out before the next call.
             self._is_stale = True
             raise
 
-    async def _redirected(self, slot: int, refused: RedisRefused, arguments: tuple[Argument, ...]) -> Reply:
+    async def _follow_redirection(
+        self, slot: int, reply_error: RedisReplyError, arguments: tuple[Argument, ...]
+    ) -> Reply:
         try:
             async with asyncio.timeout(self._deadline_ms / 1000):
-                for _ in range(_HOPS_MAX):
-                    address = _address(refused.detail.split(" ")[-1], _REDIS_PORT)
+                for _ in range(_REDIRECTIONS_MAX):
+                    address = _address(reply_error.detail.split(" ")[-1], _REDIS_PORT)
                     connection = self._connection(address)
                     try:
-                        if refused.code == "ASK":
+                        if reply_error.code == "ASK":
                             return await connection.call_asking(*arguments)
                         self._owners[slot] = address
                         self._is_stale = True
                         return await connection.call(*arguments)
-                    except RedisRefused as next_refused:
-                        if next_refused.code not in ("MOVED", "ASK"):
+                    except RedisReplyError as next_reply_error:
+                        if next_reply_error.code not in ("MOVED", "ASK"):
                             raise
-                        refused = next_refused
+                        reply_error = next_reply_error
         except TimeoutError:
             pass
         raise LedgerUnavailable("the nodes of the Redis Cluster disagree about who owns a slot")
 
-    async def everywhere(self, *arguments: Argument) -> list[Reply]:
+    async def call_all_primaries(self, *arguments: Argument) -> list[Reply]:
         await self._read_slots()
         return [await self._connection(owner).call(*arguments) for owner in sorted(self._primaries())]
 
     async def close(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._slot_refresh is not None:
+            self._slot_refresh.cancel()
+            await asyncio.gather(self._slot_refresh, return_exceptions=True)
         for connection in self._connections.values():
             await connection.close()
         self._connections.clear()
@@ -219,7 +223,7 @@ class Cluster:
     def _connection(self, address: Address) -> RedisConnection:
         found = self._connections.get(address)
         if found is None:
-            found = RedisConnection(_fixed(address), self._target.credentials, deadline_ms=self._deadline_ms)
+            found = RedisConnection(_fixed_locator(address), self._target.credentials, deadline_ms=self._deadline_ms)
             self._connections[address] = found
         return found
 
@@ -228,16 +232,16 @@ class Cluster:
 
     async def _read_slots(self) -> None:
         """Read the table of slots; concurrent callers share one query."""
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._ask_for_slots())
-            self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if self._slot_refresh is None or self._slot_refresh.done():
+            self._slot_refresh = asyncio.create_task(self._fetch_slots())
+            self._slot_refresh.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             async with asyncio.timeout(self._deadline_ms / 1000):
-                await asyncio.shield(self._reading)
+                await asyncio.shield(self._slot_refresh)
         except TimeoutError:
             raise LedgerUnavailable("no node of the Redis Cluster answered in time") from None
 
-    async def _ask_for_slots(self) -> None:
+    async def _fetch_slots(self) -> None:
         reason = "no node is known"
         for address in [*sorted(self._primaries()), *self._target.nodes]:
             try:
@@ -245,11 +249,11 @@ class Cluster:
             except LedgerError as error:
                 reason = str(error)
                 continue
-            self._learn(ranges, address[0])
+            self._update_slots(ranges, address[0])
             return
         raise LedgerUnavailable(f"no node of the Redis Cluster answers: {reason}")
 
-    def _learn(self, ranges: Reply, asked_host: str) -> None:
+    def _update_slots(self, ranges: Reply, asked_host: str) -> None:
         owners: list[Address | None] = [None] * SLOTS
         for first, last, primary, *_ in ranges:
             # A node that does not know its own address leaves it empty: it is the node that answered.

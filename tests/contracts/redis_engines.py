@@ -18,7 +18,7 @@ import pytest
 
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_topology import parse_url, topology_of
+from gateway.ledger.redis_topology import make_topology, parse_url
 from gateway.ledger.spool import Spool
 from tests.redis_server import RedisCluster, RedisServer, oldest_binary
 
@@ -89,7 +89,7 @@ async def empty_server() -> str:
     parsed = parse_url(named)
     if parsed.credentials.database == 0:
         pytest.fail("TEST_REDIS_URL must name a database other than 0, because the tests flush it")
-    topology = topology_of(parsed, LONG_DEADLINE_MS)
+    topology = make_topology(parsed, LONG_DEADLINE_MS)
     await topology.call("", "FLUSHDB")
     await topology.close()
     return named

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.ledger.port import LedgerUnavailable
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_connection import RedisRefused
+from gateway.ledger.redis_connection import RedisReplyError
 from gateway.ledger.redis_topology import Cluster, parse_url, slot_of
 from policies.reservation import Granted
 from tests.faults.redis_fixtures import (
@@ -130,7 +130,7 @@ async def test_nodes_redirecting_to_each_other_end_in_unavailable(cluster: Redis
             self.other = other
 
         async def call(self, *arguments: object) -> object:
-            raise RedisRefused(f"MOVED 1 {self.other}")
+            raise RedisReplyError(f"MOVED 1 {self.other}")
 
         def drop(self) -> None:
             pass

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from gateway.ledger.port import LedgerUnavailable
-from gateway.ledger.redis_connection import Address, ConnectionLost, Credentials, RedisConnection, RedisRefused
+from gateway.ledger.redis_connection import Address, ConnectionLost, Credentials, RedisConnection, RedisReplyError
 from tests.faults.chaos_proxy import ChaosProxy, chaos
 from tests.faults.redis_fixtures import LONG_DEADLINE_MS, retry_until_available, server, shared_server
 from tests.redis_server import RedisServer, free_port
@@ -126,7 +126,7 @@ async def test_error_reply_reaches_only_its_caller(server: RedisServer) -> None:
             connection.call("PING"), connection.call("NOSUCHCOMMAND"), return_exceptions=True
         )
         assert good == b"PONG"
-        assert isinstance(bad, RedisRefused)
+        assert isinstance(bad, RedisReplyError)
         assert bad.code == "ERR"
 
 
@@ -169,11 +169,11 @@ async def test_connection_with_invalid_replies_is_abandoned(answer: bytes) -> No
 async def test_commands_of_one_loop_iteration_are_sent_in_one_write(server: RedisServer) -> None:
     async with connection_to(server.port) as connection:
         await connection.call("PING")
-        wire = connection._wire
-        assert wire is not None
-        assert wire._transport is not None
+        protocol = connection._protocol
+        assert protocol is not None
+        assert protocol._transport is not None
         writes: list[bytes] = []
-        original = wire._transport
+        original = protocol._transport
 
         class Counting:
             def write(self, data: bytes) -> None:
@@ -183,7 +183,7 @@ async def test_commands_of_one_loop_iteration_are_sent_in_one_write(server: Redi
             def abort(self) -> None:
                 original.abort()
 
-        wire._transport = Counting()  # type: ignore[assignment]
+        protocol._transport = Counting()  # type: ignore[assignment]
         await asyncio.gather(*(connection.call("PING") for _ in range(64)))
         assert len(writes) == 1
 

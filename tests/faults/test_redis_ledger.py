@@ -12,7 +12,7 @@ import pytest
 from gateway.ledger import redis_scripts
 from gateway.ledger.port import LedgerError, LedgerUnavailable, Progress
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_connection import RedisRefused
+from gateway.ledger.redis_connection import RedisReplyError
 from gateway.ledger.redis_errors import as_port_error
 from gateway.ledger.redis_server_checks import check_server
 from policies.amounts import Limit
@@ -327,7 +327,7 @@ class TestUnsuitableRedis:
     ],
 )
 def test_script_error_has_the_same_code_in_every_redis_version(reply: str, code: str) -> None:
-    assert RedisRefused(reply).code == code
+    assert RedisReplyError(reply).code == code
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_script_error_has_the_same_code_in_every_redis_version(reply: str, code:
     ],
 )
 def test_error_reply_is_unavailability_or_a_ledger_error(reply: str, kind: type[LedgerError]) -> None:
-    error = as_port_error(RedisRefused(reply))
+    error = as_port_error(RedisReplyError(reply))
     assert type(error) is kind
     assert reply.split(" ")[0] in str(error)
     assert "script:" not in str(error)
@@ -420,7 +420,7 @@ class TestOutboxesOfManyProjects:
         assert {entry.project for entry in await ledger.outbox_read("f")} == {"p", "q"}
 
     async def test_entries_of_another_process_are_found_by_the_next_scan(self, server: RedisServer) -> None:
-        async with ledger_at(server.url, look_s=0.3) as reader, ledger_at(server.url) as writer:
+        async with ledger_at(server.url, scan_interval_s=0.3) as reader, ledger_at(server.url) as writer:
             assert await reader.outbox_read("f") == []
             await writer.reserve("q", reserve_request("c1"))
             await writer.settle("q", "c1", tokens(7), b"{}")
@@ -430,7 +430,7 @@ class TestOutboxesOfManyProjects:
             assert [entry.id for entry in entries] == ["c1"]
 
     async def test_read_sends_no_commands_for_idle_projects(self, server: RedisServer) -> None:
-        async with ledger_at(server.url, look_s=3600.0) as ledger:
+        async with ledger_at(server.url, scan_interval_s=3600.0) as ledger:
             for number in range(200):
                 await ledger.set_gate(f"p{number}", "run:r", Gate.OPEN)
             await ledger.outbox_read("f")
