@@ -132,24 +132,24 @@ def main() -> None:
     arguments.add_argument("--one-turn", action="store_true", help="measure only the prompts of one turn")
     arguments.add_argument("--json", type=Path, help="also write the figures to this file")
     chosen = arguments.parse_args()
-    count = counter()
-    histories, missing = assembled()
+    count = token_counter()
+    histories, missing = load_histories()
     describe(histories, missing, count)
     if chosen.speed:
         return speed(histories, count)
     if chosen.one_turn:
-        return one_turn(histories, count)
-    report = [measured(row, histories, count) for row in ROWS]
+        return report_one_turn(histories, count)
+    report = [evaluate_row(row, histories, count) for row in ROWS]
     print_rows(report, chosen.lost)
-    by_history(histories, count)
+    print_by_history(histories, count)
     speed(histories, count)
-    one_turn(histories, count)
+    report_one_turn(histories, count)
     prompts(count)
     if chosen.json:
         chosen.json.write_text(json.dumps([figures(row, *tallies) for row, *tallies in report], indent=1) + "\n")
 
 
-def counter() -> CountTokens:
+def token_counter() -> CountTokens:
     tokenizer = Tokenizer()
     asyncio.run(tokenizer.load(ENCODING))
     return lambda text: tokenizer.count_text(ENCODING, text)
@@ -158,7 +158,7 @@ def counter() -> CountTokens:
 # Material
 
 
-def assembled() -> tuple[list[History], list[str]]:
+def load_histories() -> tuple[list[History], list[str]]:
     """The histories, and what this machine lacks: missing sources, and questions that their versions do not answer."""
     logs = json.loads(gzip.decompress((DATA / "logs.json.gz").read_bytes()))
     histories, missing = [], []
@@ -193,11 +193,11 @@ def conversation(given: dict[str, Any], logs: dict[str, str]) -> Iterator[Messag
             "content": None,
             "tool_calls": [{"id": call_id, "type": "function", "function": function}],
         }
-        yield {"role": "tool", "tool_call_id": call_id, "content": material(step, logs)}
+        yield {"role": "tool", "tool_call_id": call_id, "content": tool_result(step, logs)}
     yield {"role": "assistant", "content": "I have read everything I need."}
 
 
-def material(step: dict[str, Any], logs: dict[str, str]) -> str:
+def tool_result(step: dict[str, Any], logs: dict[str, str]) -> str:
     """What a tool would have returned."""
     kind, source = step["kind"], step["source"]
     if kind == "readme":
@@ -211,10 +211,10 @@ def material(step: dict[str, Any], logs: dict[str, str]) -> str:
         return Path(SITE, source).read_text(encoding="utf-8")
     raw = Path(SITE, source).read_bytes()
     data = json.loads(gzip.decompress(raw) if kind == "json_gz" else raw)
-    return bounded(json.dumps({key: data[key] for key in step["keys"]}, indent=2), data, step)
+    return truncated_json(json.dumps({key: data[key] for key in step["keys"]}, indent=2), data, step)
 
 
-def bounded(text: str, data: dict[str, Any], step: dict[str, Any]) -> str:
+def truncated_json(text: str, data: dict[str, Any], step: dict[str, Any]) -> str:
     """The first records of a mapping that is too long for one result, as complete JSON."""
     if "limit" not in step or len(text) <= step["limit"]:
         return text
@@ -240,35 +240,36 @@ def is_answerable(question: Question, messages: Sequence[Message], near_characte
 
 def holds_answer(question: Question, text: str, near_characters: int) -> bool:
     return any(
-        stands_near(answer, question.near, flat(text), near_characters) for answer in map(flat, question.answers)
+        is_near(answer, question.near, normalized_spaces(text), near_characters)
+        for answer in map(normalized_spaces, question.answers)
     )
 
 
-def flat(text: str) -> str:
+def normalized_spaces(text: str) -> str:
     return " ".join(text.replace("&nbsp;", " ").split())
 
 
-def stands_near(answer: str, near: Sequence[str], text: str, characters: int) -> bool:
+def is_near(answer: str, near: Sequence[str], text: str, characters: int) -> bool:
     """`answer`, not as a part of a longer word or number, with one of `near` at most so many characters away."""
     before = r"(?<![A-Za-z0-9])" if answer[:1].isalnum() else ""
     after = r"(?![A-Za-z0-9])" if answer[-1:].isalnum() else ""
     for found in re.finditer(before + re.escape(answer) + after, text):
         around = text[max(0, found.start() - characters) : found.end() + characters]
-        if any(flat(word) in around for word in near):
+        if any(normalized_spaces(word) in around for word in near):
             return True
     return False
 
 
-def measured(row: Row, histories: Sequence[History], count: CountTokens) -> tuple[Row, Tally, Tally, Tally]:
+def evaluate_row(row: Row, histories: Sequence[History], count: CountTokens) -> tuple[Row, Tally, Tally, Tally]:
     asked, unasked, goal = Tally(), Tally(), Tally()
     for history in histories:
         for question in history.questions:
             after = compressed(row, history.asked(question.text), count, asked)
-            note(question, after, history, asked)
+            record_question(question, after, history, asked)
         for tally, instruction in ((unasked, UNASKED), (goal, history.goal)):
             after = compressed(row, history.asked(instruction), count, tally)
             for question in history.questions:
-                note(question, after, history, tally)
+                record_question(question, after, history, tally)
     return row, asked, unasked, goal
 
 
@@ -286,7 +287,7 @@ def compressed(row: Row, messages: list[Message], count: CountTokens, tally: Tal
     return result.messages or messages
 
 
-def note(question: Question, messages: Sequence[Message], history: History, tally: Tally) -> None:
+def record_question(question: Question, messages: Sequence[Message], history: History, tally: Tally) -> None:
     kept = is_answerable(question, messages, history.near_characters)
     tally.asked += 1
     tally.kept += kept
@@ -333,14 +334,14 @@ def figures(row: Row, asked: Tally, unasked: Tally, goal: Tally) -> dict[str, An
     }
 
 
-def by_history(histories: Sequence[History], count: CountTokens) -> None:
+def print_by_history(histories: Sequence[History], count: CountTokens) -> None:
     rows = (Row(Strategy.STRUCTURAL), Row(Strategy.EXTRACTIVE))
     print("\n| history | tokens | structural saved, kept | of which repetition | extractive saved, kept |")
     print("|---|---|---|---|---|")
     for history in histories:
         cells = []
         for row in rows:
-            _, asked, *_ = measured(row, [history], count)
+            _, asked, *_ = evaluate_row(row, [history], count)
             cells.append(f"{asked.saved:.1%}, {asked.answerable:.1%}")
             if row.strategy is Strategy.STRUCTURAL:
                 cells.append(f"{asked.stages['duplicates'] / asked.before:.1%}")
@@ -354,7 +355,7 @@ def speed(histories: Sequence[History], count: CountTokens) -> None:
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     print(f"\nspeed over {megabytes:.2f} MB of tool results, CPU time, best of 5:")
     for aggressiveness in Aggressiveness:
-        seconds = fastest(partial(all_structural, texts, aggressiveness))
+        seconds = fastest(partial(compress_structural, texts, aggressiveness))
         print(f"  structural {aggressiveness}: {megabytes / seconds:.1f} MB/s")
     known: dict[str, int] = {}
 
@@ -365,16 +366,16 @@ def speed(histories: Sequence[History], count: CountTokens) -> None:
 
     chats = [history.asked(history.questions[0].text) for history in histories]
     for strategy in (Strategy.STRUCTURAL, Strategy.TEMPLATE, Strategy.TRUNCATE, Strategy.EXTRACTIVE):
-        seconds = fastest(partial(all_compressed, chats, Row(strategy).policy, remembered))
+        seconds = fastest(partial(compress_all, chats, Row(strategy).policy, remembered))
         print(f"  whole chats, {strategy}: {megabytes / seconds:.1f} MB/s, {seconds / len(chats) * 1000:.1f} ms a chat")
 
 
-def all_structural(texts: Sequence[str], aggressiveness: Aggressiveness) -> None:
+def compress_structural(texts: Sequence[str], aggressiveness: Aggressiveness) -> None:
     for text in texts:
         compress_structure(text, aggressiveness)
 
 
-def all_compressed(chats: Sequence[list[Message]], policy: CompressionPolicy, count: CountTokens) -> None:
+def compress_all(chats: Sequence[list[Message]], policy: CompressionPolicy, count: CountTokens) -> None:
     for chat in chats:
         compress_chat(chat, policy, count)
 
@@ -400,7 +401,7 @@ FRAMES = {
 WHOLE_TASKS = ("Summarize this in two sentences.", "Translate it to French.", "Count the entries.", "List all names.")
 
 
-def one_turn(histories: Sequence[History], count: CountTokens) -> None:
+def report_one_turn(histories: Sequence[History], count: CountTokens) -> None:
     """A system prompt and one user turn: a question, or a task about the whole text, and the tool result that answers it."""
     print("\n| a step of one turn | prompts | tokens | saved | answers kept | saying something else |")
     print("|---|---|---|---|---|---|")
@@ -411,7 +412,7 @@ def one_turn(histories: Sequence[History], count: CountTokens) -> None:
                 prompt = frame.format(ask=ask, data=data)
                 messages = [history.messages[0], {"role": "user", "content": prompt}]
                 after = compressed(Row(Strategy.EXTRACTIVE), messages, count, tally)[1]["content"]
-                changed += not says_the_same(prompt, after, ask)
+                changed += not is_equivalent(prompt, after, ask)
                 if question is not None:
                     tally.asked += 1
                     tally.kept += holds_answer(question, after, history.near_characters)
@@ -420,7 +421,7 @@ def one_turn(histories: Sequence[History], count: CountTokens) -> None:
         )
 
 
-def says_the_same(before: str, after: str, ask: str) -> bool:
+def is_equivalent(before: str, after: str, ask: str) -> bool:
     """Compares every word of the question, every JSON value, and every letter or every distinct line of other texts."""
     if ask not in after:
         return False

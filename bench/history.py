@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from bench import measure
-from bench.load import Order, Tally
+from bench.load import LoadResult, LoadSpec
 from bench.rounds import Generator, generator
 from bench.servers import Server, Servers, redis_server, servers, start_farebox, start_mock
 from gateway.ledger.port import Ledger, LedgerUnavailable, Reserve
@@ -117,8 +117,8 @@ async def _purge(ledger: Ledger) -> int:
     return total
 
 
-def _order(server: Server, seconds: float) -> Order:
-    return Order(
+def _load_spec(server: Server, seconds: float) -> LoadSpec:
+    return LoadSpec(
         host="127.0.0.1",
         port=server.port,
         path="1k",
@@ -158,15 +158,15 @@ def _size_mb(url: str) -> float:
 
 def measured(
     running: Servers, load: Generator, urls: tuple[str, str], rounds: int, seconds: float
-) -> list[tuple[Tally, Tally]]:
+) -> list[tuple[LoadResult, LoadResult]]:
     mock = start_mock(running)
     empty, full = (
         start_farebox(running, f"{mock.url}/v1", name=name, ledger=url)
         for name, url in zip(("empty", "full"), urls, strict=True)
     )
     for server in (empty, full):
-        load.run(_order(server, 0.5))
-    return [(load.run(_order(empty, seconds)), load.run(_order(full, seconds))) for _ in range(rounds)]
+        load.run(_load_spec(server, 0.5))
+    return [(load.run(_load_spec(empty, seconds)), load.run(_load_spec(full, seconds))) for _ in range(rounds)]
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench import measure
-from bench.load import Tally
+from bench.load import LoadResult
 from bench.paths import PATHS
 from bench.rounds import Line
 
@@ -19,7 +19,7 @@ COLUMNS: Final = ("", "added p50 ms", "added p99 ms", "p50 ms", "p99 ms")
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class AddedLatency:
     """For one target; medians over the rounds. The noise is half the difference between the upstream's best and worst round."""
 
     path: str
@@ -32,15 +32,15 @@ class Added:
     noise_p99_ms: float
 
 
-def added(lines: Sequence[Line]) -> list[Added]:
+def added_latencies(lines: Sequence[Line]) -> list[AddedLatency]:
     """For every target with one connection, on paths where the upstream was also measured directly and sets no pace."""
     alone = [line for line in lines if line.connections == 1 and PATHS[line.path].pace_ms is None]
     direct = {line.path: line for line in alone if line.target == DIRECT}
-    return [_added(line, direct[line.path]) for line in alone if line.target != DIRECT and line.path in direct]
+    return [_added_latency(line, direct[line.path]) for line in alone if line.target != DIRECT and line.path in direct]
 
 
-def _added(line: Line, direct: Line) -> Added:
-    return Added(
+def _added_latency(line: Line, direct: Line) -> AddedLatency:
+    return AddedLatency(
         path=line.path,
         target=line.target,
         p50_ms=line.p50_ms,
@@ -52,7 +52,7 @@ def _added(line: Line, direct: Line) -> Added:
     )
 
 
-def _pairs(line: Line, direct: Line) -> Iterable[tuple[Tally, Tally]]:
+def _pairs(line: Line, direct: Line) -> Iterable[tuple[LoadResult, LoadResult]]:
     return zip(line.rounds, direct.rounds, strict=False)
 
 

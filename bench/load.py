@@ -1,6 +1,6 @@
 """The load generator: keep-alive connections, each of which sends its next call when the last one is answered. A separate process.
 
-It reads `Order`s from its standard input, one line of JSON each, and answers each with a `Tally` on its standard output. An
+It reads `LoadSpec`s from its standard input, one line of JSON each, and answers each with a `LoadResult` on its standard output. An
 answer counts if its status is 200, its framing is complete and its content is what was requested; the first of every connection
 is parsed as JSON.
 """
@@ -27,16 +27,16 @@ from bench.paths import PATHS, Path, Prompts, Requests
 _CALLS_A_RUN: Final = 20
 _STEPS: Final = ("plan", "search", "read", "write")
 _SAMPLE_S: Final = 0.05
-_ERRORS_KEPT: Final = 3
+_ERRORS_SHOWN_MAX: Final = 3
 _SHOWN: Final = 250
 # Names and figures of a single call are removed from error texts, so that equal errors are counted together.
-_PARTICULAR: Final = re.compile(r"""'[^']*'|\d{4,}|(?<="request_id":")[^"]*|(?<="run":")[^"]*""")
-_SLOW_S: Final = 10.0
-_PATIENCE_S: Final = 60.0  # more than any of these calls takes, even with the slowest gateway
+_CALL_SPECIFIC: Final = re.compile(r"""'[^']*'|\d{4,}|(?<="request_id":")[^"]*|(?<="run":")[^"]*""")
+_FIRST_CALLS_MAX_S: Final = 10.0
+_CALL_MAX_S: Final = 60.0  # more than any of these calls takes, even with the slowest gateway
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LoadSpec:
     """One round against one server. `nonce` makes its run ids unique."""
 
     host: str
@@ -55,8 +55,8 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """The result of an order. CPU is that of the measured processes; `quiet` is the lower quartile of windows of 50 ms."""
+class LoadResult:
+    """The result of one round. CPU is that of the measured processes; `quiet` is the lower quartile of windows of 50 ms."""
 
     calls: int
     seconds: float
@@ -70,12 +70,12 @@ class Tally:
     errors: list[str] = field(default_factory=list)
 
 
-class Round:
-    """All connections of an order, and their counts."""
+class LoadRound:
+    """All connections of a round, and their counts."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        self.path = PATHS[order.path]
+    def __init__(self, spec: LoadSpec) -> None:
+        self.spec = spec
+        self.path = PATHS[spec.path]
         self.is_measuring = False
         self.is_over = False
         self.calls = 0
@@ -84,43 +84,43 @@ class Round:
         self.latencies_s: list[float] = []
         self.first_bytes_s: list[float] = []
         self.samples: list[tuple[int, int]] = []  # CPU time in ns, calls
-        self._idle = order.connections
+        self._idle = spec.connections
         self._answered = 0
         self._done = asyncio.Event()
 
-    async def work(self) -> Tally:
+    async def work(self) -> LoadResult:
         loop = asyncio.get_running_loop()
-        order = self.order
-        connections = [Connection(self, number) for number in range(order.connections)]
+        spec = self.spec
+        connections = [Connection(self, number) for number in range(spec.connections)]
         for connection in connections:
-            await loop.create_connection(lambda one=connection: one, order.host, order.port)  # type: ignore[misc]
-        if not self.order.calls_each:
+            await loop.create_connection(lambda one=connection: one, spec.host, spec.port)  # type: ignore[misc]
+        if not self.spec.calls_each:
             for connection in connections:
                 connection.begin()
-            await asyncio.sleep(order.warm_up_seconds)
-            await self._until(lambda: self._answered >= order.connections)
+            await asyncio.sleep(spec.warm_up_seconds)
+            await self._until(lambda: self._answered >= spec.connections)
         began_s, began_own = perf_counter(), cpu_ns_of([0])
         self.is_measuring = True
         self._sample(loop)
-        if self.order.calls_each:
+        if self.spec.calls_each:
             for connection in connections:
                 connection.begin()
-            await self._finish(_PATIENCE_S)
+            await self._finish(_CALL_MAX_S)
         else:
-            await asyncio.sleep(order.seconds)
-            await self._until(lambda: self.calls >= order.connections)
+            await asyncio.sleep(spec.seconds)
+            await self._until(lambda: self.calls >= spec.connections)
         self.is_measuring = False
         self._take_sample()
-        tally = self._tally(perf_counter() - began_s, cpu_ns_of([0]) - began_own)
+        result = self._result(perf_counter() - began_s, cpu_ns_of([0]) - began_own)
         self.is_over = True
-        await self._finish(_PATIENCE_S)
+        await self._finish(_CALL_MAX_S)
         for connection in connections:
             connection.close()
-        return tally
+        return result
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         """With a slow gateway, the ordered time may be shorter than one call per connection."""
-        patience_s = perf_counter() + _SLOW_S
+        patience_s = perf_counter() + _FIRST_CALLS_MAX_S
         while not reached() and not self.failed and perf_counter() < patience_s:
             await asyncio.sleep(_SAMPLE_S)
 
@@ -129,21 +129,21 @@ class Round:
         try:
             await asyncio.wait_for(self._done.wait(), seconds)
         except TimeoutError:
-            self.fail("not answered in time")
+            self.record_failure("not answered in time")
 
-    def answered(self, took_s: float, first_byte_s: float) -> None:
+    def record_answer(self, took_s: float, first_byte_s: float) -> None:
         self._answered += 1
         if self.is_measuring:
             self.calls += 1
             self.latencies_s.append(took_s)
             self.first_bytes_s.append(first_byte_s)
 
-    def rests(self) -> None:
+    def connection_done(self) -> None:
         self._idle -= 1
         if not self._idle:
             self._done.set()
 
-    def fail(self, what: str) -> None:
+    def record_failure(self, what: str) -> None:
         self.failed += 1
         self.errors[what] += 1
 
@@ -153,12 +153,12 @@ class Round:
             loop.call_later(_SAMPLE_S, self._sample, loop)
 
     def _take_sample(self) -> None:
-        self.samples.append((cpu_ns_of(self.order.processes), self.calls))
+        self.samples.append((cpu_ns_of(self.spec.processes), self.calls))
 
-    def _tally(self, seconds: float, own_ns: int) -> Tally:
+    def _result(self, seconds: float, own_ns: int) -> LoadResult:
         latencies = sorted(self.latencies_s)
         cpu = self.samples[-1][0] - self.samples[0][0]
-        return Tally(
+        return LoadResult(
             calls=self.calls,
             seconds=seconds,
             cpu_us=cpu / max(1, self.calls) / 1000,
@@ -168,12 +168,12 @@ class Round:
             first_byte_p50_ms=percentile(sorted(self.first_bytes_s), 0.5) * 1000,
             own_cpu_share=own_ns / 1e9 / seconds,
             failed=self.failed,
-            errors=[f"{times} × {what}" for what, times in self.errors.most_common(_ERRORS_KEPT)],
+            errors=[f"{times} × {what}" for what, times in self.errors.most_common(_ERRORS_SHOWN_MAX)],
         )
 
     def _quiet_cpu_us(self) -> float:
         """0 for rounds with a fixed number of calls: these calls are longer than a window, and begin and end together."""
-        if self.order.calls_each:
+        if self.spec.calls_each:
             return 0.0
         windows = sorted(
             (late[0] - early[0]) / (late[1] - early[1])
@@ -184,12 +184,12 @@ class Round:
 
 
 class Connection(asyncio.Protocol):
-    def __init__(self, round_: Round, number: int) -> None:
-        order = round_.order
-        self._round = round_
+    def __init__(self, load_round: LoadRound, number: int) -> None:
+        spec = load_round.spec
+        self._round = load_round
         self._number = number
-        self._requests = Requests(round_.path, order.model, order.prompts, number)
-        self._fixed = _fixed_head(order)
+        self._requests = Requests(load_round.path, spec.model, spec.prompts, number)
+        self._fixed = _fixed_head(spec)
         self._transport: asyncio.WriteTransport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
         self._run = 0
         self._sent_s = self._first_s = 0.0
         self._is_waiting = False
-        self._is_resting = False
+        self._is_finished = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not checked with isinstance: uvloop's transports do not derive from asyncio's.
@@ -207,8 +207,8 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self._is_waiting:
             self._is_waiting = False
-            self._round.fail("the connection was closed before the answer was there")
-        self._rest()
+            self._round.record_failure("the connection was closed before the answer was there")
+        self._finish_connection()
 
     def begin(self) -> None:
         self._send()
@@ -223,7 +223,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._round.fail(f"the answer is not HTTP: {error}")
+            self._round.record_failure(f"the answer is not HTTP: {error}")
             self.close()
 
     def on_body(self, piece: bytes) -> None:
@@ -232,30 +232,30 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         took_s = perf_counter() - self._sent_s
         self._is_waiting = False
-        round_ = self._round
+        load_round = self._round
         body = b"".join(self._pieces)
         self._pieces.clear()
-        fault = _fault(round_.path, self._parser.get_status_code(), body, parse=self._calls == 1)
+        fault = _fault(load_round.path, self._parser.get_status_code(), body, parse=self._calls == 1)
         if fault:
-            round_.fail(fault)
+            load_round.record_failure(fault)
         else:
-            round_.answered(took_s, self._first_s - self._sent_s)
-        if round_.is_over or self._calls == round_.order.calls_each:
-            self._rest()
+            load_round.record_answer(took_s, self._first_s - self._sent_s)
+        if load_round.is_over or self._calls == load_round.spec.calls_each:
+            self._finish_connection()
         elif self._parser.should_keep_alive():
             self._send()
         else:
-            round_.fail("the server closes its connections")
-            self._rest()
+            load_round.record_failure("the server closes its connections")
+            self._finish_connection()
 
-    def _rest(self) -> None:
-        if not self._is_resting:
-            self._is_resting = True
-            self._round.rests()
+    def _finish_connection(self) -> None:
+        if not self._is_finished:
+            self._is_finished = True
+            self._round.connection_done()
 
     def _send(self) -> None:
         if self._transport is None:
-            self._rest()
+            self._finish_connection()
             return
         body = self._requests.following()
         head = self._fixed + self._tags() + b"content-length: %d\r\n\r\n" % len(body)
@@ -265,19 +265,19 @@ class Connection(asyncio.Protocol):
         self._transport.write(head + body)
 
     def _tags(self) -> bytes:
-        order = self._round.order
-        if not order.is_tagged:
+        spec = self._round.spec
+        if not spec.is_tagged:
             return b""
         if self._requests.begins_run if self._round.path.turns else self._calls % _CALLS_A_RUN == 0:
             self._run += 1
-        run_id = f"{order.nonce}-{self._number}-{self._run}"
+        run_id = f"{spec.nonce}-{self._number}-{self._run}"
         step = _STEPS[self._calls % len(_STEPS)]
         tags = f"x-workflow-id: bench\r\nx-workflow-run-id: {run_id}\r\nx-workflow-step: {step}\r\n"
         return tags.encode()
 
 
-def _fixed_head(order: Order) -> bytes:
-    headers = {"host": f"{order.host}:{order.port}", "content-type": "application/json", **order.headers}
+def _fixed_head(spec: LoadSpec) -> bytes:
+    headers = {"host": f"{spec.host}:{spec.port}", "content-type": "application/json", **spec.headers}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"POST /v1/chat/completions HTTP/1.1\r\n{lines}".encode()
 
@@ -285,7 +285,7 @@ def _fixed_head(order: Order) -> bytes:
 def _fault(path: Path, status: int, body: bytes, *, parse: bool) -> str | None:
     """Why an answer is not the requested one."""
     if status != 200:
-        return f"status {status}: {_PARTICULAR.sub('…', body.decode(errors='replace'))[:_SHOWN]}"
+        return f"status {status}: {_CALL_SPECIFIC.sub('…', body.decode(errors='replace'))[:_SHOWN]}"
     if path.streams:
         return _stream_fault(path, body, parse=parse)
     if len(body) < path.answer_bytes * 3 // 4:
@@ -310,13 +310,13 @@ def _stream_fault(path: Path, body: bytes, *, parse: bool) -> str | None:
 
 def main() -> None:
     for line in sys.stdin:
-        tally = run(_work(Order(**json.loads(line))))
-        print(json.dumps(asdict(tally)), flush=True)
+        result = run(_work(LoadSpec(**json.loads(line))))
+        print(json.dumps(asdict(result)), flush=True)
         gc.collect()  # connections and their round are a reference cycle
 
 
-async def _work(order: Order) -> Tally:
-    return await Round(order).work()
+async def _work(spec: LoadSpec) -> LoadResult:
+    return await LoadRound(spec).work()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Final
 
 from bench import measure
 from bench.__main__ import allow_many_files
-from bench.load import Order
+from bench.load import LoadSpec
 from bench.paths import PATHS
 from bench.rounds import generator
 from bench.servers import Server, servers, start_farebox, start_mock
@@ -66,18 +66,20 @@ def main() -> int:
         mock = start_mock(running)
         gateway = start_farebox(running, f"{mock.url}/v1", name="farebox")
         load = stack.enter_context(generator(cores.rest))
-        load.run(_order(gateway, 2))
+        load.run(_load_spec(gateway, 2))
         with MemoryWatch(gateway) as memory:
-            tally = load.run(_order(gateway, streams))
-    print(f"{tally.calls} of {streams} streams answered whole, {tally.failed} failed; {'; '.join(tally.errors)}")
+            result = load.run(_load_spec(gateway, streams))
+    print(f"{result.calls} of {streams} streams answered whole, {result.failed} failed; {'; '.join(result.errors)}")
     print(f"resident memory: {memory.idle_mb:.0f} MB before, {memory.peak_mb:.0f} MB at most")
-    print(f"first byte after {tally.first_byte_p50_ms:.0f} ms (p50); a stream takes {tally.p50_ms / 1000:.1f} s (p50)")
-    print(f"{tally.cpu_us / _PATH.chunks:.0f} µs of CPU a chunk, everything included")
-    return 0 if tally.calls == streams and not tally.failed and memory.peak_mb < _MEMORY_MB_MAX else 1
+    print(
+        f"first byte after {result.first_byte_p50_ms:.0f} ms (p50); a stream takes {result.p50_ms / 1000:.1f} s (p50)"
+    )
+    print(f"{result.cpu_us / _PATH.chunks:.0f} µs of CPU a chunk, everything included")
+    return 0 if result.calls == streams and not result.failed and memory.peak_mb < _MEMORY_MB_MAX else 1
 
 
-def _order(gateway: Server, streams: int) -> Order:
-    return Order(
+def _load_spec(gateway: Server, streams: int) -> LoadSpec:
+    return LoadSpec(
         host="127.0.0.1",
         port=gateway.port,
         path=_PATH.name,

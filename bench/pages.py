@@ -60,7 +60,7 @@ CONFIG = {
 }
 
 
-def look(gateway: FareboxProcess, path: str, looks: int) -> list[float]:
+def page_times_ms(gateway: FareboxProcess, path: str, looks: int) -> list[float]:
     """Milliseconds of each request, sorted; the first one, which fills the caches, is not counted."""
     times = []
     for _ in range(looks + 1):
@@ -93,7 +93,7 @@ def measure(url: str, arguments: argparse.Namespace) -> bool:
             )
         print(f"{'page':<62} {'median':>8} {'p95':>8} ms", flush=True)
         for path in PAGES:
-            times = look(gateway, path, arguments.looks)
+            times = page_times_ms(gateway, path, arguments.looks)
             p95 = times[math.ceil(len(times) * 0.95) - 1]
             slow += p95 > arguments.limit_ms
             print(

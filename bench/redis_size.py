@@ -22,10 +22,10 @@ from policies.reservation import Demand, Hold
 from tests.redis_server import RedisServer
 
 STEPS = 4
-AT_ONCE = 64
+CALLS_AT_ONCE = 64
 
 
-class Asked:
+class RedisStats:
     """A plain connection to Redis."""
 
     def __init__(self, url: str) -> None:
@@ -33,7 +33,7 @@ class Asked:
         self._socket = socket.create_connection((found.hostname or "127.0.0.1", found.port or 6379))
         self._file = self._socket.makefile("rb")
 
-    def ask(self, *words: str) -> object:
+    def call(self, *words: str) -> object:
         self._socket.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w.encode()) for w in words))
         return self._answer()
 
@@ -46,9 +46,9 @@ class Asked:
             return self._file.read(int(rest) + 2)[:-2].decode() if int(rest) >= 0 else None
         return int(rest) if kind == b":" else rest.decode()
 
-    def figures(self) -> tuple[float, float]:
+    def memory_and_cpu(self) -> tuple[float, float]:
         """(bytes in use, seconds of CPU)."""
-        text = str(self.ask("INFO"))
+        text = str(self.call("INFO"))
         memory, system, user = (
             float(re.findall(rf"{name}:([\d.]+)", text)[0]) for name in ("used_memory", "used_cpu_sys", "used_cpu_user")
         )
@@ -61,10 +61,10 @@ class Asked:
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """(keys, bytes) of each kind of key, which is the word after the project."""
         found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for key in self.ask("KEYS", "*"):  # type: ignore[attr-defined]
+        for key in self.call("KEYS", "*"):  # type: ignore[attr-defined]
             kind = re.sub(r"^farebox:\{[^}]*\}:?", "", str(key)).partition(":")[0]
             found[kind][0] += 1
-            found[kind][1] += int(str(self.ask("MEMORY", "USAGE", str(key), "SAMPLES", "0")))
+            found[kind][1] += int(str(self.call("MEMORY", "USAGE", str(key), "SAMPLES", "0")))
         return {kind: (keys, size) for kind, (keys, size) in sorted(found.items())}
 
 
@@ -88,29 +88,29 @@ async def empty_outbox(ledger: RedisLedger) -> None:
 async def measure(runs: int) -> None:
     server = RedisServer("--appendonly", "yes", "--appendfsync", "everysec")
     server.start()
-    asked = Asked(server.url)
+    stats = RedisStats(server.url)
     ledger = RedisLedger(server.url, deadline_ms=10_000)
     try:
         await ledger.open()
         await one_call(ledger, "warm", 0)
         await empty_outbox(ledger)
-        before, cpu_before_s = asked.figures()
+        before, cpu_before_s = stats.memory_and_cpu()
         names = [f"run-01a21fba{number:08}" for number in range(runs)]
-        for at in range(0, runs, AT_ONCE):
-            calls = [one_call(ledger, run, step) for run in names[at : at + AT_ONCE] for step in range(STEPS)]
+        for at in range(0, runs, CALLS_AT_ONCE):
+            calls = [one_call(ledger, run, step) for run in names[at : at + CALLS_AT_ONCE] for step in range(STEPS)]
             await asyncio.gather(*calls)
-        waiting, cpu_after_s = asked.figures()
+        waiting, cpu_after_s = stats.memory_and_cpu()
         await empty_outbox(ledger)
-        after, _ = asked.figures()
+        after, _ = stats.memory_and_cpu()
         calls_made = runs * STEPS
         print(f"{(after - before) / runs:8.0f} bytes a run of {STEPS} steps and calls, its holds still remembered")
         print(f"{(waiting - after) / calls_made:8.0f} bytes a usage event that waits for the store")
         print(f"{(cpu_after_s - cpu_before_s) / calls_made * 1e6:8.0f} µs of Redis's CPU a call (reserve and settle)")
-        for kind, (keys, size) in asked.by_kind().items():
+        for kind, (keys, size) in stats.by_kind().items():
             print(f"{size / runs:8.0f} bytes a run in {keys} keys {kind!r}")
     finally:
         await ledger.close()
-        asked.close()
+        stats.close()
         server.remove()
 
 

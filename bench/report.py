@@ -72,7 +72,7 @@ def print_tables(lines: Sequence[Line], console: Console) -> None:
 
 def _tables(lines: Sequence[Line]) -> Iterable[tuple[str, str, Sequence[str], list[list[str]]]]:
     """Tables over several lines: a title, a note, columns and rows."""
-    latencies = [_latency_cells(one) for one in latency.added(lines)]
+    latencies = [_latency_cells(one) for one in latency.added_latencies(lines)]
     yield "Latency added at one connection", _LATENCY_NOTE, latency.COLUMNS, latencies
     yield (
         "CPU of a relayed chunk",
@@ -82,7 +82,7 @@ def _tables(lines: Sequence[Line]) -> Iterable[tuple[str, str, Sequence[str], li
     )
 
 
-def _latency_cells(one: latency.Added) -> list[str]:
+def _latency_cells(one: latency.AddedLatency) -> list[str]:
     return [
         f"{TARGETS[one.target].title}, {one.path}",
         f"{one.added_p50_ms:.2f} ± {one.noise_p50_ms:.2f}",
@@ -177,7 +177,7 @@ def _cells(line: Line) -> list[str]:
         f"{line.first_byte_p50_ms:,.2f}" if PATHS[line.path].streams else "–",
         f"{line.memory_mb:,.0f}",
     ]
-    answered = sum(tally.calls for tally in line.rounds)
+    answered = sum(result.calls for result in line.rounds)
     # A fast error is not a fast call: a target that mostly failed gets no figures.
     if line.failed > answered // 100 or not answered:
         figures = ["failed", *("–" for _ in figures[1:])]

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from bench import measure
-from bench.load import Order, Tally
+from bench.load import LoadResult, LoadSpec
 from bench.paths import PATHS, Prompts
 from bench.servers import ROOT
 from bench.targets import BASELINE, TARGETS, Fleet, Target
 
 _WARM_UP_SECONDS: Final = 0.3
 _FIRST_CALLS: Final = 5
-_PATIENCE_S: Final = 10.0
+_STOP_MAX_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Line:
     generator_share: float
     failed: int
     errors: tuple[str, ...]
-    rounds: tuple[Tally, ...]
+    rounds: tuple[LoadResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +67,16 @@ class Generator:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
 
-    def run(self, order: Order) -> Tally:
+    def run(self, spec: LoadSpec) -> LoadResult:
         given, taken = self._process.stdin, self._process.stdout
         assert given is not None
         assert taken is not None
-        given.write(json.dumps(asdict(order)).encode() + b"\n")
+        given.write(json.dumps(asdict(spec)).encode() + b"\n")
         given.flush()
         line = taken.readline()
         if not line:
-            raise RuntimeError(f"the load generator ended with {self._process.wait(_PATIENCE_S)}")
-        return Tally(**json.loads(line))
+            raise RuntimeError(f"the load generator ended with {self._process.wait(_STOP_MAX_S)}")
+        return LoadResult(**json.loads(line))
 
 
 @contextlib.contextmanager
@@ -104,34 +104,34 @@ class Measurement:
 
     def _cell(self, cell: Cell) -> list[Line]:
         targets = [TARGETS[name] for name in cell.targets if self._is_measurable(TARGETS[name], cell)]
-        tallies: dict[str, list[Tally]] = {target.name: [] for target in targets}
+        results: dict[str, list[LoadResult]] = {target.name: [] for target in targets}
         memory: dict[str, float] = {}
         for number in range(self._effort.rounds):
             # The target after a heavy one may find that one's data in the caches and its writes in the disk's queue.
             for target in targets if number % 2 == 0 else reversed(targets):
                 self._say(f"{cell.path} × {cell.connections}: {target.title}, round {number + 1}")
-                tallies[target.name].append(self._round(cell, target))
+                results[target.name].append(self._round(cell, target))
                 server = self._fleet.servers[target.server]
                 memory[target.name] = measure.memory_bytes(server.processes) / 2**20
-        return [_line(cell, target.name, tallies, memory[target.name]) for target in targets]
+        return [_line(cell, target.name, results, memory[target.name]) for target in targets]
 
     def _is_measurable(self, target: Target, cell: Cell) -> bool:
         return target.server in self._fleet.servers and cell.connections <= target.connections_max
 
-    def _round(self, cell: Cell, target: Target) -> Tally:
+    def _round(self, cell: Cell, target: Target) -> LoadResult:
         if (target.name, cell.path) not in self._warm:
             # The first calls load modules and build tables, which may take seconds.
             self._warm.add((target.name, cell.path))
-            self._generator.run(self._order(cell, target, connections=2, calls_each=_FIRST_CALLS))
+            self._generator.run(self._load_spec(cell, target, connections=2, calls_each=_FIRST_CALLS))
         server = self._fleet.servers[target.server]
         server.processes = measure.tree(server.process.pid)
         return self._generator.run(
-            self._order(cell, target, connections=cell.connections, calls_each=PATHS[cell.path].calls_each)
+            self._load_spec(cell, target, connections=cell.connections, calls_each=PATHS[cell.path].calls_each)
         )
 
-    def _order(self, cell: Cell, target: Target, *, connections: int, calls_each: int) -> Order:
+    def _load_spec(self, cell: Cell, target: Target, *, connections: int, calls_each: int) -> LoadSpec:
         server = self._fleet.servers[target.server]
-        return Order(
+        return LoadSpec(
             host="127.0.0.1",
             port=server.port,
             path=cell.path,
@@ -148,25 +148,25 @@ class Measurement:
         )
 
 
-def _line(cell: Cell, target: str, tallies: Mapping[str, Sequence[Tally]], memory_mb: float) -> Line:
-    own = tallies[target]
-    base = tallies.get(BASELINE, ())
+def _line(cell: Cell, target: str, results: Mapping[str, Sequence[LoadResult]], memory_mb: float) -> Line:
+    own = results[target]
+    base = results.get(BASELINE, ())
     return Line(
         path=cell.path,
         connections=cell.connections,
         target=target,
-        calls_per_second=measure.median(tally.calls / tally.seconds for tally in own),
-        cpu_us=measure.median(tally.cpu_us for tally in own),
-        quiet_cpu_us=measure.median(tally.quiet_cpu_us for tally in own),
-        ratio=_ratio([tally.cpu_us for tally in own], [tally.cpu_us for tally in base]),
-        quiet_ratio=_ratio([tally.quiet_cpu_us for tally in own], [tally.quiet_cpu_us for tally in base]),
-        p50_ms=measure.median(tally.p50_ms for tally in own),
-        p99_ms=measure.median(tally.p99_ms for tally in own),
-        first_byte_p50_ms=measure.median(tally.first_byte_p50_ms for tally in own),
+        calls_per_second=measure.median(result.calls / result.seconds for result in own),
+        cpu_us=measure.median(result.cpu_us for result in own),
+        quiet_cpu_us=measure.median(result.quiet_cpu_us for result in own),
+        ratio=_ratio([result.cpu_us for result in own], [result.cpu_us for result in base]),
+        quiet_ratio=_ratio([result.quiet_cpu_us for result in own], [result.quiet_cpu_us for result in base]),
+        p50_ms=measure.median(result.p50_ms for result in own),
+        p99_ms=measure.median(result.p99_ms for result in own),
+        first_byte_p50_ms=measure.median(result.first_byte_p50_ms for result in own),
         memory_mb=memory_mb,
-        generator_share=max(tally.own_cpu_share for tally in own),
-        failed=sum(tally.failed for tally in own),
-        errors=tuple(dict.fromkeys(error for tally in own for error in tally.errors)),
+        generator_share=max(result.own_cpu_share for result in own),
+        failed=sum(result.failed for result in own),
+        errors=tuple(dict.fromkeys(error for result in own for error in result.errors)),
         rounds=tuple(own),
     )
 

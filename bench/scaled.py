@@ -25,7 +25,7 @@ from typing import Final
 import yaml
 
 from bench import measure
-from bench.load import Order, Tally
+from bench.load import LoadResult, LoadSpec
 from bench.rounds import Generator
 from bench.servers import ROOT, Server, Servers, farebox_config, servers, start_mock
 from tests.postgres_server import private_server
@@ -46,8 +46,8 @@ def start(running: Servers, upstream: str, redis: RedisServer, store: str, worke
     return running.start(name, lambda port: [*command, "--port", str(port)], ready_path="/readyz")
 
 
-def order(server: Server, processes: int, arguments: argparse.Namespace) -> Order:
-    return Order(
+def load_spec(server: Server, processes: int, arguments: argparse.Namespace) -> LoadSpec:
+    return LoadSpec(
         host="127.0.0.1",
         port=server.port,
         path=PATH,
@@ -63,12 +63,12 @@ def order(server: Server, processes: int, arguments: argparse.Namespace) -> Orde
     )
 
 
-def line(workers: int, tallies: list[Tally], redis_us: list[float]) -> str:
-    rate = statistics.median(tally.calls / tally.seconds for tally in tallies)
-    cpu_us = statistics.median(tally.cpu_us for tally in tallies)
-    p50, p99 = (statistics.median(getattr(tally, name) for tally in tallies) for name in ("p50_ms", "p99_ms"))
-    failed = sum(tally.failed for tally in tallies)
-    faults = f", {failed} failed: {tallies[-1].errors}" if failed else ""
+def line(workers: int, results: list[LoadResult], redis_us: list[float]) -> str:
+    rate = statistics.median(result.calls / result.seconds for result in results)
+    cpu_us = statistics.median(result.cpu_us for result in results)
+    p50, p99 = (statistics.median(getattr(result, name) for result in results) for name in ("p50_ms", "p99_ms"))
+    failed = sum(result.failed for result in results)
+    faults = f", {failed} failed: {results[-1].errors}" if failed else ""
     return (
         f"{workers} process(es): {rate:7,.0f} calls/s, {cpu_us:5.0f} µs of the gateways' CPU a call, "
         f"{statistics.median(redis_us):4.0f} µs of Redis's, p50 {p50:.1f} ms, p99 {p99:.1f} ms{faults}"
@@ -103,21 +103,21 @@ def main() -> None:
         upstream = start_mock(running).url
         gateways = {number: start(running, upstream, redis, store, number) for number in arguments.workers}
         generator = Generator(process)
-        tallies: dict[int, list[Tally]] = {number: [] for number in gateways}
+        results: dict[int, list[LoadResult]] = {number: [] for number in gateways}
         redis_us: dict[int, list[float]] = {number: [] for number in gateways}
         for _ in range(arguments.rounds):
             for number, server in gateways.items():
                 before = measure.cpu_ns(redis.pid)
-                tallies[number].append(generator.run(order(server, number, arguments)))
-                calls = max(1, tallies[number][-1].calls)
+                results[number].append(generator.run(load_spec(server, number, arguments)))
+                calls = max(1, results[number][-1].calls)
                 redis_us[number].append((measure.cpu_ns(redis.pid) - before) / 1000 / calls)
         process.kill()
     for number in gateways:
-        print(line(number, tallies[number], redis_us[number]))
+        print(line(number, results[number], redis_us[number]))
     least = min(gateways)
     for number in gateways:
         if arguments.one_core and number != least:
-            pairs = zip(tallies[least], tallies[number], strict=True)
+            pairs = zip(results[least], results[number], strict=True)
             share = statistics.median(one.cpu_us / many.cpu_us for one, many in pairs)
             print(
                 f"{number} processes on {number} free cores: {share:.2f} x {number} of what one serves, by the CPU of a call"

@@ -155,7 +155,7 @@ def slope_an_hour(samples: list[Sample], of: str) -> float:
     return line.slope * 3600
 
 
-def judge(soak: Soak, minutes: float, books: dict[str, Any]) -> list[str]:
+def judge(soak: Soak, minutes: float, totals: dict[str, Any]) -> list[str]:
     """What is wrong, if anything."""
     warm = [one for one in soak.samples[:-1] if one.at_s >= WARM_SHARE * 60 * minutes]
     rest = soak.samples[-1]
@@ -173,14 +173,14 @@ def judge(soak: Soak, minutes: float, books: dict[str, Any]) -> list[str]:
     if rest.in_flight or rest.connections > 2:
         faults.append(f"after the load {rest.in_flight} calls and {rest.connections} connections are left")
     calls = sum(count for name, count in soak.ends.items() if not name.startswith("malformed"))
-    if books["events"] != calls:
-        faults.append(f"{calls} calls left {books['events']} events")
-    if books["reserved"] or books["wrong"]:
-        faults.append(f"the books are wrong: {books}")
+    if totals["events"] != calls:
+        faults.append(f"{calls} calls left {totals['events']} events")
+    if totals["reserved"] or totals["wrong"]:
+        faults.append(f"the books are wrong: {totals}")
     return faults
 
 
-def look_at_books(folder: Path) -> dict[str, Any]:
+def ledger_totals(folder: Path) -> dict[str, Any]:
     """After a clean stop, nothing may be held, and the rows of each run must add up to its account."""
     from tests.acceptance.serving import ledger_rows, store_rows
 
@@ -228,8 +228,8 @@ async def soak(minutes: float, rate: float, folder: Path) -> int:
             forgetting.cancel()
         finally:
             code = await asyncio.to_thread(gateway.stop)
-    books = look_at_books(folder)
-    faults = judge(work, minutes, books) + ([] if code == 0 else [f"it stopped with {code}"])
+    totals = ledger_totals(folder)
+    faults = judge(work, minutes, totals) + ([] if code == 0 else [f"it stopped with {code}"])
     warm = [one for one in work.samples[:-1] if one.at_s >= WARM_SHARE * 60 * minutes]
     print(
         f"{minutes:g} minutes, {sum(work.ends.values())} calls, {sum(work.ends.values()) / minutes / 60:.1f} a second"
@@ -238,7 +238,7 @@ async def soak(minutes: float, rate: float, folder: Path) -> int:
     print(f"memory: {slope_an_hour(warm, 'rss_mb'):+.1f} MB an hour over the last {1 - WARM_SHARE:.0%}")
     print("ends: " + ", ".join(f"{name}: {count}" for name, count in sorted(work.ends.items())))
     print(
-        f"books: {books['events']} events of {books['runs']} runs, {books['reserved']} tokens held, {len(books['wrong'])} wrong"
+        f"books: {totals['events']} events of {totals['runs']} runs, {totals['reserved']} tokens held, {len(totals['wrong'])} wrong"
     )
     print("\n".join(f"WRONG: {fault}" for fault in faults) or "nothing grew, nothing was lost")
     return 1 if faults else 0

@@ -16,7 +16,7 @@ from gateway.bookkeeping.flusher import Flusher
 from gateway.bookkeeping.reconcile import RunRows, reconcile
 from gateway.ledger.port import CountersMissing, EntryKind, LedgerUnavailable, OutboxEntry
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_projects import Restore, Unsaved
+from gateway.ledger.redis_projects import Restore, UnsavedEntries
 from gateway.store.database import Database
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
 from tests.faults.redis_fixtures import (
@@ -46,7 +46,7 @@ class Store:
         self.ready = asyncio.Event()
         self.ready.set()
 
-    async def rebuild(self, project: str, restore: Restore, unsaved: Unsaved) -> None:
+    async def rebuild(self, project: str, restore: Restore, unsaved: UnsavedEntries) -> None:
         self.rebuilds.append(project)
         self.unsaved = [entry.id async for entries in unsaved for entry in entries]
         await self.ready.wait()
@@ -135,7 +135,7 @@ async def test_nothing_is_granted_until_the_rebuild_has_finished(server: RedisSe
 async def test_failed_rebuild_is_repeated_by_the_next_call(server: RedisServer) -> None:
     rebuilds = 0
 
-    async def rebuild(project: str, restore: Restore, unsaved: Unsaved) -> None:
+    async def rebuild(project: str, restore: Restore, unsaved: UnsavedEntries) -> None:
         nonlocal rebuilds
         rebuilds += 1
         if rebuilds == 1:

@@ -15,7 +15,7 @@ import pytest
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import EntryKind, LedgerError, LedgerUnavailable, OutboxEntry, Progress
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_projects import Restore, Unsaved
+from gateway.ledger.redis_projects import Restore, UnsavedEntries
 from gateway.ledger.spool import Spool
 from policies.amounts import ZERO, Limit
 from policies.reservation import Demand, Gate, Granted, Hold, Refusal, Refused, State
@@ -229,7 +229,7 @@ class TestUnavailable:
     ) -> None:
         restored = asyncio.Event()
 
-        async def rebuild(project: str, restore: Restore, unsaved: Unsaved) -> None:
+        async def rebuild(project: str, restore: Restore, unsaved: UnsavedEntries) -> None:
             if project == "new":
                 await restored.wait()
 
