@@ -1,4 +1,4 @@
-"""Settings, workflows, budgets, keys, usage and the rest, through the control API of a running gateway."""
+"""Settings, workflows, classification, agents, audit and maintenance, through the control API of a running gateway."""
 
 from __future__ import annotations
 
@@ -191,53 +191,6 @@ async def test_invalid_declaration_is_refused_and_not_stored(api: Api) -> None:
     assert (await api.get("/api/workflows"))["workflows"] == []
 
 
-async def test_budgets_of_file_and_store_are_listed_with_their_accounts(api: Api) -> None:
-    used = (await api.chat("r1")).json()["usage"]["total_tokens"]
-    made = await api.post("/api/budgets", {"scope": "project", "match": "default", "tokens": 10_000, "window": "day"})
-    assert (made["origin"], made["scope"], made["tokens"], made["window"]) == ("store", "project", 10_000, "day")
-    await api.chat("r1")
-    found = {one["id"]: one for one in (await api.get("/api/budgets"))["budgets"]}
-    assert [one["origin"] for one in found.values()] == ["file", "file", "store"]
-    (workflow,) = found["file:1"]["accounts"]
-    assert (workflow["scope_id"], workflow["tokens_settled"], workflow["tokens_limit"]) == (
-        "nightly",
-        2 * used,
-        100_000,
-    )
-    assert workflow["tokens_remaining"] == 100_000 - 2 * used
-    assert workflow["resets_at"] is not None
-    (project,) = found[made["id"]]["accounts"]
-    assert project["tokens_settled"] == used  # usage counts from when the budget exists
-    assert found["file:0"]["accounts"] == []
-
-
-async def test_budgets_sharing_an_account_are_shown_with_their_own_limits(api: Api) -> None:
-    used = (await api.chat("r1", workflow="two")).json()["usage"]["total_tokens"]
-    for match, tokens in (("two", 100_000), ("t*", 100)):
-        await api.post("/api/budgets", {"scope": "workflow", "match": match, "tokens": tokens, "window": "day"})
-    await api.chat("r1", workflow="two")
-    await api.application.parts.flusher.drain(5_000)
-    found = {one["match"]: one["accounts"] for one in (await api.get("/api/budgets"))["budgets"]}
-    for match, tokens in (("two", 100_000), ("t*", 100)):
-        (account,) = found[match]
-        assert (account["tokens_limit"], account["tokens_remaining"]) == (tokens, tokens - used)
-        assert account["used"] == round(used / tokens, 4)
-
-
-async def test_budget_changes_take_effect_at_the_next_call(api: Api) -> None:
-    made = await api.post("/api/budgets", {"scope": "run", "match": "nightly", "tokens": 5, "on_pressure": ["refuse"]})
-    assert (await api.chat("r1")).status_code == 402
-    changed = await api.put(f"/api/budgets/{made['id']}", {"scope": "run", "match": "nightly", "tokens": 5000})
-    assert changed["tokens"] == 5000
-    assert (await api.chat("r1")).headers["x-budget-run-limit"] == "5000"
-    await api.delete(f"/api/budgets/{made['id']}")
-    assert (await api.chat("r1")).headers["x-budget-run-limit"] == "20000"
-    assert (await api.refused("DELETE", f"/api/budgets/{made['id']}"))[0] == 404
-    assert (await api.refused("PUT", "/api/budgets/file:0", {"scope": "run", "tokens": 1}))[1][
-        "code"
-    ] == "budget_of_file"
-
-
 async def test_validation_errors_name_the_field_and_what_is_expected(api: Api) -> None:
     name = "must be 1 to 128 letters, digits and . _ : @ / -, without . or .. alone between slashes"
     for method, path, body, message in (
@@ -271,142 +224,6 @@ async def test_duplicate_step_ids_are_refused_by_every_endpoint(api: Api) -> Non
         assert (status, error["param"]) == (400, "steps")
         assert "two steps have the id 'a'" in error["message"]
     assert (await api.refused("GET", "/api/runs/twice"))[0] == 404
-
-
-async def test_invalid_budget_is_refused(api: Api) -> None:
-    for body in (
-        {"scope": "run"},
-        {"scope": "team", "tokens": 1},
-        {"scope": "run", "tokens": 1, "window": "day"},
-        {"scope": "key", "tokens": 1, "window": "run"},
-        {"scope": "run", "tokens": -1},
-        {"scope": "run", "tokens": 1.5},
-        {"scope": "run", "usd": "much"},
-        {"scope": "run", "usd": 9_100_000},
-        {"scope": "key", "tokens": 1, "timezone": "Mars/Base"},
-        {"scope": "key", "tokens": 1, "project": "a\x00b"},  # which Postgres could not store
-        {"scope": "key", "tokens": 1, "project": ""},
-        {"scope": "run", "tokens": 1, "surprise": 1},
-    ):
-        assert (await api.refused("POST", "/api/budgets", body))[0] == 400, body
-
-
-async def test_patching_a_key_changes_only_the_given_fields(api: Api) -> None:
-    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
-    api.headers["authorization"] = f"Bearer {admin['key']}"
-    made = await api.post(
-        "/api/keys",
-        {
-            "name": "ci",
-            "agent": "ada",
-            "step": "draft",
-            "priority": "low",
-            "limits": {"usd": 0.5},
-            "expires_in_days": 1,
-        },
-    )
-    where = f"/api/keys/{made['id']}"
-    wished = {"limits": {"requests": 2, "window": "day"}, "allowed_models": ["openai/*"], "user": "bo", "step": None}
-    changed = await api.patch(where, wished)
-    assert (changed["limits"], changed["allowed_models"]) == ({"requests": 2, "window": "day"}, ["openai/*"])
-    assert (changed["agent"], changed["step"], changed["user"], changed["priority"]) == ("ada", "", "bo", "low")
-    assert (changed["expires_at"], changed["prefix"]) == (made["expires_at"], made["prefix"])
-    ci_headers = {"authorization": f"Bearer {made['key']}"}
-    assert (await api.chat("r1", **ci_headers)).status_code == 403, "the key may no longer use this model"
-    freed = await api.patch(where, {"allowed_models": None, "expires_at": None})
-    assert (freed["allowed_models"], freed["expires_at"], freed["limits"]) == ([], None, changed["limits"])
-    assert (changed["warning"], freed["warning"]) == ("No model has the name 'openai/*' now.", None)
-    assert [(await api.chat("r1", **ci_headers)).status_code for _ in range(3)] == [200, 200, 429]
-    await api.patch(where, {"limits": {"requests": 3, "window": "day"}})
-    assert [(await api.chat("r1", **ci_headers)).status_code for _ in range(2)] == [200, 429], (
-        "usage is kept when the limit changes"
-    )
-    for body in (
-        {},
-        {"name": "other"},
-        {"limits": {"tokens": -1}},
-        {"expires_at": "2020-01-01"},
-        {"priority": "urgent"},
-    ):
-        assert (await api.refused("PATCH", where, body))[0] == 400, body
-    await api.delete(where)
-    assert (await api.refused("PATCH", where, {"limits": None}))[1]["code"] == "key_revoked"
-    detail = (await api.get("/api/audit?action=key.changed"))["events"][0]["detail"]
-    assert detail["changed"] == ["limits"]
-    assert [detail[side]["limits"]["requests"] for side in ("old", "new")] == [2, 3]
-
-
-async def test_audit_of_a_budget_shows_old_and_new_values(api: Api) -> None:
-    budget = await api.post("/api/budgets", {"scope": "workflow", "match": "w", "tokens": 5000, "window": "day"})
-    where = f"/api/budgets/{budget['id']}"
-    await api.put(where, {"scope": "workflow", "match": "w", "tokens": 5000, "window": "month", "mode": "observe"})
-    await api.delete(where)
-    deleted, changed, created = (one["detail"] for one in (await api.get("/api/audit?action=budget."))["events"])
-    assert (created["tokens"], created["window"], created["mode"]) == (5000, "day", "enforce")
-    assert (changed["tokens"], changed["window"], changed["mode"]) == (5000, "month", "observe")
-    assert changed["old"] == {"window": "day", "mode": "enforce"}
-    assert (deleted["tokens"], deleted["window"], deleted["mode"]) == (5000, "month", "observe")
-
-
-async def test_key_name_is_unique_within_its_project(api: Api) -> None:
-    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
-    api.headers["authorization"] = f"Bearer {admin['key']}"
-    wanted = {"name": "ci", "limits": {"requests": 1}}
-    made = await api.post("/api/keys", wanted)
-    status, error = await api.refused("POST", "/api/keys", wanted)
-    assert (status, error["code"]) == (409, "key_name_taken")
-    assert "'ci'" in error["message"]
-    elsewhere = await api.post("/api/keys", wanted | {"project": "team"})
-    for key in (made, elsewhere):
-        caller = {"authorization": f"Bearer {key['key']}"}
-        assert [(await api.chat("r1", **caller)).status_code for _ in range(2)] == [200, 402]
-
-
-async def test_key_can_be_created_listed_rotated_and_revoked(api: Api) -> None:
-    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
-    assert admin["key"].startswith("fb_")
-    assert (admin["role"], admin["state"], admin["warning"]) == ("admin", "active", None)
-    api.headers["authorization"] = f"Bearer {admin['key']}"
-    made = await api.post(
-        "/api/keys",
-        {"name": "ci", "project": "team", "agent": "ada", "limits": {"tokens": 500, "window": "day", "concurrency": 2}},
-    )
-    assert (made["project"], made["limits"]) == ("team", {"tokens": 500, "window": "day", "concurrency": 2})
-    listed = await api.get("/api/keys")
-    assert [key["name"] for key in listed["keys"]] == ["ci", "ops"]
-    assert all("key" not in key and "digest" not in key for key in listed["keys"])
-    assert made["key"] not in str(listed)
-    ci_headers = {"authorization": f"Bearer {made['key']}"}
-    assert (await api.chat("r1", **ci_headers)).status_code == 200
-    rotated = await api.post(f"/api/keys/{made['id']}/rotate", {"grace_seconds": 60})
-    assert rotated["id"] == made["id"]
-    assert rotated["key"] != made["key"]
-    assert (await api.chat("r1", **ci_headers)).status_code == 200
-    again = await api.post("/api/keys/ci/rotate")
-    assert (await api.chat("r1", **ci_headers)).status_code == 401
-    revoked = await api.delete(f"/api/keys/{made['id']}")
-    assert revoked["state"] == "revoked"
-    assert (await api.chat("r1", authorization=f"Bearer {again['key']}")).status_code == 401
-    assert (await api.refused("POST", f"/api/keys/{made['id']}/rotate"))[1]["code"] == "key_revoked"
-    expiring = await api.post("/api/keys", {"name": "short", "expires_in_days": 1})
-    assert expiring["expires_at"] > expiring["created_at"]
-    for body in (
-        {},
-        {"name": ""},
-        {"name": "x", "expires_at": "2020-01-01"},
-        {"name": "x", "admin": True, "role": "viewer"},
-    ):
-        assert (await api.refused("POST", "/api/keys", body))[0] == 400, body
-    events = (await api.get("/api/audit?action=key."))["events"]
-    assert [event["action"] for event in reversed(events)] == [
-        "key.created",
-        "key.created",
-        "key.rotated",
-        "key.rotated",
-        "key.revoked",
-        "key.created",
-    ]
-    assert made["key"] not in str(events)
 
 
 async def test_classify_takes_one_step_or_several(api: Api) -> None:
@@ -510,27 +327,6 @@ async def test_every_change_is_audited(api: Api) -> None:
     page = await api.get("/api/audit?actor=local&limit=6")
     rest = await api.get(f"/api/audit?actor=local&limit=6&cursor={page['next']}")
     assert [event["id"] for event in page["events"] + rest["events"]] == [event["id"] for event in events]
-
-
-async def test_suggested_budgets_follow_past_usage_and_can_be_applied(api: Api) -> None:
-    assert (await api.get("/api/workflows/nightly/suggestions"))["suggestions"] == []
-    assert (await api.refused("POST", "/api/workflows/nightly/suggestions"))[0] == 409
-    used = 0
-    for number in range(3):
-        used = (await api.chat(f"r{number}", "draft")).json()["usage"]["total_tokens"]
-        await api.post(f"/api/runs/r{number}/complete")
-    found = await api.get("/api/workflows/nightly/suggestions")
-    assert [(one["scope"], one["match"], one["samples"], one["p95_tokens"]) for one in found["suggestions"]] == [
-        ("run", "nightly", 3, used),
-        ("step", "nightly/draft", 3, used),
-    ]
-    assert all(one["tokens"] >= used * 1.2 and not one["is_sure"] for one in found["suggestions"])
-    assert (await api.get("/api/budgets"))["budgets"][-1]["origin"] == "file"
-    for _ in range(2):
-        applied = await api.post("/api/workflows/nightly/suggestions")
-    stored = [one for one in (await api.get("/api/budgets"))["budgets"] if one["origin"] == "store"]
-    assert sorted(one["id"] for one in stored) == sorted(applied["applied"])
-    assert (await api.chat("r9", "draft")).headers["x-budget-run-limit"] == str(found["suggestions"][0]["tokens"])
 
 
 async def test_doctor_reports_the_status_of_every_check(api: Api) -> None:

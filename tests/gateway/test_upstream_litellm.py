@@ -1,6 +1,6 @@
 """The LiteLLM lane against a provider on a real socket.
 
-Importing LiteLLM takes seconds of CPU, so what needs the real one is here and in `test_upstream_litellm_spared`. It warns of itself
+Importing LiteLLM takes seconds of CPU, so what needs the real one is here and in `test_upstream_litellm_overhead`. It warns of itself
 (sessions that it leaves to the garbage collector, its own deprecated calls): not our warnings.
 """
 
