@@ -62,9 +62,12 @@ async def store(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 def call_of(step: str = "work-on-it", prompt: str = VAGUE, project: str = "p") -> Call:
-    body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
-    protocol = PROTOCOLS["/v1/chat/completions"]
-    request = protocol.parse(orjson.dumps(body))
+    return call_with_body("/v1/chat/completions", step, project, messages=[{"role": "user", "content": prompt}])
+
+
+def call_with_body(path: str, step: str = "work-on-it", project: str = "p", **fields: Any) -> Call:
+    protocol = PROTOCOLS[path]
+    request = protocol.parse(orjson.dumps({"model": "m", **fields}))
     return Call("c", protocol, Principal("", "k", project), request, Tags(workflow="wf", run="r", step=step), "r")
 
 
@@ -143,15 +146,11 @@ async def test_unstorable_characters_are_removed_from_reasoning(store: Database)
 
 async def test_system_prompt_in_parts_is_classified(store: Database) -> None:
     intents = await started(store, FakeModel(), Clock())
-    protocol = PROTOCOLS["/v1/messages"]
     seen = []
     for order in ("Translate the text into German.", "Summarize the text in three sentences."):
         system = [{"type": "text", "text": order, "cache_control": {"type": "ephemeral"}}]
-        body = {"model": "m", "max_tokens": 9, "system": system, "messages": [{"role": "user", "content": "Hi."}]}
-        request = protocol.parse(orjson.dumps(body))
-        call = Call(
-            "c", protocol, Principal("", "k", "p"), request, Tags(workflow="wf", run="r", step="work-on-it"), "r"
-        )
+        messages = [{"role": "user", "content": "Hi."}]
+        call = call_with_body("/v1/messages", max_tokens=9, system=system, messages=messages)
         seen.append((await intents.of(call, None, 0.3)).intent)
     assert seen == ["transform", "summarize"]
     await intents.stop()
@@ -171,9 +170,7 @@ async def test_malformed_fields_of_other_protocols_do_not_affect_the_intent(
     store: Database, beside: Mapping[str, Any]
 ) -> None:
     intents = await started(store, FakeModel(), Clock())
-    protocol = PROTOCOLS["/v1/responses"]
-    request = protocol.parse(orjson.dumps({"model": "m", "input": "Summarize the text in three sentences.", **beside}))
-    call = Call("c", protocol, Principal("", "k", "p"), request, Tags(workflow="wf", run="r", step="work-on-it"), "r")
+    call = call_with_body("/v1/responses", input="Summarize the text in three sentences.", **beside)
     assert (await intents.of(call, None, 0.3)).intent == "summarize"
     await intents.stop()
 

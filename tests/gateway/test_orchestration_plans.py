@@ -23,6 +23,7 @@ STEPS: list[dict[str, Any]] = [
     },
     {"id": "post", "description": "Send the finished letter to the customer.", "intent": "send"},
 ]
+TWO_STEPS = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]
 NAMES = ("read", "draft", "check", "post")
 STRATEGIES = ("equal", "proportional", "adaptive", "priority")
 
@@ -165,7 +166,7 @@ async def test_overage_is_flagged_and_refused_at_the_hard_limit(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 async def test_unused_allocation_of_a_completed_step_goes_to_later_steps(tmp_path: Path, strategy: str) -> None:
     async with orchestrated(tmp_path, budget_allocation_strategy=strategy, max_tokens_per_workflow=2000) as farebox:
-        await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
+        await farebox.declare("two", steps=TWO_STEPS)
         await farebox.call("two", "r1", "a", words(83))
         before = await farebox.steps("r1")
         assert {step["allocation_tokens"] for step in before.values()} == {1000}
@@ -181,7 +182,7 @@ async def test_unused_allocation_of_a_completed_step_goes_to_later_steps(tmp_pat
 async def test_reloaded_plan_does_not_move_unused_allocation_twice(tmp_path: Path) -> None:
     """What was moved is stored with the run, and must not be moved again when it is read back."""
     async with orchestrated(tmp_path, max_tokens_per_workflow=2000) as farebox:
-        await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
+        await farebox.declare("two", steps=TWO_STEPS)
         await farebox.ask("POST", "/api/runs", {"workflow": "two", "run": "r1"})
         await farebox.call("two", "r1", "a", words(83))
         first = await farebox.call("two", "r1", "b")
@@ -193,7 +194,7 @@ async def test_reloaded_plan_does_not_move_unused_allocation_twice(tmp_path: Pat
 
 async def test_steps_of_a_loop_complete_together(tmp_path: Path) -> None:
     loop = [
-        {"id": "loop", "kind": "loop", "steps": [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]},
+        {"id": "loop", "kind": "loop", "steps": TWO_STEPS},
         {"id": "end", "intent": "generate"},
     ]
     async with orchestrated(tmp_path, max_tokens_per_workflow=3000) as farebox:
@@ -208,7 +209,7 @@ async def test_steps_of_a_loop_complete_together(tmp_path: Path) -> None:
 
 async def test_step_with_a_pending_reservation_is_not_completed(tmp_path: Path) -> None:
     async with orchestrated(tmp_path, max_tokens_per_workflow=2000) as farebox:
-        await farebox.declare("two", steps=[{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}])
+        await farebox.declare("two", steps=TWO_STEPS)
         await farebox.call("two", "r1", "a")
         ledger = farebox.application.parts.ledger
         held = await hold_of(farebox, "r1", "a")
@@ -271,9 +272,8 @@ async def test_steps_are_learned_after_3_completed_runs(tmp_path: Path) -> None:
 
 
 async def test_adaptive_strategy_uses_past_usage_or_that_of_similar_steps(tmp_path: Path) -> None:
-    steps = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]
     async with orchestrated(tmp_path, adaptive_budget_enabled=True, max_tokens_per_workflow=1000) as farebox:
-        await farebox.declare("habit", steps=steps)
+        await farebox.declare("habit", steps=TWO_STEPS)
         for number in range(10):
             await farebox.call("habit", f"r{number}", "a", words(282))
             await farebox.call("habit", f"r{number}", "b", words(82))
@@ -287,7 +287,7 @@ async def test_adaptive_strategy_uses_past_usage_or_that_of_similar_steps(tmp_pa
         own = await farebox.ask("POST", "/api/runs", {"workflow": "habit", "run": "r11", "strategy": "equal"})
         assert [step["allocation_tokens"] for step in own["steps"]] == [500, 500]
         # A new workflow with one run uses the history of steps with the same intent and model.
-        await farebox.declare("young", steps=steps)
+        await farebox.declare("young", steps=TWO_STEPS)
         for name in ("a", "b"):
             await farebox.call("young", "y1", name)
         await farebox.ask("POST", "/api/runs/y1/complete")
@@ -353,10 +353,9 @@ async def test_raised_run_budget_reaches_a_step_that_is_used_up(
     tmp_path: Path, kind: str, is_other_process: bool
 ) -> None:
     """Another gateway is not notified: it asks the ledger before it refuses."""
-    steps = [{"id": "a", "intent": "generate"}, {"id": "b", "intent": "generate"}]
     async with orchestrated(tmp_path, max_tokens_per_workflow=400) as farebox:
         if kind != "unplanned":
-            await farebox.declare("two", steps=steps)
+            await farebox.declare("two", steps=TWO_STEPS)
         if kind == "announced":
             await farebox.ask("POST", "/api/runs", {"workflow": "two", "run": "r1"})
         await farebox.call("two", "r1", "b", words(100), intent="generate")

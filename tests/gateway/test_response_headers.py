@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.pipeline.call import Call, Principal
+from gateway.pipeline.call import NO_CHAIN, Call, Principal
 from gateway.pipeline.response_headers import budget_headers, call_headers
 from gateway.tags import Tags
 from gateway.wire.protocol import Request
@@ -18,6 +18,11 @@ from policies.reservation import Balance, Hold
 USED, HELD = Amount(100, 2_000_000), Amount(20, 500_000)
 
 
+def call_of(tags: Tags, chain: Chain = NO_CHAIN) -> Call:
+    principal, protocol = Principal("", "local", "default"), PROTOCOLS["/v1/chat/completions"]
+    return Call("c", protocol, principal, Request({}, "m"), tags=tags, run="r", chain=chain)
+
+
 def headers_of(*links: tuple[Scope, str, Limit, bool]) -> dict[str, str]:
     """The headers of a call of step `draft` in run `r`; on every account, 120 tokens and 0.0025 USD are settled or reserved."""
     chain = Chain(
@@ -26,9 +31,7 @@ def headers_of(*links: tuple[Scope, str, Limit, bool]) -> dict[str, str]:
             for scope, name, limit, enforced in links
         )
     )
-    principal = Principal("", "local", "default")
-    protocol = PROTOCOLS["/v1/chat/completions"]
-    call = Call("c", protocol, principal, Request({}, "m"), tags=Tags("w", "r", "draft"), run="r", chain=chain)
+    call = call_of(Tags("w", "r", "draft"), chain)
     balances = [Balance(link.hold.account, link.hold.limit, USED, HELD) for link in chain.links]
     given = budget_headers(call, balances)
     assert len(dict(given)) == len(given), "no header is repeated"
@@ -106,14 +109,11 @@ def test_observed_limit_is_shown_only_without_an_enforced_one() -> None:
 
 def test_default_step_has_step_headers() -> None:
     limit = Link(Hold("step/r/default", Limit(1000)), Scope.STEP, "default", Window.RUN)
-    principal, protocol = Principal("", "local", "default"), PROTOCOLS["/v1/chat/completions"]
-    call = Call("c", protocol, principal, Request({}, "m"), tags=Tags("w", "r"), run="r", chain=Chain((limit,)))
+    call = call_of(Tags("w", "r"), Chain((limit,)))
     told = dict(budget_headers(call, [Balance("step/r/default", Limit(1000), USED, HELD)]))
     assert told["x-budget-step-remaining"] == "880"
 
 
 def test_intent_tag_is_echoed_without_orchestration() -> None:
-    principal, protocol = Principal("", "local", "default"), PROTOCOLS["/v1/chat/completions"]
-    tags = Tags("w", "r", intent="summarize")
-    call = Call("c", protocol, principal, Request({}, "m"), tags=tags, run="r")
+    call = call_of(Tags("w", "r", intent="summarize"))
     assert ("x-workflow-intent", "summarize; confidence=1.00; source=header") in call_headers(call, ())

@@ -25,6 +25,7 @@ def deployment(
     return Deployment("m/0", "m", provider, "x", lane, params, info or {})
 
 
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 OWN: dict[str, Any] = {"api_base": "http://127.0.0.1:1/v1"}
 
 
@@ -100,13 +101,12 @@ async def test_litellm_is_preloaded_only_if_an_entry_needs_it(entries: list[Depl
 
 async def test_calls_are_sent_through_the_lane_of_their_entry() -> None:
     forwarding = forwarder(CountingLane())
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     async with FakeProvider() as provider:
         for entry, lane in (
             (deployment("openai", mock_response="hi"), "mock"),
             (deployment("openai", api_base=provider.openai_url), "direct"),
         ):
-            answer = await forwarding.send(entry, UpstreamCall("chat", body, False))
+            answer = await forwarding.send(entry, UpstreamCall("chat", BODY, False))
             assert (answer.lane, answer.deployment) == (lane, entry)
             assert json.loads(answer.body)["choices"]
     await forwarding.close()
@@ -115,9 +115,8 @@ async def test_calls_are_sent_through_the_lane_of_their_entry() -> None:
 @pytest.mark.parametrize(("hops", "passes"), [("", True), ("0", True), ("7", True), ("8", False), ("999", False)])
 async def test_call_that_passed_8_gateways_is_508(hops: str, passes: bool) -> None:
     forwarding = forwarder(CountingLane())
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     async with FakeProvider() as provider:
-        asked = UpstreamCall("chat", body, False, headers={"x-farebox-hops": hops} if hops else {})
+        asked = UpstreamCall("chat", BODY, False, headers={"x-farebox-hops": hops} if hops else {})
         answer = await forwarding.send(deployment("openai", api_base=provider.openai_url), asked)
         told = [seen.headers["x-farebox-hops"] for seen in provider.requests]
     assert told == ([str(int(hops or 0) + 1)] if passes else [])
