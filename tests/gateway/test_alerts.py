@@ -69,8 +69,13 @@ def test_each_threshold_is_alerted_once_and_for_runs_only_when_exhausted() -> No
     call = call_of(Budget(Scope.RUN, Limit(tokens=100)), Budget(Scope.PROJECT, Limit(tokens=100), window=Window.TOTAL))
     for before, settled in pairwise((0, 60, 70, 85, 100, 100)):
         alerts.look(call, balances(call, settled), Amount(settled - before))
-    told = [(occasion[2], occasion[-1]) for occasion in events(alerts)]
-    assert told == [("project/acme@total", 50), ("project/acme@total", 80), ("run/r", 100), ("project/acme@total", 100)]
+    alerted = [(occasion[2], occasion[-1]) for occasion in events(alerts)]
+    assert alerted == [
+        ("project/acme@total", 50),
+        ("project/acme@total", 80),
+        ("run/r", 100),
+        ("project/acme@total", 100),
+    ]
 
 
 def test_raised_budget_alerts_its_thresholds_again() -> None:
@@ -122,8 +127,8 @@ def test_suspected_loop_of_a_step_is_alerted_once() -> None:
     for _ in range(3):
         alerts.look(call, [], Amount())
         alerts.refused(call)
-    told = [occasion for occasion in alerts._told if occasion[0] == "loop_suspected"]
-    assert told == [("loop_suspected", "acme", "r", "default")]
+    alerted = [occasion for occasion in alerts._told if occasion[0] == "loop_suspected"]
+    assert alerted == [("loop_suspected", "acme", "r", "default")]
     quiet = Alerts(AlertConfig(loop_calls=None))
     for _ in range(100):
         quiet.refused(call)

@@ -70,14 +70,14 @@ async def test_every_route_admits_exactly_the_keys_its_role_requires(keyed: Api)
             (ADMIN_KEY, None),
         ):
             reply = await keyed.ask(route.method, path, **(with_key(key) if key else {}))
-            told = f"{route.method} {path} as {key}: {reply.text[:200]}"
-            assert reply.status_code < 500, told
-            assert key is None or key not in reply.text, told
+            context = f"{route.method} {path} as {key}: {reply.text[:200]}"
+            assert reply.status_code < 500, context
+            assert key is None or key not in reply.text, context
             if expected is None:
-                assert reply.status_code not in (401, 403), told
+                assert reply.status_code not in (401, 403), context
             else:
-                assert reply.status_code == expected, told
-                assert {"message", "type", "code", "param"} <= reply.json()["error"].keys(), told
+                assert reply.status_code == expected, context
+                assert {"message", "type", "code", "param"} <= reply.json()["error"].keys(), context
         keyed.application.access._failures.clear()
 
 
@@ -116,9 +116,9 @@ async def test_metrics_name_keys_and_projects_only_with_metrics_auth(tmp_path: P
             )
         ]
         assert statuses == ([401, 401, 403, 200] if asks else [200] * 4)
-        said = (await api.ask("GET", "/metrics", **with_key(ADMIN_KEY))).text
-        assert 'farebox_budget_limit_usd{name="nightly",scope="workflow"} 1.0' in said
-        assert ("tenant-key" in said, "tenant-project" in said) == (asks, asks)
+        metrics = (await api.ask("GET", "/metrics", **with_key(ADMIN_KEY))).text
+        assert 'farebox_budget_limit_usd{name="nightly",scope="workflow"} 1.0' in metrics
+        assert ("tenant-key" in metrics, "tenant-project" in metrics) == (asks, asks)
     finally:
         await close_api(api)
 

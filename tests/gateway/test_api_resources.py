@@ -391,8 +391,8 @@ async def test_resource_as_shown_can_be_edited_and_put_back(api: Api) -> None:
     ):
         shown = await api.get(f"/api/{path}")
         put = await api.put(f"/api/{path}", {**shown, **change})
-        told = {"updated_at": None, "accounts": None}
-        assert {**put, **told} == {**shown, **change, **told}
+        volatile = {"updated_at": None, "accounts": None}
+        assert {**put, **volatile} == {**shown, **change, **volatile}
         for name in named:
             status, error = await api.refused("PUT", f"/api/{path}", {**shown, name: "other"})
             assert (status, error["param"]) == (400, name)

@@ -382,11 +382,11 @@ async def test_run_view_shows_the_same_limits_as_the_answer_headers(api: Api) ->
         await api.put("/api/settings/orchestration_enabled", {"value": enabled})
         for workflow, step in (("nightly", "draft"), ("nightly", "check"), ("nightly", "surprise"), ("other", "draft")):
             run = f"{workflow}-{step}-{enabled}"
-            told = (await api.chat(run, step, workflow)).headers
+            headers = (await api.chat(run, step, workflow)).headers
             shown = await api.get(f"/api/runs/{run}")
             limits = {one["step"]: one["tokens"]["limit"] for one in shown["steps"]}
-            assert str(shown["tokens"]["limit"]) == told["x-budget-run-limit"], run
-            assert (limits[step] or shown["tokens"]["limit"]) == int(told["x-budget-step-limit"]), run
+            assert str(shown["tokens"]["limit"]) == headers["x-budget-run-limit"], run
+            assert (limits[step] or shown["tokens"]["limit"]) == int(headers["x-budget-step-limit"]), run
 
 
 async def test_run_ids_may_contain_slashes(api: Api) -> None:

@@ -57,12 +57,12 @@ def test_fault_of_an_option_names_the_option(
     monkeypatch.delenv("FAREBOX_STORAGE_LEDGER", raising=False)
     with pytest.raises(typer.Exit):
         load_configuration(file, {"workers": 3, "host": None})
-    told = capsys.readouterr().err
-    assert told.startswith("farebox: --workers (command line): server.workers: is above 1, but an SQLite ledger")
+    message = capsys.readouterr().err
+    assert message.startswith("farebox: --workers (command line): server.workers: is above 1, but an SQLite ledger")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("FAREBOX_SERVER_PRT", "1", "there is no key of this name (did you mean 'FAREBOX_SERVER_PORT'?)"),
         ("FAREBOX_ORCHESTRATION_ENABLD", "1", "there is no key of this name (did you mean 'FAREBOX_ORCHESTRATION_EN"),
@@ -70,9 +70,9 @@ def test_fault_of_an_option_names_the_option(
         ("FAREBOX_BUDGETS", "[]", "only the file has the section budgets"),
     ],
 )
-def test_unknown_farebox_variable_is_reported_as_ignored(file: Path, name: str, text: str, told: str) -> None:
+def test_unknown_farebox_variable_is_reported_as_ignored(file: Path, name: str, text: str, message: str) -> None:
     config = read_config(file, {**REDIS, name: text})
-    assert [one.startswith(f"{name} (environment): ignored: {told}") for one in config.ignored] == [True]
+    assert [one.startswith(f"{name} (environment): ignored: {message}") for one in config.ignored] == [True]
 
 
 def test_unrelated_variables_are_not_reported(file: Path) -> None:

@@ -217,8 +217,8 @@ def test_every_fault_is_reported_in_order_of_its_line() -> None:
 
 
 def test_fault_of_a_metadata_address_does_not_suggest_private_networks() -> None:
-    told = faults("alerts: {webhook: 'http://169.254.169.254/'}\n")
-    assert "private_networks" not in told[0]
+    found = faults("alerts: {webhook: 'http://169.254.169.254/'}\n")
+    assert "private_networks" not in found[0]
 
 
 @pytest.mark.parametrize(

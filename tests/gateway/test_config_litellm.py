@@ -110,8 +110,8 @@ def test_require_auth_for_metrics_endpoint_sets_metrics_auth_unless_given(asked:
 
 def test_litellm_keys_without_effect_are_reported_with_their_place() -> None:
     config = parse_config(DOCUMENTED, "litellm.yaml", ENVIRONMENT)
-    told = "\n".join(config.ignored)
-    assert all(re.match(r"litellm\.yaml:\d+:\d+: ", line) for line in config.ignored), told
+    reports = "\n".join(config.ignored)
+    assert all(re.match(r"litellm\.yaml:\d+:\d+: ", line) for line in config.ignored), reports
     for words in (
         "general_settings: ignored (master_key, alerting)",
         "guardrails: ignored",
@@ -121,7 +121,7 @@ def test_litellm_keys_without_effect_are_reported_with_their_place() -> None:
         "usage-based-routing-v2 is not offered",
         "router_settings: ignored redis_host, enable_pre_call_checks, retry_policy",
     ):
-        assert words in told
+        assert words in reports
 
 
 @pytest.mark.parametrize(

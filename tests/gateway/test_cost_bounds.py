@@ -49,9 +49,9 @@ def held(request: Request, prices: dict[str, Any]) -> int:
 
 def booked(endpoint: str, request: Request, prices: dict[str, Any], answer: dict[str, Any], **usage: Any) -> int:
     names = ("prompt_tokens", "completion_tokens") if endpoint.startswith("chat") else ("input_tokens", "output_tokens")
-    told = protocol_of(endpoint).usage({"usage": {names[0]: 100, names[1]: 100, **usage}, **answer})
-    assert told is not None
-    return booked_cost(request, price_from_map(prices), told)
+    reported = protocol_of(endpoint).usage({"usage": {names[0]: 100, names[1]: 100, **usage}, **answer})
+    assert reported is not None
+    return booked_cost(request, price_from_map(prices), reported)
 
 
 def web_search_tools(tool: str, **fields: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def web_search_tools(tool: str, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told", "hold", "cost"),
+    ("requested", "answered", "hold", "cost"),
     [
         ({}, {}, OPUS_USD, OPUS_USD),
         ({"speed": "fast"}, {}, 2 * OPUS_USD, 2 * OPUS_USD),
@@ -80,15 +80,15 @@ def web_search_tools(tool: str, **fields: Any) -> dict[str, Any]:
     ],
 )
 def test_messages_are_priced_by_speed_region_and_web_searches(
-    asked: dict[str, Any], told: dict[str, Any], hold: int, cost: int
+    requested: dict[str, Any], answered: dict[str, Any], hold: int, cost: int
 ) -> None:
-    request = request_of("messages", **asked)
-    assert (held(request, OPUS), booked("messages", request, OPUS, {}, **told)) == (hold, cost)
+    request = request_of("messages", **requested)
+    assert (held(request, OPUS), booked("messages", request, OPUS, {}, **answered)) == (hold, cost)
 
 
 @pytest.mark.parametrize("endpoint", ["chat/completions", "responses"])
 @pytest.mark.parametrize(
-    ("asked", "told", "hold", "cost"),
+    ("requested", "answered", "hold", "cost"),
     [
         (None, None, GPT_USD, GPT_USD),
         (None, "priority", GPT_USD, 2 * GPT_USD),
@@ -100,10 +100,10 @@ def test_messages_are_priced_by_speed_region_and_web_searches(
     ],
 )
 def test_answered_service_tier_is_booked(
-    endpoint: str, asked: str | None, told: str | None, hold: int, cost: int
+    endpoint: str, requested: str | None, answered: str | None, hold: int, cost: int
 ) -> None:
-    request = request_of(endpoint, service_tier=asked)
-    assert (held(request, GPT), booked(endpoint, request, GPT, {"service_tier": told})) == (hold, cost)
+    request = request_of(endpoint, service_tier=requested)
+    assert (held(request, GPT), booked(endpoint, request, GPT, {"service_tier": answered})) == (hold, cost)
 
 
 def test_responses_web_searches_are_counted_in_the_answer() -> None:
@@ -118,8 +118,8 @@ def test_responses_web_searches_are_counted_in_the_answer() -> None:
 def test_chat_with_web_search_is_billed_one_search_unless_reported() -> None:
     request = request_of("chat/completions", web_search_options={})
     assert held(request, GPT) == booked("chat/completions", request, GPT, {}) == GPT_USD + SEARCH_USD
-    told = {"prompt_tokens_details": {"web_search_requests": 3}}
-    assert booked("chat/completions", request, GPT, {}, **told) == GPT_USD + 3 * SEARCH_USD
+    usage = {"prompt_tokens_details": {"web_search_requests": 3}}
+    assert booked("chat/completions", request, GPT, {}, **usage) == GPT_USD + 3 * SEARCH_USD
 
 
 HOSTED = {
@@ -146,8 +146,8 @@ def test_responses_file_searches_and_containers_are_counted_in_the_answer() -> N
 def test_maps_grounding_is_counted_in_the_answer(tool: str) -> None:
     request = request_of("chat/completions", tools=[{tool: {}}, {"type": "function", "function": {"name": "f"}}])
     assert held(request, HOSTED) == GPT_USD + MAPS_USD
-    told = {"prompt_tokens_details": {"google_maps_grounding_requests": 2}}
-    assert booked("chat/completions", request, HOSTED, {}, **told) == GPT_USD + 2 * MAPS_USD
+    usage = {"prompt_tokens_details": {"google_maps_grounding_requests": 2}}
+    assert booked("chat/completions", request, HOSTED, {}, **usage) == GPT_USD + 2 * MAPS_USD
     assert booked("chat/completions", request, HOSTED, {}) == GPT_USD
 
 

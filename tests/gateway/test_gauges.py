@@ -20,8 +20,10 @@ ADMIN = {"authorization": "Bearer a-long-enough-admin-key"}
 async def limits_shown(api: Api) -> dict[str, float]:
     """The limits of budgets in USD in /metrics, by name."""
     await api.application._gauges.show_budgets()
-    said = (await api.ask("GET", "/metrics")).text
-    return {name: float(usd) for name, usd in re.findall(r'farebox_budget_limit_usd\{name="([^"]+)".*\} (\S+)', said)}
+    metrics = (await api.ask("GET", "/metrics")).text
+    return {
+        name: float(usd) for name, usd in re.findall(r'farebox_budget_limit_usd\{name="([^"]+)".*\} (\S+)', metrics)
+    }
 
 
 async def test_error_in_one_round_does_not_stop_later_rounds(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

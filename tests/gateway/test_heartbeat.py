@@ -116,9 +116,9 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
         never, left, quick = cast(list[SendObserver], send_observers)
         assert quick.before_send() is None, "a call that waited less than a tick is not reported"
         await until(lambda: len(ledger.renewed) == 2)
-        told = left.before_send()
-        assert told is not None
-        await told
+        confirmation = left.before_send()
+        assert confirmation is not None
+        await confirmation
         never.on_waiting()  # another attempt
         left.on_waiting()  # waiting again does not make it unsent
         await asyncio.sleep(0.12)
@@ -143,10 +143,10 @@ async def test_request_is_not_sent_if_its_hold_cannot_be_confirmed(trouble: str)
         else:
             now_ms, seen = 70_000, ledger.sweeps
             await until(lambda: ledger.sweeps >= seen + 3)
-        told = send_observer.before_send()
-        assert told is not None
+        confirmation = send_observer.before_send()
+        assert confirmation is not None
         with pytest.raises(LedgerOutage):
-            await told
+            await confirmation
 
 
 async def test_no_send_observer_is_needed_when_lost_holds_are_released() -> None:

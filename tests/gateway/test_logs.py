@@ -64,10 +64,10 @@ def test_known_secret_is_removed_from_every_part_of_a_log_line(log: io.StringIO,
     except RuntimeError:
         logger.exception("failed")
         logging.getLogger("some.library").exception("also %s", canary)
-    said = log.getvalue()
-    assert canary not in said
-    assert said.count("RuntimeError") >= 2
-    assert json.loads(said.splitlines()[0])["nested"] == {"a": [{"b": "…"}]}
+    written = log.getvalue()
+    assert canary not in written
+    assert written.count("RuntimeError") >= 2
+    assert json.loads(written.splitlines()[0])["nested"] == {"a": [{"b": "…"}]}
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_known_secret_is_removed_from_every_part_of_a_log_line(log: io.StringIO,
     ],
 )
 def test_value_that_looks_like_a_secret_is_redacted(secret: str) -> None:
-    said = redactor()(f"the provider said: {secret} is wrong")
-    assert secret not in said
-    assert "opensesame" not in said
-    assert said.endswith(" is wrong") or "alt=sse" in said
-    assert "…" in said
+    redacted = redactor()(f"the provider said: {secret} is wrong")
+    assert secret not in redacted
+    assert "opensesame" not in redacted
+    assert redacted.endswith(" is wrong") or "alt=sse" in redacted
+    assert "…" in redacted
 
 
 def test_line_without_secrets_is_unchanged() -> None:

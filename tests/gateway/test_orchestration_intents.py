@@ -286,8 +286,8 @@ async def test_declared_prompt_is_classified_by_the_model_too(store: Database) -
     step = {"id": "work-on-it", "prompt": VAGUE}
     assert intents.profile(step, "wf", settings, project="p").classification.source != "cache"
     await settled(model, 1)
-    told = intents.profile(step, "wf", settings, project="p").classification
-    assert (told.intent, told.source) == ("enrich", "cache")
+    learned = intents.profile(step, "wf", settings, project="p").classification
+    assert (learned.intent, learned.source) == ("enrich", "cache")
     assert intents.profile(step, "wf", settings, project="q", asks=False).classification.source != "cache"
     assert intents.profile({**step, "intent": "send"}, "wf", settings, project="p").classification.source == "declared"
     await intents.stop()

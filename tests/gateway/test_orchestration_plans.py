@@ -87,7 +87,7 @@ async def test_calls_of_a_planned_step_get_its_declared_or_classified_intent(tmp
         await farebox.ask("POST", "/api/runs", {"workflow": "letters", "run": "announced", "steps": steps})
         await farebox.declare("declared", steps=steps)
         for workflow, run in (("letters", "announced"), ("declared", "called")):
-            told = [
+            headers = [
                 (await farebox.call(workflow, run, step, text, **tags)).headers["x-workflow-intent"].split("; ")
                 for step, text, tags in (
                     ("pick", prompt, {}),
@@ -96,7 +96,7 @@ async def test_calls_of_a_planned_step_get_its_declared_or_classified_intent(tmp
                     ("clear", "Translate this sentence into French.", {}),
                 )
             ]
-            assert [(intent, source) for intent, _, source in told] == [
+            assert [(intent, source) for intent, _, source in headers] == [
                 ("filter", "source=declared"),
                 ("send", "source=header"),
                 ("summarize", "source=model"),

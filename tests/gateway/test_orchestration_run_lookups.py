@@ -82,8 +82,8 @@ async def test_store_outage_fails_all_waiting_lookups_and_is_retried_later(
     store: FakeStore, lookups: RunLookups
 ) -> None:
     store.error = StoreUnavailable("away")
-    told = await asyncio.gather(lookups.get("p", "r"), lookups.get("p", "s"), return_exceptions=True)
-    assert [type(one) for one in told] == [StoreUnavailable, StoreUnavailable]
+    errors = await asyncio.gather(lookups.get("p", "r"), lookups.get("p", "s"), return_exceptions=True)
+    assert [type(one) for one in errors] == [StoreUnavailable, StoreUnavailable]
     store.error = None
     assert await lookups.get("p", "r") is not None
 

@@ -20,8 +20,8 @@ def test_error_answer_is_not_kept() -> None:
 
 
 def test_stream_is_kept_without_its_budget_comment() -> None:
-    told = b'data: {"text":"\\n: budget {}"}\n\n: budget {"run":"r"}\n\ndata: [DONE]\n\n'
-    kept = storable_answer(SentAnswer(200, EVENTS, told))
+    stream = b'data: {"text":"\\n: budget {}"}\n\n: budget {"run":"r"}\n\ndata: [DONE]\n\n'
+    kept = storable_answer(SentAnswer(200, EVENTS, stream))
     assert kept is not None
     assert kept.body == b'data: {"text":"\\n: budget {}"}\n\ndata: [DONE]\n\n'
 

@@ -51,8 +51,8 @@ def test_headers_give_tokens_of_step_and_run_and_money_of_the_run() -> None:
 
 def test_step_limit_in_headers_is_at_most_the_limit_of_the_run() -> None:
     step, run = (Scope.STEP, "draft", Limit(1000), True), (Scope.RUN, "r", Limit(300), True)
-    told = headers_of(step, run)
-    assert [told[f"x-budget-step-{figure}"] for figure in ("limit", "remaining")] == ["300", "180"]
+    headers = headers_of(step, run)
+    assert [headers[f"x-budget-step-{figure}"] for figure in ("limit", "remaining")] == ["300", "180"]
     parent, watched = (Scope.RUN, "r-parent", Limit(200), True), (Scope.RUN, "r", Limit(300), False)
     assert headers_of(step, watched, parent)["x-budget-step-limit"] == "1000"
 
@@ -60,8 +60,8 @@ def test_step_limit_in_headers_is_at_most_the_limit_of_the_run() -> None:
 @pytest.mark.parametrize("of_step", [[], [(Scope.STEP, "draft", Limit(None, 5), True)]])
 @pytest.mark.parametrize("enforced", [True, False])
 def test_step_without_token_limit_shows_the_limit_of_its_run(of_step: list[Any], enforced: bool) -> None:
-    told = headers_of(*of_step, (Scope.RUN, "r", Limit(300), enforced), (Scope.RUN, "r-parent", Limit(200), True))
-    assert told == {
+    headers = headers_of(*of_step, (Scope.RUN, "r", Limit(300), enforced), (Scope.RUN, "r-parent", Limit(200), True))
+    assert headers == {
         "x-budget-step-limit": "300",
         "x-budget-step-remaining": "180",
         "x-budget-run-limit": "300",
@@ -110,8 +110,8 @@ def test_observed_limit_is_shown_only_without_an_enforced_one() -> None:
 def test_default_step_has_step_headers() -> None:
     limit = Link(Hold("step/r/default", Limit(1000)), Scope.STEP, "default", Window.RUN)
     call = call_of(Tags("w", "r"), Chain((limit,)))
-    told = dict(budget_headers(call, [Balance("step/r/default", Limit(1000), USED, HELD)]))
-    assert told["x-budget-step-remaining"] == "880"
+    headers = dict(budget_headers(call, [Balance("step/r/default", Limit(1000), USED, HELD)]))
+    assert headers["x-budget-step-remaining"] == "880"
 
 
 def test_intent_tag_is_echoed_without_orchestration() -> None:

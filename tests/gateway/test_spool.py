@@ -184,12 +184,12 @@ async def test_kill_9_loses_no_appended_record(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, cwd=root) as child:
         assert child.stdout is not None
-        told = [int(child.stdout.readline()) for _ in range(30)]
+        appended = [int(child.stdout.readline()) for _ in range(30)]
         child.send_signal(signal.SIGKILL)
-        told += [int(line) for line in child.stdout.read().splitlines()]
+        appended += [int(line) for line in child.stdout.read().splitlines()]
     async with spool_in(tmp_path) as spool:
         kept = spool.pending()
-    assert {f"c{number}" for number in told} <= {
+    assert {f"c{number}" for number in appended} <= {
         record.reservation_id for record in kept if isinstance(record, Settlement)
     }
     assert all(isinstance(record, Settlement) and record.reservation_id == f"c{record.used.tokens}" for record in kept)

@@ -24,13 +24,13 @@ def rendered(runs: list[dict[str, Any]], height: int = 40, **more: Any) -> str:
 
 
 def test_bar_and_sums_show_settled_reserved_and_remaining_tokens() -> None:
-    said = rendered([run("r-1", 5_000, 2_500, 10_000), run("r-2", 9, 0, None, state="paused", refused=4)])
-    assert "████████▓▓▓▓░░░░" in said
-    assert "no limit" in said
-    assert "10 s" in said
-    assert "1 active" in said
-    assert "2,500 tokens held" in said
-    assert "4 refused" in said
+    screen_text = rendered([run("r-1", 5_000, 2_500, 10_000), run("r-2", 9, 0, None, state="paused", refused=4)])
+    assert "████████▓▓▓▓░░░░" in screen_text
+    assert "no limit" in screen_text
+    assert "10 s" in screen_text
+    assert "1 active" in screen_text
+    assert "2,500 tokens held" in screen_text
+    assert "4 refused" in screen_text
 
 
 def test_run_name_is_not_interpreted_as_markup() -> None:
@@ -38,9 +38,9 @@ def test_run_name_is_not_interpreted_as_markup() -> None:
 
 
 def test_screen_shows_at_most_as_many_runs_as_fit() -> None:
-    said = rendered([run(f"r-{at}", 1, 0, 2) for at in range(50)], height=12)
-    assert "r-6" in said
-    assert "r-7" not in said
+    screen_text = rendered([run(f"r-{at}", 1, 0, 2) for at in range(50)], height=12)
+    assert "r-6" in screen_text
+    assert "r-7" not in screen_text
     assert "No matching runs" in rendered([])
 
 

@@ -295,10 +295,10 @@ async def test_error_that_is_not_json_gets_a_clean_message(
 ) -> None:
     provider.script(status=503, body=form, message="told to fail")
     answer = await lane.send(deployment(provider, name), call())
-    said = json.loads(answer.body)["error"]["message"]
+    message = json.loads(answer.body)["error"]["message"]
     assert answer.status == 503
-    assert said
-    assert not {"<", "litellm", "Exception"} & set(said.split())
+    assert message
+    assert not {"<", "litellm", "Exception"} & set(message.split())
 
 
 @pytest.mark.parametrize("protocol", ["chat", "completions", "responses", "messages", "embeddings"])
@@ -398,16 +398,16 @@ def raw(body: str, content_type: str = "application/json", status: str = "200 OK
 
 def chunk(content: str = "The answer is", index: int = 0) -> str:
     choice = {"index": index, "delta": {"role": "assistant", "content": content}, "finish_reason": None}
-    told = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-x", "choices": [choice]}
-    return f"data: {json.dumps(told)}\n\n"
+    event = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-x", "choices": [choice]}
+    return f"data: {json.dumps(event)}\n\n"
 
 
 @pytest.mark.parametrize("protocol", ["chat", "messages"])
-@pytest.mark.parametrize("said", [chunk(), "", '{"error": {"message": "quota"}}', "<html>busy</html>"])
+@pytest.mark.parametrize("body", [chunk(), "", '{"error": {"message": "quota"}}', "<html>busy</html>"])
 async def test_stream_without_finish_reason_is_upstream_broken(
-    provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, said: str
+    provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, body: str
 ) -> None:
-    provider.script(raw=raw(said, "text/event-stream"))
+    provider.script(raw=raw(body, "text/event-stream"))
     answer = await lane.send(deployment(provider), call(protocol, stream=True))
     with pytest.raises(UpstreamBroken) as broken:
         await events_of_stream(answer)

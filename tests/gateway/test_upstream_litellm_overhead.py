@@ -77,9 +77,9 @@ async def test_answer_has_no_cost_unless_the_provider_gave_one(
 ) -> None:
     priced = replace(deployment(provider, name), model=model)
     answer = await lane.send(priced, call(protocol, stream=stream, **usage_asked(protocol, stream)))
-    told = [data for _, data in await events_of_stream(answer)] if stream else json.loads(answer.body)
-    assert '"usage"' in json.dumps(told)
-    assert costs(told) == []
+    received = [data for _, data in await events_of_stream(answer)] if stream else json.loads(answer.body)
+    assert '"usage"' in json.dumps(received)
+    assert costs(received) == []
 
 
 async def test_cost_given_by_the_provider_is_passed_on(provider: FakeProvider, lane: LiteLLMLane) -> None:
@@ -156,7 +156,7 @@ async def test_plain_request_skips_the_openai_clients_transformation(
         fields = {"messages": [message], "seed": omit}
         return await vars(completions)["async_maybe_transform"](fields, CompletionCreateParamsNonStreaming)
 
-    said = ChatCompletionMessage(role="assistant", content="hi")
-    assert await sent(said) == {"messages": [{"role": "assistant", "content": "hi"}]}
+    message = ChatCompletionMessage(role="assistant", content="hi")
+    assert await sent(message) == {"messages": [{"role": "assistant", "content": "hi"}]}
     monkeypatch.setattr(_transform, "_async_transform_recursive", None)
     assert await sent({"role": "user", "content": "hi"}) == {"messages": [{"role": "user", "content": "hi"}]}

@@ -85,8 +85,8 @@ async def test_mock_answers_its_text_up_to_the_output_cap(
 ) -> None:
     fields = {} if cap is None else {CAPS.get(protocol, "max_tokens"): cap}
     answer = await send(lane, TEXT, protocol, fields)
-    said, finish, input_tokens, output_tokens = parts_of_answer(protocol, json.loads(answer.body))
-    assert (answer.status, answer.lane, said) == (200, "mock", text)
+    answered_text, finish, input_tokens, output_tokens = parts_of_answer(protocol, json.loads(answer.body))
+    assert (answer.status, answer.lane, answered_text) == (200, "mock", text)
     assert finish == FINISHES[protocol][text != TEXT]
     framing = 4 * len(BODIES[protocol].get("messages", [])) + 3 if "messages" in BODIES[protocol] else 0
     assert (input_tokens, output_tokens) == (3 + framing, count(text))
@@ -152,8 +152,8 @@ async def test_exception_names_become_error_answers(
 ) -> None:
     answer = await send(lane, response, "chat", {})
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (status, code)
-    told = await send(lane, response, "messages", {})
-    assert json.loads(told.body)["type"] == "error"
+    anthropic_answer = await send(lane, response, "messages", {})
+    assert json.loads(anthropic_answer.body)["type"] == "error"
 
 
 @pytest.mark.parametrize("protocol", list(BODIES))
