@@ -1,5 +1,5 @@
-"""Corrects what LiteLLM does at both ends of a stream: it sends some requests only when the answer is read, and takes a stream
-that broke off for a complete one."""
+"""Corrects what LiteLLM does at both ends of a stream: it sends some requests only when the answer is read, takes a stream that
+broke off for a complete one, and does not recognise the end of Cohere's."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def correct() -> None:
     _forbid_invented_ends(wrapper)
     _keep_reasons(wrapper)
     _leave_reasons_open(importlib.import_module(_GEMINI).VertexGeminiConfig)
+    _read_cohere(importlib.import_module("litellm.llms.cohere.common_utils").CohereV2ModelResponseIterator)
     for module, name, method in _LATE_SENDERS:
         _send_at_once(getattr(importlib.import_module(module), name), method)
 
@@ -67,6 +68,28 @@ def _leave_reasons_open(gemini: Any) -> None:
         return choice
 
     gemini._create_streaming_choice = staticmethod(make_without_reason)
+
+
+def _read_cohere(iterator: Any) -> None:
+    """Cohere names its events in `type`; for some LiteLLM looks in `event` and `data`, and so misses the finish reason and the usage.
+    It also reads bare lines of JSON only, where Cohere may send server-sent events."""
+    parse, convert = iterator.chunk_parser, iterator.convert_str_chunk_to_generic_chunk
+
+    def parse_named(self: Any, chunk: dict[str, Any]) -> Any:
+        named = chunk if "event" in chunk else {**chunk, "event": chunk.get("type", ""), "data": chunk}
+        return parse(self, named)
+
+    def convert_line(self: Any, chunk: Any) -> Any:
+        line = chunk.strip() if isinstance(chunk, str) else chunk
+        if isinstance(line, str) and not line.startswith("{"):
+            field, _, value = line.partition(":")
+            if field != "data":
+                return parse(self, {})  # an event's name, a comment or a blank line
+            line = value
+        return convert(self, line)
+
+    iterator.chunk_parser = parse_named
+    iterator.convert_str_chunk_to_generic_chunk = convert_line
 
 
 def _send_at_once(provider: Any, method: str) -> None:

@@ -1,4 +1,4 @@
-"""Streams of Gemini through the LiteLLM lane: when the request is sent, and how the answer ends."""
+"""Streams of Gemini and Cohere through the LiteLLM lane: when the request is sent, and how the answer ends."""
 
 from __future__ import annotations
 
@@ -87,3 +87,46 @@ async def test_redirect_is_reported_as_one(
     entry = gemini(provider) if name == "gemini" else deployment(provider, name)
     with pytest.raises(UpstreamBroken, match="307; redirects are never followed"):
         await lane.send(entry, call("chat", stream=streamed))
+
+
+COHERE_EVENTS: list[dict[str, Any]] = [
+    {"type": "message-start", "id": "1", "delta": {"message": {"role": "assistant", "content": []}}},
+    {"type": "content-start", "index": 0, "delta": {"message": {"content": {"type": "text", "text": ""}}}},
+    {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": "The"}}}},
+    {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": " time"}}}},
+    {"type": "content-end", "index": 0},
+    {
+        "type": "message-end",
+        "delta": {"finish_reason": "MAX_TOKENS", "usage": {"tokens": {"input_tokens": 8, "output_tokens": 2}}},
+    },
+]
+
+
+def lines_of(events: list[dict[str, Any]], *, is_sse: bool) -> str:
+    head = "HTTP/1.1 200 OK\r\ncontent-type: application/stream+json\r\nconnection: close\r\n\r\n"
+    if is_sse:
+        return head + "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events)
+    return head + "".join(f"{json.dumps(event)}\n" for event in events)
+
+
+@pytest.mark.parametrize("is_sse", [False, True], ids=["lines", "events"])
+async def test_coheres_stream_has_its_text_finish_reason_and_usage(
+    provider: FakeProvider, lane: LiteLLMLane, is_sse: bool
+) -> None:
+    provider.script(raw=lines_of(COHERE_EVENTS, is_sse=is_sse))
+    entry = deployment(provider, "cohere_chat", api_base=f"{provider.url}/v2/chat")
+    answer = await lane.send(entry, call("chat", stream=True, stream_options={"include_usage": True}))
+    events = [data for _, data in await events_of_stream(answer)]
+    choices = [choice for event in events for choice in event["choices"]]
+    assert "".join(choice["delta"].get("content") or "" for choice in choices) == "The time"
+    assert [choice["finish_reason"] for choice in choices if choice.get("finish_reason")] == ["length"]
+    (usage,) = [event["usage"] for event in events if event.get("usage")]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (8, 2)
+
+
+async def test_coheres_stream_without_its_last_event_is_broken(provider: FakeProvider, lane: LiteLLMLane) -> None:
+    provider.script(raw=lines_of(COHERE_EVENTS[:-1], is_sse=False))
+    entry = deployment(provider, "cohere_chat", api_base=f"{provider.url}/v2/chat")
+    answer = await lane.send(entry, call("chat", stream=True))
+    with pytest.raises(UpstreamBroken, match="ended in the middle of the answer"):
+        await events_of_stream(answer)
