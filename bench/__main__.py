@@ -55,7 +55,7 @@ _WIDTH: Final = 140  # if there is no terminal
 _FILES: Final = 16_384  # 512 connections on both sides of a gateway, and those of a database
 
 
-def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,7 +101,7 @@ def _numbers(path: str, arguments: argparse.Namespace) -> Iterable[int]:
 
 
 def main() -> int:
-    arguments = parsed()
+    arguments = parse_arguments()
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 0.3
     allow_many_files()
@@ -112,7 +112,7 @@ def main() -> int:
         console.print("One core for everything: calls/s and latencies are those of all processes together.")
     began_s = time.monotonic()
     effort = Effort(arguments.rounds, arguments.seconds, arguments.prompts)
-    lines, missing = _measured(chosen, cores, effort, console)
+    lines, missing = _run_cells(chosen, cores, effort, console)
     report.print_tables(lines, console)
     for name, reason in missing.items():
         console.print(f"not measured: {name}: {reason}", style="yellow", markup=False)
@@ -123,7 +123,7 @@ def main() -> int:
     return 0 if lines and not own_failed and set(missing) <= set(_PEERS) else 1
 
 
-def _measured(
+def _run_cells(
     chosen: Sequence[Cell], cores: Cores, effort: Effort, console: Console
 ) -> tuple[list[Line], dict[str, str]]:
     with (

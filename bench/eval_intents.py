@@ -48,7 +48,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedCase:
     """A case with the answer that it got."""
 
     case: Case
@@ -107,17 +107,17 @@ def _own_case(row: dict[str, Any]) -> Case:
     )
 
 
-def judge(cases: Sequence[Case]) -> list[Judged]:
+def judge(cases: Sequence[Case]) -> list[JudgedCase]:
     """Ask the shipped classifier."""
-    return [Judged(case, classify(case.step, confidence_threshold=THRESHOLD)) for case in cases]
+    return [JudgedCase(case, classify(case.step, confidence_threshold=THRESHOLD)) for case in cases]
 
 
-def share(judged: Sequence[Judged], good: Callable[[Judged], bool]) -> float:
+def share(judged: Sequence[JudgedCase], good: Callable[[JudgedCase], bool]) -> float:
     """The share of good answers; 0 if there are none."""
     return sum(map(good, judged)) / len(judged) if judged else 0.0
 
 
-def macro_f1(judged: Sequence[Judged]) -> float:
+def macro_f1(judged: Sequence[JudgedCase]) -> float:
     """The unweighted mean over intents of the harmonic mean of precision and recall."""
     scores = []
     for intent in Intent:
@@ -141,9 +141,9 @@ def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
     return sum(gaps) / len(pairs)
 
 
-def print_shares(judged: Sequence[Judged]) -> None:
+def print_shares(judged: Sequence[JudgedCase]) -> None:
     """Strict and label-or-second, for all and for each part."""
-    parts: dict[str, list[Judged]] = {"all": list(judged)}
+    parts: dict[str, list[JudgedCase]] = {"all": list(judged)}
     for one in judged:
         parts.setdefault(f"difficulty {one.case.difficulty}", []).append(one)
         parts.setdefault(f"kind {one.case.kind}", []).append(one)
@@ -154,7 +154,7 @@ def print_shares(judged: Sequence[Judged]) -> None:
         print(
             f"{name:34}{len(held):5}{share(held, lambda one: one.strict):9.3f}{share(held, lambda one: one.either):11.3f}"
         )
-    by_source: dict[str, list[Judged]] = defaultdict(list)
+    by_source: dict[str, list[JudgedCase]] = defaultdict(list)
     for one in judged:
         by_source[one.case.source].append(one)
     for source, held in sorted(by_source.items(), key=lambda item: -len(item[1])):
@@ -169,7 +169,7 @@ def print_shares(judged: Sequence[Judged]) -> None:
     print(f"{'macro-F1':34}{'':5}{macro_f1(judged):9.3f}")
 
 
-def print_confusion(judged: Sequence[Judged]) -> None:
+def print_confusion(judged: Sequence[JudgedCase]) -> None:
     """Rows are labels, columns are answers."""
     counts = Counter((one.case.label, one.answer.intent) for one in judged)
     print("\nConfusion (row: label, column: answer)\n" + " " * 12 + "".join(f"{intent[:6]:>8}" for intent in Intent))
@@ -177,7 +177,7 @@ def print_confusion(judged: Sequence[Judged]) -> None:
         print(f"{label:12}" + "".join(f"{counts[label, answer] or '.':>8}" for answer in Intent))
 
 
-def print_reliability(judged: Sequence[Judged]) -> None:
+def print_reliability(judged: Sequence[JudgedCase]) -> None:
     """Stated confidence against measured accuracy, and how much is answered above a threshold."""
     print("\nReliability\nconfidence       n   promised   strict   or second")
     for low, high in pairwise(BINS):
@@ -219,7 +219,7 @@ def folds_by_source(cases: Sequence[Case]) -> list[int]:
     return [fold_of[case.source] for case in cases]
 
 
-def print_cross_validation(judged: Sequence[Judged]) -> None:
+def print_cross_validation(judged: Sequence[JudgedCase]) -> None:
     """Each fold is judged with the temperature fitted on the other folds."""
     cases = [one.case for one in judged]
     fold_of = folds_by_source(cases)

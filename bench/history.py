@@ -152,11 +152,11 @@ def _size_mb(url: str) -> float:
     host, port = url.removeprefix("redis://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(b"INFO memory\r\n")
-        told = connection.recv(1 << 16).decode()
-    return int(told.partition("used_memory:")[2].split("\r")[0]) / 2**20
+        reply = connection.recv(1 << 16).decode()
+    return int(reply.partition("used_memory:")[2].split("\r")[0]) / 2**20
 
 
-def measured(
+def measure_pairs(
     running: Servers, load: Generator, urls: tuple[str, str], rounds: int, seconds: float
 ) -> list[tuple[LoadResult, LoadResult]]:
     mock = start_mock(running)
@@ -187,7 +187,7 @@ def main() -> int:
         took_s, purged = asyncio.run(fill(urls[1], given.runs, given.calls))
         print(f"{given.runs * given.calls:,} settled calls of {given.runs:,} runs in {took_s:.0f} s; purged: {purged}")
         print(f"the ledger takes {_size_mb(urls[1]):.0f} MB")
-        pairs = measured(running, load, urls, given.rounds, given.seconds)
+        pairs = measure_pairs(running, load, urls, given.rounds, given.seconds)
     for empty, full in pairs:
         print(
             f"CPU per call: empty {empty.cpu_us:,.0f} µs, full {full.cpu_us:,.0f} µs; failed {empty.failed + full.failed}"

@@ -90,5 +90,5 @@ class Fleet:
 
     def headers(self, target: Target) -> dict[str, str]:
         """A client key, which the mock does not read, and the headers by which a peer finds the upstream."""
-        told = {name: value.format(upstream=f"{self._mock.url}/v1") for name, value in target.headers.items()}
-        return {"authorization": f"Bearer {peers.CLIENT_KEY}", **told}
+        filled_headers = {name: value.format(upstream=f"{self._mock.url}/v1") for name, value in target.headers.items()}
+        return {"authorization": f"Bearer {peers.CLIENT_KEY}", **filled_headers}

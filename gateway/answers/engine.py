@@ -8,7 +8,7 @@ from typing import Final
 
 from gateway.answers.memory import MemoryAnswerStorage
 from gateway.answers.port import AnswerLimits, AnswerStorage
-from gateway.answers.sqlite import SqliteAnswerStorage, file_beside
+from gateway.answers.sqlite import SqliteAnswerStorage, answers_file
 
 _SQLITE: Final = "sqlite:///"
 
@@ -17,7 +17,7 @@ def answer_storage_for(ledger_url: str, limits: AnswerLimits, clock_ms: Callable
     if ledger_url.startswith("memory://"):
         return MemoryAnswerStorage(limits, clock_ms)
     if ledger_url.startswith(_SQLITE):
-        return SqliteAnswerStorage(file_beside(Path(ledger_url.removeprefix(_SQLITE))), limits, clock_ms)
+        return SqliteAnswerStorage(answers_file(Path(ledger_url.removeprefix(_SQLITE))), limits, clock_ms)
     from gateway.answers.redis import RedisAnswerStorage  # most gateways have no Redis
 
     return RedisAnswerStorage(ledger_url, limits)

@@ -160,6 +160,6 @@ def _delete(connection: sqlite3.Connection, slot: Slot) -> int:
     return 0 if row is None else int(row[0])
 
 
-def file_beside(ledger: Path) -> Path:
+def answers_file(ledger: Path) -> Path:
     """The answers of `ledger.db` are in `ledger-answers.db`."""
     return ledger.with_name(f"{ledger.stem}-answers{ledger.suffix}")

@@ -99,7 +99,7 @@ class RequestRouter:
         self._intake.check_model(request.model, principal)
         tokens = await self._count_prompt(request)
         counted = [("x-workflow-prompt-tokens", str(tokens))] if tags.is_tagged else []
-        await self._give(exchange, MESSAGES.counted(tokens), [*tag_headers(tags), *counted])
+        await self._give(exchange, MESSAGES.count_answer(tokens), [*tag_headers(tags), *counted])
 
     async def _give(self, exchange: Exchange, body: bytes, more: Sequence[tuple[str, str]] = ()) -> None:
         request_id = self._new_id()

@@ -18,11 +18,11 @@ class Health:
 
 
 @runtime_checkable
-class Reporting(Protocol):
+class HealthReporter(Protocol):
     @property
     def health(self) -> Health: ...
 
 
 def health_of(ledger: object) -> Health:
     """A ledger in memory has nothing that could fail, and reports nothing."""
-    return ledger.health if isinstance(ledger, Reporting) else Health()
+    return ledger.health if isinstance(ledger, HealthReporter) else Health()

@@ -413,7 +413,7 @@ class OutageLedger:
                 self._unwanted.pop(key, None)
 
     async def _reserve(self, project: str, request: Reserve) -> Decision:
-        """Runs when its turn has come, so that a call that is turned away before leaves nothing to release."""
+        """Runs when its turn has come, so that a call that is rejected before leaves nothing to release."""
         self._unwanted.pop((project, request.id), None)
         try:
             return await self._ledger.reserve(project, request)

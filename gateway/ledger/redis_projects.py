@@ -275,8 +275,8 @@ class Projects:
 
     async def _rewrite_recent_events(self, project: Project) -> None:
         """The store may have some of them already, which their ids make harmless."""
-        mine = [entry for entry in self._recent if entry.project == project.name]
-        for batch in batched(mine):
+        own_events = [entry for entry in self._recent if entry.project == project.name]
+        for batch in batched(own_events):
             keys = [project.meta, project.key("outbox")]
             await self._evaluate(RECORD, keys, NO_EPOCH, 0, tuple(entry_arguments(batch)))
 

@@ -168,10 +168,10 @@ class SqliteStorage:
         unfolded = self._unfolded().reservations
         stored = self._connection.execute(DUE_RESERVATIONS, (now_ms, limit + len(unfolded))).fetchall()
         known = ((key, self._reservations[key]) for key in unfolded)
-        mine = [
+        due_in_memory = [
             (one.deadline_ms, *key) for key, one in known if one.state is State.PENDING and one.deadline_ms <= now_ms
         ]
-        found = sorted([*mine, *(row for row in stored if row[1:] not in unfolded)])
+        found = sorted([*due_in_memory, *(row for row in stored if row[1:] not in unfolded)])
         return [(project, reservation_id) for _, project, reservation_id in found[:limit]]
 
     def pending(self, project: str, limit: int) -> list[Reservation]:

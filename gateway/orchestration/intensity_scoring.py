@@ -17,7 +17,7 @@ from gateway.store import active_agents
 from gateway.store import intensity as intensity_store
 from gateway.store.active_agents import ActiveAgent, ToolUse
 from gateway.store.database import Database, StoreError
-from gateway.store.intensity import Intensity, Observed
+from gateway.store.intensity import Intensity, ObservedActivity
 from policies.intensity import AgentActivity, IntensityScore, WorkflowShape, intensity_score, shape_of
 
 _log = structlog.get_logger(__name__)
@@ -92,7 +92,7 @@ class IntensityScoring:
         return None
 
 
-def activity_of(observed: Observed, tools: ToolUse) -> AgentActivity:
+def activity_of(observed: ObservedActivity, tools: ToolUse) -> AgentActivity:
     """An agent's activity. Tools and retries are counted in its latest calls only, and extrapolated to the others."""
     share = observed.calls / tools.calls if tools.calls else 0.0
     return AgentActivity(

@@ -111,7 +111,7 @@ class Forwarding:
         streamed = call.request.stream or call.holds_slices
         return UpstreamCall(
             protocol=call.protocol.name,
-            body=call.protocol.forwarded(call.request, call.output_cap, streamed),
+            body=call.protocol.upstream_body(call.request, call.output_cap, streamed),
             stream=streamed,
             headers=call.forwarded_headers,
             client_credential=call.principal.credential if call.principal.is_anonymous else None,

@@ -57,8 +57,8 @@ async def active_since(db: Database, since_ms: int) -> list[ActiveAgent]:
 
 async def latest_runs_since(db: Database, project: str, agent: str, since_ms: int) -> int:
     """The time since which the agent's latest 50 runs had their last event; `since_ms` if there were fewer runs."""
-    mine = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
-    query = select(runs.c.last_at).where(mine).order_by(runs.c.last_at.desc()).offset(RUNS_MAX - 1).limit(1)
+    condition = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
+    query = select(runs.c.last_at).where(condition).order_by(runs.c.last_at.desc()).offset(RUNS_MAX - 1).limit(1)
     async with db.read() as connection:
         found = (await connection.execute(query)).scalar()
     return since_ms if found is None else int(found)
@@ -66,12 +66,12 @@ async def latest_runs_since(db: Database, project: str, agent: str, since_ms: in
 
 async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> ToolUse:
     """Over the latest 2,000 calls of the agent's runs since then. Raises StoreUnavailable."""
-    mine = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
+    condition = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
     joined = runs.join(token_usage, and_(token_usage.c.project == runs.c.project, token_usage.c.run == runs.c.run))
     query = (
         select(token_usage.c.detail)
         .select_from(joined)
-        .where(mine, token_usage.c.status.in_(CALL_STATUSES))
+        .where(condition, token_usage.c.status.in_(CALL_STATUSES))
         .order_by(token_usage.c.at.desc())
         .limit(CALLS_MAX)
     )

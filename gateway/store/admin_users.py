@@ -77,8 +77,8 @@ async def list_users(db: Database) -> list[AdminUser]:
 async def disable_user(db: Database, name: str, now_ms: int) -> bool:
     """Disable a user and end its sessions. Returns whether the user exists."""
     async with db.begin() as connection:
-        mine = admin_users.c.name == name
-        result = await connection.execute(admin_users.update().where(mine).values(disabled_at=now_ms))
+        condition = admin_users.c.name == name
+        result = await connection.execute(admin_users.update().where(condition).values(disabled_at=now_ms))
         await connection.execute(admin_sessions.delete().where(admin_sessions.c.user == name))
     return result.rowcount > 0
 
@@ -128,8 +128,8 @@ async def find_session(db: Database, token: str, now_ms: int) -> AdminSession | 
             await connection.execute(admin_sessions.delete().where(admin_sessions.c.digest == digest))
             return None
         if now_ms - row["seen_at"] >= SEEN_EVERY_MS:
-            mine = admin_sessions.c.digest == digest
-            await connection.execute(admin_sessions.update().where(mine).values(seen_at=now_ms))
+            condition = admin_sessions.c.digest == digest
+            await connection.execute(admin_sessions.update().where(condition).values(seen_at=now_ms))
     return AdminSession(_user(row), row["opened_at"], row["expires_at"])
 
 

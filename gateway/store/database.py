@@ -115,7 +115,7 @@ class Database:
         """One transaction, committed at the end of the block. Raises StoreUnavailable; data errors pass through unchanged."""
         if self._engine is None:
             raise StoreUnavailable("The store is not open.")
-        async with _translated(), self._engine.begin() as connection:
+        async with _translate_errors(), self._engine.begin() as connection:
             yield connection
 
     @asynccontextmanager
@@ -126,7 +126,7 @@ class Database:
         engine = self._engine
         if not isinstance(engine, SqliteEngine):
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
-        async with _translated(), engine.begin() as connection:
+        async with _translate_errors(), engine.begin() as connection:
             yield connection
 
     async def schema_revision(self) -> str | None:
@@ -167,7 +167,7 @@ class Database:
         if engine is None:
             raise StoreUnavailable("The store is not open.")
         try:
-            async with _translated(), engine.begin() as connection:
+            async with _translate_errors(), engine.begin() as connection:
                 if self.is_postgres:
                     await connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
                 await upgrade(connection, now_ms)
@@ -213,7 +213,7 @@ class Database:
         connect_args: dict[str, Any] = {
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
-            "prepared_statement_name_func": _unnamed,
+            "prepared_statement_name_func": _empty_statement_name,
             "timeout": CONNECT_TIMEOUT_MS / 1000,
             # A migration may rewrite a large table, and takes as long as it takes.
             "command_timeout": None if migrating else STATEMENT_TIMEOUT_MS / 1000,
@@ -244,7 +244,7 @@ def _driver_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+asyncpg", query=query)
 
 
-def _unnamed() -> str:
+def _empty_statement_name() -> str:
     """A named prepared statement would stay on a connection that pgbouncer hands to another client."""
     return ""
 
@@ -275,7 +275,7 @@ def is_data_fault(error: BaseException) -> bool:
 
 
 @asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+async def _translate_errors() -> AsyncIterator[None]:
     try:
         yield
     except (OSError, TimeoutError, SQLAlchemyError) as error:

@@ -35,7 +35,7 @@ class Intensity:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ObservedActivity:
     """What the gateway saw of an agent's runs: sums over `runs` runs, and the largest single run."""
 
     runs: int = 0
@@ -70,8 +70,10 @@ async def put(db: Database, intensity: Intensity) -> None:
     async with db.begin() as connection:
         # First, because raising the version locks its row, so that concurrent scores of one agent cannot both stay current.
         await raise_version(connection, Subject.AGENTS)
-        mine = and_(table.c.project == intensity.project, table.c.agent == intensity.agent, table.c.current.is_(True))
-        await connection.execute(table.update().where(mine).values(current=False))
+        condition = and_(
+            table.c.project == intensity.project, table.c.agent == intensity.agent, table.c.current.is_(True)
+        )
+        await connection.execute(table.update().where(condition).values(current=False))
         await connection.execute(table.insert().values(**row))
 
 
@@ -105,7 +107,7 @@ async def forget_old(db: Database, now_ms: int) -> None:
         await connection.execute(agent_intensity_metrics.delete().where(old, not_(is_of_use)))
 
 
-async def observed(db: Database, project: str, agent: str, since_ms: int) -> Observed:
+async def observed(db: Database, project: str, agent: str, since_ms: int) -> ObservedActivity:
     """Figures of the agent's runs whose last event is not older than `since_ms`."""
     seen = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
     summed = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens")
@@ -121,7 +123,7 @@ async def observed(db: Database, project: str, agent: str, since_ms: int) -> Obs
     async with db.begin() as connection:
         row = (await connection.execute(query)).mappings().one()
         step_count = (await connection.execute(steps)).scalar_one()
-    return Observed(**{name: int(value or 0) for name, value in row.items()}, steps=step_count)
+    return ObservedActivity(**{name: int(value or 0) for name, value in row.items()}, steps=step_count)
 
 
 def _from_row(row: Mapping[Any, Any]) -> Intensity:

@@ -31,9 +31,9 @@ async def is_invited(db: Database, token: str, now_ms: int) -> bool:
     if await has_admin_user(db):
         return False
     table = admin_sessions.c
-    mine = and_(table.digest == session_digest(token), table.user == _NOBODY, table.expires_at > now_ms)
+    condition = and_(table.digest == session_digest(token), table.user == _NOBODY, table.expires_at > now_ms)
     async with db.begin() as connection:
-        return (await connection.execute(select(table.digest).where(mine))).first() is not None
+        return (await connection.execute(select(table.digest).where(condition))).first() is not None
 
 
 async def forget_invitations(db: Database) -> None:

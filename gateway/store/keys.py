@@ -185,8 +185,8 @@ async def revoke(db: Database, key_id: str, now_ms: int) -> ApiKey | None:
         if key is None:
             return None
         if key.revoked_at_ms is None:
-            mine = api_keys.c.id == key_id
-            await connection.execute(api_keys.update().where(mine).values(revoked_at=now_ms))
+            condition = api_keys.c.id == key_id
+            await connection.execute(api_keys.update().where(condition).values(revoked_at=now_ms))
             await raise_version(connection, Subject.KEYS)
         return await _locked(connection, key_id)
 

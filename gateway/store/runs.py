@@ -176,8 +176,8 @@ async def begin(db: Database, new_runs: Sequence[Run]) -> None:
 
 async def _check_workflow(connection: StoreConnection, run: Run) -> None:
     """Called after writing, with the row locked: of two concurrent creators one is told of the other's workflow."""
-    mine = and_(runs.c.project == run.project, runs.c.run == run.run)
-    workflow = (await connection.execute(select(runs.c.workflow).where(mine))).scalar_one()
+    condition = and_(runs.c.project == run.project, runs.c.run == run.run)
+    workflow = (await connection.execute(select(runs.c.workflow).where(condition))).scalar_one()
     if workflow != run.workflow:
         raise RunOfOtherWorkflow(workflow)
 
@@ -229,9 +229,11 @@ def _runs_named(dialect: str) -> Select[*tuple[Any, ...]]:
 async def overhead_us(db: Database, run: Run) -> int | None:
     """The gateway's overhead over all calls of the run; None if no call has it (retention deletes single calls)."""
     calls = token_usage.c
-    mine = and_(calls.project == run.project, calls.run == run.run, calls.at.between(run.first_at_ms, run.last_at_ms))
+    condition = and_(
+        calls.project == run.project, calls.run == run.run, calls.at.between(run.first_at_ms, run.last_at_ms)
+    )
     async with db.read() as connection:
-        found = (await connection.execute(select(func.sum(calls.overhead_us)).where(mine))).scalar()
+        found = (await connection.execute(select(func.sum(calls.overhead_us)).where(condition))).scalar()
     return None if found is None else int(found)
 
 
@@ -270,16 +272,16 @@ async def set_state(
     if metrics is not None:
         values["metrics"] = _json(metrics)
     async with db.begin() as connection:
-        mine = and_(runs.c.project == project, runs.c.run == run)
-        await connection.execute(runs.update().where(mine).values(**values))
+        condition = and_(runs.c.project == project, runs.c.run == run)
+        await connection.execute(runs.update().where(condition).values(**values))
     return await get(db, project, run)
 
 
 async def set_plan(db: Database, project: str, run: str, plan: Mapping[str, Any]) -> None:
     """Replace the plan, for example after the budget of the run was raised."""
     async with db.begin() as connection:
-        mine = and_(runs.c.project == project, runs.c.run == run)
-        await connection.execute(runs.update().where(mine).values(plan=_json(plan)))
+        condition = and_(runs.c.project == project, runs.c.run == run)
+        await connection.execute(runs.update().where(condition).values(plan=_json(plan)))
 
 
 async def family(connection: StoreConnection, project: str, run: str) -> list[str]:

@@ -129,8 +129,8 @@ async def _write(connection: StoreConnection, row: SettingRow, *, is_new: bool) 
         seeded = {"key": row.key, "type": spec.type, "category": spec.category, "description": spec.description}
         await connection.execute(system_settings_config.insert().values(**seeded, **values))
     else:
-        mine = system_settings_config.c.key == row.key
-        await connection.execute(system_settings_config.update().where(mine).values(**values))
+        condition = system_settings_config.c.key == row.key
+        await connection.execute(system_settings_config.update().where(condition).values(**values))
 
 
 async def _note_change(connection: StoreConnection, old: SettingValue, row: SettingRow) -> None:

@@ -59,7 +59,7 @@ async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: i
 
     Raises StoreUnavailable, after which it is unknown whether they were committed: repeat the call.
     """
-    by_id, rejected = await _parsed(entries)
+    by_id, rejected = await _parse_entries(entries)
     async with db.begin() as connection:
         await _acquire_writer_lock(connection)
         fresh = await _drop_known(connection, by_id)
@@ -75,7 +75,7 @@ async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: i
     return InsertCounts(len(stored), len(entries) - len(stored) - len(rejected), len(rejected))
 
 
-async def _parsed(entries: Sequence[OutboxEntry]) -> tuple[dict[str, Row], list[RejectedEntry]]:
+async def _parse_entries(entries: Sequence[OutboxEntry]) -> tuple[dict[str, Row], list[RejectedEntry]]:
     """The rows by id, of which the first counts, in the order of the entries; and the entries that cannot become rows."""
     by_id: dict[str, Row] = {}
     rejected: list[RejectedEntry] = []
@@ -278,12 +278,12 @@ _STEP_CONFLICT: Final = add_on_conflict(
 
 
 async def _insert_dead_letters(connection: StoreConnection, rejected: Sequence[RejectedEntry], now_ms: int) -> None:
-    rows = [_dead_letter_row(poison, now_ms) for poison in rejected]
+    rows = [_dead_letter_row(rejection, now_ms) for rejection in rejected]
     await insert(connection, usage_dead_letter, rows, ignore_conflict)
 
 
-def _dead_letter_row(poison: RejectedEntry, now_ms: int) -> dict[str, Any]:
-    entry = poison.entry
+def _dead_letter_row(rejection: RejectedEntry, now_ms: int) -> dict[str, Any]:
+    entry = rejection.entry
     return {
         "id": _printable(entry.id.encode(errors="surrogatepass")),
         "project": _printable(entry.project.encode(errors="surrogatepass")),
@@ -294,7 +294,7 @@ def _dead_letter_row(poison: RejectedEntry, now_ms: int) -> dict[str, Any]:
         "requests": _within_int64(entry.amount.requests),
         "draft": _printable(entry.draft),
         "detail": _printable(entry.detail),
-        "reason": poison.reason,
+        "reason": rejection.reason,
         "parked_at": now_ms,
     }
 

@@ -46,8 +46,8 @@ async def put(db: Database, workflow: Workflow) -> None:
 async def delete(db: Database, project: str, name: str) -> bool:
     """Delete a workflow. Returns whether it existed."""
     async with db.begin() as connection:
-        mine = and_(workflows.c.project == project, workflows.c.name == name)
-        result = await connection.execute(workflows.delete().where(mine))
+        condition = and_(workflows.c.project == project, workflows.c.name == name)
+        result = await connection.execute(workflows.delete().where(condition))
         await raise_version(connection, Subject.WORKFLOWS)
     return result.rowcount > 0
 

@@ -99,6 +99,6 @@ def names_of(version: Conventions) -> Mapping[str, str]:
     return MappingProxyType(_SAME | {word: name for word, name in different.items() if name is not None})
 
 
-def named(names: Mapping[str, str], values: Mapping[str, Value | None]) -> dict[str, Value]:
+def rename_attributes(names: Mapping[str, str], values: Mapping[str, Value | None]) -> dict[str, Value]:
     """The values under their attribute names. Unknown values, and words without a name in this version, are left out."""
     return {names[word]: value for word, value in values.items() if value is not None and word in names}

@@ -24,7 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from gateway.pipeline.call import Call, Outcome
 from gateway.pipeline.exchange import Exchange
-from gateway.tracing.attributes import WORKFLOW_OPERATION, Value, named, operation_of, provider_of
+from gateway.tracing.attributes import WORKFLOW_OPERATION, Value, operation_of, provider_of, rename_attributes
 from gateway.upstream.port import Deployment, Lane, UpstreamAnswer, UpstreamCall
 from gateway.wire.choices import usage_in
 from policies.amounts import NANO_USD_PER_USD, Amount
@@ -44,7 +44,10 @@ class CallTrace:
         self._tracer = tracer
         self._names = names
         self._span = tracer.start_span(
-            f"POST {route}", _W3C.extract(headers), SpanKind.SERVER, named(names, {"method": "POST", "route": route})
+            f"POST {route}",
+            _W3C.extract(headers),
+            SpanKind.SERVER,
+            rename_attributes(names, {"method": "POST", "route": route}),
         )
         self._attempt: Attempt | None = None
         self._error = ""
@@ -105,7 +108,7 @@ class CallTrace:
         )
 
     def _set_attributes(self, **values: Value | None) -> None:
-        self._span.set_attributes(named(self._names, values))
+        self._span.set_attributes(rename_attributes(self._names, values))
 
 
 class Attempt:
@@ -125,7 +128,9 @@ class Attempt:
             "purpose": call.purpose,
             **_server_of(deployment),
         }
-        self._span = tracer.start_span(f"{operation} {deployment.model}", parent, SpanKind.CLIENT, named(names, values))
+        self._span = tracer.start_span(
+            f"{operation} {deployment.model}", parent, SpanKind.CLIENT, rename_attributes(names, values)
+        )
         self._began_ns = time.monotonic_ns()
         self._finish_reasons: list[str] = []
         self._is_own = call.purpose is not None
@@ -203,7 +208,7 @@ class Attempt:
         self._finish_reasons += [end for end in (*ends, answer.get("stop_reason")) if isinstance(end, str)]
 
     def _set_attributes(self, **values: Value | None) -> None:
-        self._span.set_attributes(named(self._names, values))
+        self._span.set_attributes(rename_attributes(self._names, values))
 
 
 class _TracedPieces:
@@ -226,7 +231,7 @@ class _TracedPieces:
 
 def _finish(span: Span, names: Mapping[str, str], error: str) -> None:
     if error:
-        span.set_attributes(named(names, {"error": error}))
+        span.set_attributes(rename_attributes(names, {"error": error}))
         span.set_status(Status(StatusCode.ERROR))
     span.end()
 

@@ -49,19 +49,19 @@ def duration_ms_at_most(sound: bytes) -> int:
 
 def _wav_ms(sound: bytes) -> int | None:
     """From the `fmt ` and all `data` chunks. A streamed file has 0 or 0xFFFFFFFF as a size that was not known in advance."""
-    at, heard = 12, -1
+    at, audio_bytes = 12, -1
     rates: list[int] = []
     for _ in range(_CHUNKS_READ_MAX):
         if at + 8 > len(sound):
             rate = min(rates, default=0)
-            return -(-heard * 1000 // rate) if rate and heard >= 0 else None
+            return -(-audio_bytes * 1000 // rate) if rate and audio_bytes >= 0 else None
         name, size = sound[at : at + 4], int.from_bytes(sound[at + 4 : at + 8], "little")
         at += 8
         if name == b"fmt ":
             rates.append(wav_bytes_per_second(sound[at : at + 16]))
         if name == b"data":
             size = min(size or len(sound), len(sound) - at)
-            heard = max(heard, 0) + size
+            audio_bytes = max(audio_bytes, 0) + size
         at += size + size % 2
     return None
 

@@ -62,13 +62,13 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if denied:
         raise forbidden(min(denied))
     # A key that is repeated in the outermost object is also in the parsed body, so only those are searched for, in one pass each.
-    doubled = [key for key, quoted in _QUOTED if key in body and raw.count(quoted) > 1]
+    repeated = [key for key, quoted in _QUOTED if key in body and raw.count(quoted) > 1]
     if b"\\u00" in raw and _ESCAPED_LETTER.search(raw):
-        doubled = list(ACCOUNTED_KEYS)
-    elif doubled:
-        doubled = _keys_dropped_by_parser(raw, body, doubled)
-    if doubled:
-        _reject_duplicates(raw, doubled)
+        repeated = list(ACCOUNTED_KEYS)
+    elif repeated:
+        repeated = _keys_dropped_by_parser(raw, body, repeated)
+    if repeated:
+        _reject_duplicates(raw, repeated)
     return body
 
 
@@ -98,10 +98,10 @@ def _keys_dropped_by_parser(raw: bytes, body: dict[str, Any], keys: list[str]) -
     which would block the event loop.
     """
     try:
-        again = orjson.dumps(body)
+        reserialized = orjson.dumps(body)
     except orjson.JSONEncodeError:
         return keys
-    return [key for key in keys if len(_AS_KEY[key].findall(raw)) != again.count(b'"' + key.encode() + b'":')]
+    return [key for key in keys if len(_AS_KEY[key].findall(raw)) != reserialized.count(b'"' + key.encode() + b'":')]
 
 
 def _reject_duplicates(raw: bytes, keys: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ class BufferedProtocol:
     streams = False
     is_binary = False
 
-    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+    def upstream_body(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         return dict(request.body)
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
-from gateway.wire.chat_assembly import assembled
+from gateway.wire.chat_assembly import assemble_answer
 from gateway.wire.choices import ChoiceRelay, request_stream, usage_of, wants_usage
 from gateway.wire.openai_errors import error_body
 from gateway.wire.protocol import OutputCounter, Request, hosted_tools_bound
@@ -46,7 +46,7 @@ class ChatProtocol:
             metadata=body.get("metadata"),
         )
 
-    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+    def upstream_body(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
         if output_tokens is not None:
             _set_output_cap(body, output_tokens)
@@ -69,7 +69,7 @@ class ChatProtocol:
         return ChatRelay(request, counter)
 
     def assemble(self, pieces: bytes) -> dict[str, Any]:
-        return assembled(pieces)
+        return assemble_answer(pieces)
 
     def error_body(self, error: GatewayError) -> bytes:
         return error_body(error)

@@ -11,7 +11,7 @@ from gateway.wire.openai_errors import upstream_event_error
 _ONLY_OF_CHUNKS: Final = frozenset({"choices", "obfuscation"})
 
 
-def assembled(pieces: bytes) -> dict[str, Any]:
+def assemble_answer(pieces: bytes) -> dict[str, Any]:
     """The buffered answer that is equivalent to the stream. Raises `StreamBroken`."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}

@@ -46,7 +46,7 @@ class CompletionsProtocol:
             metadata=body.get("metadata"),
         )
 
-    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+    def upstream_body(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
         if output_tokens is not None:
             own = request.output_tokens_max

@@ -72,6 +72,6 @@ def budget_comment(budget: Mapping[str, Any] | None) -> bytes:
     return b"" if budget is None else sse.comment(b"budget " + orjson.dumps(budget))
 
 
-def named(value: dict[str, Any]) -> bytes:
+def typed_event(value: dict[str, Any]) -> bytes:
     """An event of our own, named by its `type`."""
     return sse.event(orjson.dumps(value), value["type"])

@@ -15,7 +15,7 @@ _GROWING: Final = {"text_delta": "text", "thinking_delta": "thinking", "compacti
 _OUTSIDE_MESSAGE: Final = frozenset({"type", "delta", "usage"})
 
 
-def assembled(pieces: bytes) -> dict[str, Any]:
+def assemble_answer(pieces: bytes) -> dict[str, Any]:
     """The buffered answer that is equivalent to the stream. Raises `StreamBroken`."""
     message: dict[str, Any] = {"type": "message", "role": "assistant", "stop_reason": None, "stop_sequence": None}
     blocks: dict[int, dict[str, Any]] = {}

@@ -14,8 +14,8 @@ from gateway.wire.anthropic_errors import error_body
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat import check_messages
 from gateway.wire.choices import details_of
-from gateway.wire.event_relay import EventRelay, budget_comment, named
-from gateway.wire.message_assembly import assembled
+from gateway.wire.event_relay import EventRelay, budget_comment, typed_event
+from gateway.wire.message_assembly import assemble_answer
 from gateway.wire.openai_errors import upstream_event_error
 from gateway.wire.protocol import (
     OutputCounter,
@@ -63,11 +63,11 @@ class MessagesProtocol:
         check_messages(body)
         return Request(body=body, model=model, has_output=False, metadata=body.get("metadata"))
 
-    def counted(self, tokens: int) -> bytes:
+    def count_answer(self, tokens: int) -> bytes:
         """The answer of `/v1/messages/count_tokens`."""
         return orjson.dumps({"input_tokens": tokens})
 
-    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+    def upstream_body(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
         own = request.output_tokens_max
         if output_tokens is not None and (own is None or output_tokens < own):
@@ -92,7 +92,7 @@ class MessagesProtocol:
         return MessagesRelay(request, counter)
 
     def assemble(self, pieces: bytes) -> dict[str, Any]:
-        return assembled(pieces)
+        return assemble_answer(pieces)
 
     def error_body(self, error: GatewayError) -> bytes:
         return error_body(error)
@@ -174,7 +174,7 @@ class MessagesRelay(EventRelay):
             events.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": self.output_tokens}})
         self._open.clear()
         self._is_begun = self._has_reason = self._is_finished = True
-        return b"".join([named(event) for event in events])
+        return b"".join([typed_event(event) for event in events])
 
     def _start_event(self) -> dict[str, Any]:
         blank: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}

@@ -117,7 +117,7 @@ class WireProtocol(Protocol):
     def parse(self, raw: bytes) -> Request:
         """Raises a `BadRequest` that names the field."""
 
-    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+    def upstream_body(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         """The object to send upstream. `output_tokens` caps each choice; None leaves the client's own cap alone."""
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:

@@ -43,17 +43,17 @@ class ResponseDraft:
         self._open_parts: set[tuple[int, int]] = set()
         self._texts: defaultdict[tuple[int, str, int, str], list[str]] = defaultdict(list)
 
-    def note(self, event: dict[str, Any]) -> None:
+    def add_event(self, event: dict[str, Any]) -> None:
         """Add an event to the draft. Events with impossible indexes or items are skipped: the client has them, and may judge."""
         number = event.get("sequence_number")
         if type(number) is int:
             self._number = number
         try:
-            self._note(event)
+            self._apply_event(event)
         except StreamBroken:
             return
 
-    def _note(self, event: dict[str, Any]) -> None:
+    def _apply_event(self, event: dict[str, Any]) -> None:
         kind = kind_of(event)
         if kind in DELTAS:
             self._append_text(event, *DELTAS[kind])
@@ -96,7 +96,7 @@ class ResponseDraft:
         closing.append({"type": "response.incomplete", "response": self.incomplete()})
         return [{**event, "sequence_number": self.next_number()} for event in closing]
 
-    def failed(self, code: str, message: str) -> dict[str, Any]:
+    def failed_event(self, code: str, message: str) -> dict[str, Any]:
         output = [self._item(index) for index in sorted(self._items)]
         response = {**self._response, "status": "failed", "error": {"code": code, "message": message}, "output": output}
         return {"type": "response.failed", "response": response, "sequence_number": self.next_number()}

@@ -10,7 +10,7 @@ from gateway.errors import BadRequest, GatewayError, StreamBroken
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.choices import details_of
-from gateway.wire.event_relay import EventRelay, budget_comment, named
+from gateway.wire.event_relay import EventRelay, budget_comment, typed_event
 from gateway.wire.events import kind_of, objects_of
 from gateway.wire.openai_errors import error_body, error_object, upstream_event_error
 from gateway.wire.protocol import (
@@ -58,7 +58,7 @@ class ResponsesProtocol:
             metadata=body.get("metadata"),
         )
 
-    def forwarded(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
+    def upstream_body(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
         if output_tokens is not None:
             body["max_output_tokens"] = min(output_tokens, request.output_tokens_max or output_tokens)
@@ -82,7 +82,7 @@ class ResponsesProtocol:
         draft, last = ResponseDraft(""), None
         for event in objects_of(pieces):
             last = _end_of(event) or last
-            draft.note(event)
+            draft.add_event(event)
         return last or draft.incomplete()
 
     def error_body(self, error: GatewayError) -> bytes:
@@ -106,14 +106,14 @@ class ResponsesRelay(EventRelay):
         if kind in DELTAS and isinstance(delta, str):
             self._counter.add(delta)
         elif kind in _ENDS or kind in _FAILURES or kind == "error" or value.get("error"):
-            return self._ended(event, value)
+            return self._hold_back_end(event, value)
         self._undelivered.append(value)
         return event + b"\n\n"
 
     def _mark_delivered(self, value: dict[str, Any]) -> None:
-        self._draft.note(value)
+        self._draft.add_event(value)
 
-    def _ended(self, event: bytes, value: dict[str, Any]) -> bytes:
+    def _hold_back_end(self, event: bytes, value: dict[str, Any]) -> bytes:
         response = value.get("response")
         if isinstance(response, dict):
             # A failed answer is billed as well.
@@ -125,8 +125,8 @@ class ResponsesRelay(EventRelay):
 
     def cut(self) -> bytes:
         *closing, end = self._draft.cut()
-        self._end = named(end)
-        return b"".join([named(event) for event in closing])
+        self._end = typed_event(end)
+        return b"".join([typed_event(event) for event in closing])
 
     def close(self, budget: Mapping[str, Any] | None) -> bytes:
         self._mark_all_delivered()
@@ -147,8 +147,8 @@ class ResponsesRelay(EventRelay):
         return (
             self._take_passed()
             + budget_comment(budget)
-            + named(first)
-            + named(self._draft.failed(error.code, error.message))
+            + typed_event(first)
+            + typed_event(self._draft.failed_event(error.code, error.message))
         )
 
 
@@ -175,8 +175,8 @@ def _hosted_in(answer: Mapping[str, Any]) -> HostedTools:
     output = answer.get("output")
     items = [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
     kinds = [item.get("type") for item in items]
-    told = details_of(details_of(answer, "tool_usage"), "web_search").get("num_requests")
-    searches = kinds.count("web_search_call") if told is None else told
+    reported_searches = details_of(details_of(answer, "tool_usage"), "web_search").get("num_requests")
+    searches = kinds.count("web_search_call") if reported_searches is None else reported_searches
     files = kinds.count("file_search_call")
     containers = {str(item.get("container_id")) for item in items if item.get("type") == "code_interpreter_call"}
     if not searches and not files and not containers:

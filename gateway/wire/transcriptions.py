@@ -58,8 +58,8 @@ class TranscriptionsProtocol(BufferedProtocol):
         usage = details_of(answer, "usage")
         prompt, output = token_count(usage.get("input_tokens")), token_count(usage.get("output_tokens"))
         if prompt is not None and output is not None and prompt + output:
-            heard = token_count(details_of(usage, "input_token_details").get("audio_tokens")) or 0
-            return Usage(input_tokens=prompt, output_tokens=output, audio_input_tokens=min(heard, prompt))
+            audio_tokens = token_count(details_of(usage, "input_token_details").get("audio_tokens")) or 0
+            return Usage(input_tokens=prompt, output_tokens=output, audio_input_tokens=min(audio_tokens, prompt))
         seconds = usage.get("seconds", answer.get("duration"))
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             return None

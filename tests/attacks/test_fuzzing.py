@@ -100,7 +100,7 @@ def test_any_body_is_parsed_or_refused_with_a_4xx(data: bytes) -> None:
             continue
         assert request.choices >= 1
         assert request.output_tokens_max is None or request.output_tokens_max >= 0
-        orjson.dumps(protocol.forwarded(request, 7, request.stream))
+        orjson.dumps(protocol.upstream_body(request, 7, request.stream))
 
 
 def parsed(protocol: Any, data: bytes) -> Any:

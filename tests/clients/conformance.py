@@ -122,7 +122,7 @@ def verdict(path: str, body: dict[str, Any], name: str) -> tuple[str, str]:
         request = protocol.parse(orjson.dumps({**body, name: value}))
     except BadRequest as error:
         return "refused", error.message
-    forwarded = protocol.forwarded(request, None, False)
+    forwarded = protocol.upstream_body(request, None, False)
     if name in READ and (path, name) not in UNREAD:
         return "used", ELSEWHERE.get((path, name), READ[name])
     if forwarded.get(name) != value:

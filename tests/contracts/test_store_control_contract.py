@@ -258,7 +258,7 @@ async def test_observed_activity_of_an_agent_is_summed(db: Database) -> None:
     seen = await intensity.observed(db, "default", "ada", NOW_MS)
     assert (seen.runs, seen.completed_runs, seen.calls, seen.steps) == (2, 1, 8, 4)
     assert (seen.total_tokens, seen.peak_run_tokens, seen.duration_ms) == (1200, 600, 12)
-    assert await intensity.observed(db, "default", "nobody", 0) == intensity.Observed()
+    assert await intensity.observed(db, "default", "nobody", 0) == intensity.ObservedActivity()
 
 
 async def test_audit_rejects_update_and_delete(db: Database) -> None:

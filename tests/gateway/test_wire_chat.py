@@ -91,7 +91,7 @@ def test_forwarded_body_is_capped_and_the_request_unchanged(
 ) -> None:
     request = parsed("chat/completions", **fields)
     before = json.dumps(request.body)
-    body = CHAT.forwarded(request, output_tokens, stream=False)
+    body = CHAT.upstream_body(request, output_tokens, stream=False)
     assert {key: body[key] for key in ("max_tokens", "max_completion_tokens") if key in body} == expected
     assert json.dumps(request.body) == before
 
@@ -121,7 +121,7 @@ def test_other_fields_are_forwarded_unchanged() -> None:
     }
     request = parsed("chat/completions", **fields)
     assert request.choices == 3
-    assert CHAT.forwarded(request, None, stream=False) == {"model": "m", **fields}
+    assert CHAT.upstream_body(request, None, stream=False) == {"model": "m", **fields}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_other_fields_are_forwarded_unchanged() -> None:
 def test_usage_is_always_requested_and_relayed_only_if_asked_for(options: dict[str, Any] | None, wants: bool) -> None:
     request = parsed("chat/completions", stream=True, stream_options=options)
     assert request.wants_usage is wants
-    sent = CHAT.forwarded(request, None, stream=True)
+    sent = CHAT.upstream_body(request, None, stream=True)
     assert (sent["stream"], sent["stream_options"]["include_usage"]) == (True, True)
     relay, _ = relay_of("chat/completions", stream_options=options)
     usage = data_events({"id": "c-1", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1}})[0]

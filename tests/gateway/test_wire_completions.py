@@ -63,11 +63,11 @@ def test_output_cap_is_never_raised_and_defaults_to_16(
 ) -> None:
     request = parsed("completions", max_tokens=own)
     assert request.output_tokens_max == (16 if own is None else own)
-    assert COMPLETIONS.forwarded(request, output_tokens, stream=False).get("max_tokens") == sent
+    assert COMPLETIONS.upstream_body(request, output_tokens, stream=False).get("max_tokens") == sent
 
 
 def test_usage_is_requested_for_a_stream() -> None:
-    sent = COMPLETIONS.forwarded(parsed("completions", stream=True), None, stream=True)
+    sent = COMPLETIONS.upstream_body(parsed("completions", stream=True), None, stream=True)
     assert sent["stream_options"] == {"include_usage": True}
 
 

@@ -118,9 +118,9 @@ def test_other_fields_are_forwarded_unchanged() -> None:
         "brand_new": {"a": 1},
     }
     request = parsed("messages", **fields)
-    assert MESSAGES.forwarded(request, None, stream=False) == {"model": "m", **fields}
-    assert MESSAGES.forwarded(request, 9000, stream=False) == {"model": "m", **fields}
-    assert MESSAGES.forwarded(request, None, stream=True)["stream"] is True
+    assert MESSAGES.upstream_body(request, None, stream=False) == {"model": "m", **fields}
+    assert MESSAGES.upstream_body(request, 9000, stream=False) == {"model": "m", **fields}
+    assert MESSAGES.upstream_body(request, None, stream=True)["stream"] is True
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_capped_max_tokens_lowers_the_thinking_budget_below_it(
 ) -> None:
     fields = {"thinking": {"type": "enabled", "budget_tokens": thinking}} if thinking else {}
     request = parsed("messages", max_tokens=own, **fields)
-    body = MESSAGES.forwarded(request, output_tokens, stream=False)
+    body = MESSAGES.upstream_body(request, output_tokens, stream=False)
     assert (body["max_tokens"], body.get("thinking", {}).get("budget_tokens")) == (sent, sent_thinking)
     assert request.body.get("thinking", {}).get("budget_tokens") == thinking
 
@@ -165,7 +165,7 @@ def test_least_output_cap_leaves_room_for_minimal_thinking(fields: dict[str, Any
 def test_count_tokens_needs_no_max_tokens() -> None:
     request = MESSAGES.parse_count(json.dumps({"model": "m", "messages": USER, "system": "x"}).encode())
     assert (request.has_output, request.output_tokens_max, request.stream) == (False, None, False)
-    assert json.loads(MESSAGES.counted(17)) == {"input_tokens": 17}
+    assert json.loads(MESSAGES.count_answer(17)) == {"input_tokens": 17}
     with pytest.raises(BadRequest):
         MESSAGES.parse_count(b'{"model":"m"}')
 

@@ -110,8 +110,8 @@ def test_other_fields_are_forwarded_unchanged() -> None:
     }
     request = parsed("responses", **fields)
     assert request.metadata == {"workflow_id": "w"}
-    assert RESPONSES.forwarded(request, None, stream=False) == {"model": "m", "input": "say something", **fields}
-    assert RESPONSES.forwarded(request, None, stream=True)["stream"] is True
+    assert RESPONSES.upstream_body(request, None, stream=False) == {"model": "m", "input": "say something", **fields}
+    assert RESPONSES.upstream_body(request, None, stream=True)["stream"] is True
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_other_fields_are_forwarded_unchanged() -> None:
 def test_forwarded_body_is_capped(own: int | None, output_tokens: int | None, sent: int) -> None:
     request = parsed("responses", max_output_tokens=own)
     assert (request.output_tokens_max, request.output_tokens_min_useful) == (own, 16)
-    assert RESPONSES.forwarded(request, output_tokens, stream=False)["max_output_tokens"] == sent
+    assert RESPONSES.upstream_body(request, output_tokens, stream=False)["max_output_tokens"] == sent
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_form_is_parsed_and_forwarded_unchanged() -> None:
     request = TRANSCRIPTIONS.parse(raw)
     assert (request.model, request.has_output, request.stream) == ("whisper-1", False, False)
     assert request.audio_ms == 2500
-    body = TRANSCRIPTIONS.forwarded(request, None, stream=False)
+    body = TRANSCRIPTIONS.upstream_body(request, None, stream=False)
     assert body.pop("file") == ("née.wav", sound, "audio/wav")
     assert body == {
         "model": "whisper-1",

@@ -98,7 +98,7 @@ def test_request_is_forwarded_unchanged(endpoint: str) -> None:
     fields = {"brand_new": {"a": [1]}, "metadata": {"team": "x"}}
     request = parse(endpoint, **fields)
     assert (request.has_output, request.stream, request.metadata) == (False, False, {"team": "x"})
-    assert protocol_of(endpoint).forwarded(request, 5, stream=False) == {**BODIES[endpoint], **fields}
+    assert protocol_of(endpoint).upstream_body(request, 5, stream=False) == {**BODIES[endpoint], **fields}
 
 
 @pytest.mark.parametrize("endpoint", BODIES)
