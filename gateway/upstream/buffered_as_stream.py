@@ -27,7 +27,7 @@ def events_of(protocol: ProtocolName, body: bytes) -> bytes:
             protocol, 502, "The provider answered a request for a stream with something that is no answer."
         )
     if answer.get("error"):
-        return _data_event(answer)
+        return sse.json_event(answer)
     return b"".join(_MAKERS[protocol](answer))
 
 
@@ -39,19 +39,19 @@ def _chat(answer: dict[str, Any]) -> Iterator[bytes]:
         delta = dict(message) if isinstance(message, dict) else {}
         if "tool_calls" in delta:
             delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(_objects(delta["tool_calls"]))]
-        yield _data_event({**head, "choices": [{**choice, "delta": delta}]})
+        yield sse.json_event({**head, "choices": [{**choice, "delta": delta}]})
     yield from _usage_and_end(head, answer)
 
 
 def _completion(answer: dict[str, Any]) -> Iterator[bytes]:
     head = {name: value for name, value in answer.items() if name not in ("choices", "usage")}
-    yield _data_event({**head, "choices": _objects(answer.get("choices"))})
+    yield sse.json_event({**head, "choices": _objects(answer.get("choices"))})
     yield from _usage_and_end(head, answer)
 
 
 def _usage_and_end(head: Mapping[str, Any], answer: Mapping[str, Any]) -> Iterator[bytes]:
     if answer.get("usage"):
-        yield _data_event({**head, "choices": [], "usage": answer["usage"]})
+        yield sse.json_event({**head, "choices": [], "usage": answer["usage"]})
     yield sse.event(b"[DONE]")
 
 
@@ -59,7 +59,7 @@ def _response(answer: dict[str, Any]) -> Iterator[bytes]:
     numbers = iter(range(2**31))
 
     def event(name: str, **fields: Any) -> bytes:
-        return _typed_event(name, sequence_number=next(numbers), **fields)
+        return sse.typed_event(name, sequence_number=next(numbers), **fields)
 
     yield event("response.created", response={**answer, "status": "in_progress", "output": [], "usage": None})
     for index, item in enumerate(_objects(answer.get("output"))):
@@ -81,20 +81,22 @@ def _response(answer: dict[str, Any]) -> Iterator[bytes]:
 
 
 def _message(answer: dict[str, Any]) -> Iterator[bytes]:
-    yield _typed_event("message_start", message={**answer, "content": [], "stop_reason": None, "stop_sequence": None})
+    yield sse.typed_event(
+        "message_start", message={**answer, "content": [], "stop_reason": None, "stop_sequence": None}
+    )
     for index, block in enumerate(_objects(answer.get("content"))):
         deltas = [{"type": kind, name: block[name]} for name, kind in _BLOCK_DELTAS.items() if block.get(name)]
         begun = block | {name: "" for name in _BLOCK_DELTAS if name in block}
         if isinstance(block.get("input"), dict):
             deltas.append({"type": "input_json_delta", "partial_json": orjson.dumps(block["input"]).decode()})
             begun["input"] = {}
-        yield _typed_event("content_block_start", index=index, content_block=begun)
+        yield sse.typed_event("content_block_start", index=index, content_block=begun)
         for delta in deltas:
-            yield _typed_event("content_block_delta", index=index, delta=delta)
-        yield _typed_event("content_block_stop", index=index)
+            yield sse.typed_event("content_block_delta", index=index, delta=delta)
+        yield sse.typed_event("content_block_stop", index=index)
     delta = {name: answer.get(name) for name in ("stop_reason", "stop_sequence")}
-    yield _typed_event("message_delta", delta=delta, usage=answer.get("usage") or {"output_tokens": 0})
-    yield _typed_event("message_stop")
+    yield sse.typed_event("message_delta", delta=delta, usage=answer.get("usage") or {"output_tokens": 0})
+    yield sse.typed_event("message_stop")
 
 
 _MAKERS: Final[Mapping[ProtocolName, Callable[[dict[str, Any]], Iterator[bytes]]]] = {
@@ -107,11 +109,3 @@ _MAKERS: Final[Mapping[ProtocolName, Callable[[dict[str, Any]], Iterator[bytes]]
 
 def _objects(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _data_event(value: Mapping[str, Any]) -> bytes:
-    return sse.event(orjson.dumps(value))
-
-
-def _typed_event(name: str, **fields: Any) -> bytes:
-    return sse.event(orjson.dumps({"type": name, **fields}), name)

@@ -106,14 +106,6 @@ def _pieces(reply: Reply) -> list[str]:
     return _WORDS.findall(reply.text)
 
 
-def _data_event(value: Mapping[str, Any]) -> bytes:
-    return sse.event(orjson.dumps(value))
-
-
-def _typed_event(name: str, **fields: Any) -> bytes:
-    return sse.event(orjson.dumps({"type": name, **fields}), name)
-
-
 # ── chat and completions ──
 
 
@@ -150,7 +142,7 @@ def _chat_events(reply: Reply, include_usage: bool) -> Iterator[bytes]:
 
     def chunk(index: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return _data_event({**head, "choices": [choice]})
+        return sse.json_event({**head, "choices": [choice]})
 
     for index in range(reply.choices):
         yield chunk(index, {"role": "assistant", "content": ""})
@@ -158,7 +150,7 @@ def _chat_events(reply: Reply, include_usage: bool) -> Iterator[bytes]:
             yield chunk(index, {"content": piece})
         yield chunk(index, {}, reply.finish)
     if include_usage:
-        yield _data_event({**head, "choices": [], "usage": _chat_usage(reply)})
+        yield sse.json_event({**head, "choices": [], "usage": _chat_usage(reply)})
     yield b"data: [DONE]\n\n"
 
 
@@ -181,11 +173,11 @@ def _completion_events(reply: Reply, include_usage: bool) -> Iterator[bytes]:
     for index in range(reply.choices):
         for piece in _pieces(reply):
             choice = {"index": index, "text": piece, "logprobs": None, "finish_reason": None}
-            yield _data_event({**head, "choices": [choice]})
+            yield sse.json_event({**head, "choices": [choice]})
         last = {"index": index, "text": "", "logprobs": None, "finish_reason": reply.finish}
-        yield _data_event({**head, "choices": [last]})
+        yield sse.json_event({**head, "choices": [last]})
     if include_usage:
-        yield _data_event({**head, "choices": [], "usage": _chat_usage(reply)})
+        yield sse.json_event({**head, "choices": [], "usage": _chat_usage(reply)})
     yield b"data: [DONE]\n\n"
 
 
@@ -247,7 +239,7 @@ def _response_events(reply: Reply) -> Iterator[bytes]:
         (f"response.{status}", {"response": _response(reply, status)}),
     ]
     for number, (name, fields) in enumerate(story):
-        yield _typed_event(name, sequence_number=number, **fields)
+        yield sse.typed_event(name, sequence_number=number, **fields)
 
 
 # ── messages ──
@@ -275,11 +267,11 @@ def _message_events(reply: Reply) -> Iterator[bytes]:
     message = _message(reply)
     usage = message["usage"]
     opened = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
-    yield _typed_event("message_start", message=opened)
-    yield _typed_event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    yield sse.typed_event("message_start", message=opened)
+    yield sse.typed_event("content_block_start", index=0, content_block={"type": "text", "text": ""})
     for piece in _pieces(reply):
-        yield _typed_event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
-    yield _typed_event("content_block_stop", index=0)
+        yield sse.typed_event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
+    yield sse.typed_event("content_block_stop", index=0)
     delta = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    yield _typed_event("message_delta", delta=delta, usage=usage)
-    yield _typed_event("message_stop")
+    yield sse.typed_event("message_delta", delta=delta, usage=usage)
+    yield sse.typed_event("message_stop")

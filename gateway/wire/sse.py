@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
 
 EVENT_BYTES_MAX: Final = 16 * 1024 * 1024
 # No real event has more lines, and processing two million of them one by one took six seconds.
@@ -75,6 +78,15 @@ def data_of(event: bytes) -> bytes | None:
 def event(data: bytes, name: str | None = None) -> bytes:
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + data + b"\n\n"
+
+
+def json_event(value: Mapping[str, Any]) -> bytes:
+    return event(orjson.dumps(value))
+
+
+def typed_event(kind: str, **fields: Any) -> bytes:
+    """An object whose `type` is also the event's name, as in Messages and Responses."""
+    return event(orjson.dumps({"type": kind, **fields}), kind)
 
 
 def comment(text: bytes) -> bytes:

@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from gateway.config.faults import ConfigError
 from gateway.config.schema import TracingConfig
 from gateway.tracing import switch
-from gateway.tracing.attributes import VERSIONS, named, names_of
+from gateway.tracing.attributes import VERSIONS, names_of, rename_attributes
 from tests.acceptance.collector import Collector, running_collector
 from tests.acceptance.serving import Served, model, serving
 from tests.farebox_process import tagged
@@ -235,7 +235,7 @@ def test_attribute_names_follow_the_version_of_the_conventions() -> None:
         "input_tokens": 9,
         "error": None,
     }
-    assert [named(names_of(version), values) for version in VERSIONS] == [
+    assert [rename_attributes(names_of(version), values) for version in VERSIONS] == [
         {"gen_ai.system": "openai", "gen_ai.usage.input_tokens": 9},
         {
             "gen_ai.provider.name": "openai",
