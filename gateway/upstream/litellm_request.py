@@ -87,6 +87,10 @@ _NOT_FROM_ENTRIES: Final = _names(
 )
 
 
+# For these providers LiteLLM refuses the number of retries as an unknown parameter of the request. It does not retry their requests.
+_REFUSES_RETRIES: Final = frozenset({"gradient_ai"})
+
+
 def forbidden_field(protocol: ProtocolName, body: Mapping[str, Any]) -> str | None:
     """The first field of a request that would control LiteLLM rather than the model, or allow a longer answer than was
     reserved; None if there is none."""
@@ -125,7 +129,9 @@ def call_arguments(
     model = str(deployment.params.get("model") or f"{deployment.provider}/{deployment.model}")
     if call.protocol in _TAKES_HEADERS:
         arguments["extra_headers"] = _headers(deployment, call)
-    return {**arguments, "model": model, "timeout": timeout_s, "num_retries": 0, "max_retries": 0}
+    if deployment.provider not in _REFUSES_RETRIES:
+        arguments |= {"num_retries": 0, "max_retries": 0}
+    return {**arguments, "model": model, "timeout": timeout_s}
 
 
 _DEFAULTED: Final = frozenset(

@@ -450,3 +450,13 @@ async def test_only_the_beginning_of_an_invalid_answer_is_parsed(
         else:
             await events_of_stream(answer)
     assert time.process_time() - began_s < 3, "LiteLLM alone takes 10 s of CPU for these two megabytes"
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
+async def test_provider_whose_retries_cannot_be_set_is_called_once(
+    provider: FakeProvider, lane: LiteLLMLane, streamed: bool
+) -> None:
+    provider.script(status=500, message="out of order", times=None)
+    answer = await lane.send(deployment(provider, "gradient_ai"), call(stream=streamed))
+    assert (answer.status, json.loads(answer.body)["error"]["message"]) == (500, "out of order")
+    assert len(provider.requests) == 1
