@@ -70,8 +70,8 @@ async def sqlite(folder: Path) -> AsyncIterator[LedgerUnderTest]:
 async def sqlite_folding(folder: Path) -> AsyncIterator[LedgerUnderTest]:
     """With a journal so short that values are moved into the tables all the time, a few at once."""
     with mock.patch.multiple(sqlite_storage, JOURNAL_MAX=5, FOLD_MIN=2, _JOURNAL_OVERDUE=9):
-        async with sqlite(folder) as made:
-            yield made
+        async with sqlite(folder) as under_test:
+            yield under_test
 
 
 ENGINES: Final[dict[str, Engine]] = {

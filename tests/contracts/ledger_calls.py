@@ -30,16 +30,16 @@ def request(
     on_lost: OnLost = OnLost.CHARGE,
     draft: bytes = b'{"model":"mock"}',
 ) -> Reserve:
-    asked = demand(wanted) if isinstance(wanted, int) else wanted
-    return Reserve(name, "gateway-1", tuple(holds), asked, ttl_ms, draft, on_lost)
+    requested = demand(wanted) if isinstance(wanted, int) else wanted
+    return Reserve(name, "gateway-1", tuple(holds), requested, ttl_ms, draft, on_lost)
 
 
-def granted(decision: Granted | Refused) -> Granted:
+def assert_granted(decision: Granted | Refused) -> Granted:
     assert isinstance(decision, Granted), decision
     return decision
 
 
-def refused(decision: Granted | Refused) -> Refused:
+def assert_refused(decision: Granted | Refused) -> Refused:
     assert isinstance(decision, Refused), decision
     return decision
 

@@ -12,7 +12,15 @@ from gateway.ledger.port import Ledger
 from policies.amounts import Amount
 from policies.reservation import Demand, Granted, Refusal, Refused
 from tests.contracts.engines import LedgerUnderTest
-from tests.contracts.ledger_calls import MINUTE_MS, assert_account_tokens, balance, granted, hold, request, tokens
+from tests.contracts.ledger_calls import (
+    MINUTE_MS,
+    assert_account_tokens,
+    assert_granted,
+    balance,
+    hold,
+    request,
+    tokens,
+)
 
 
 async def test_1000_concurrent_reserves_on_a_budget_of_100_grant_exactly_100(ledger: Ledger) -> None:
@@ -26,9 +34,9 @@ async def test_1000_concurrent_reserves_on_a_budget_of_100_grant_exactly_100(led
 
 
 async def test_100_concurrent_repeats_of_an_id_reserve_and_resolve_once(ledger: Ledger) -> None:
-    asked = request("c1", [hold("run", 1_000)], 10)
-    answers = await asyncio.gather(*(ledger.reserve("p", asked) for _ in range(100)))
-    assert len({(granted(answer).held, granted(answer).deadline_ms) for answer in answers}) == 1
+    repeated = request("c1", [hold("run", 1_000)], 10)
+    answers = await asyncio.gather(*(ledger.reserve("p", repeated) for _ in range(100)))
+    assert len({(assert_granted(answer).held, assert_granted(answer).deadline_ms) for answer in answers}) == 1
     await assert_account_tokens(ledger, "run", 0, 10)
     resolutions = await asyncio.gather(
         *(ledger.settle("p", "c1", tokens(n), b"{}") if n % 2 else ledger.void("p", "c1") for n in range(100))

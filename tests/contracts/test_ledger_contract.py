@@ -13,11 +13,11 @@ from tests.contracts.ledger_calls import (
     MINUTE_MS,
     TOLERANCE_MS,
     assert_account_tokens,
+    assert_granted,
+    assert_refused,
     balance,
     demand,
-    granted,
     hold,
-    refused,
     request,
     tokens,
 )
@@ -27,27 +27,27 @@ class TestReserve:
     async def test_holds_the_demand_on_every_account(self, ledger: Ledger) -> None:
         wanted = Demand(100, 50, 50, prompt_nano_usd=1_000, output_nano_usd_per_token=30, choices=2)
         chain = [hold("step:a", 500), hold("run:r", limit=Limit(tokens=900, nano_usd=9_000, requests=3)), hold("key:k")]
-        got = granted(await ledger.reserve("p", request("c1", chain, wanted)))
+        grant = assert_granted(await ledger.reserve("p", request("c1", chain, wanted)))
         held = Amount(200, 4_000, 1)
-        assert (got.reservation_id, got.output_tokens, got.held, got.breaches) == ("c1", 50, held, ())
-        assert [one.account for one in got.balances] == ["step:a", "run:r", "key:k"]
-        assert all((one.settled, one.reserved, one.gate) == (ZERO, held, Gate.OPEN) for one in got.balances)
-        assert [one.limit for one in got.balances] == [one.limit for one in chain]
-        assert got.balances[1].remaining("nano_usd") == 5_000
+        assert (grant.reservation_id, grant.output_tokens, grant.held, grant.breaches) == ("c1", 50, held, ())
+        assert [one.account for one in grant.balances] == ["step:a", "run:r", "key:k"]
+        assert all((one.settled, one.reserved, one.gate) == (ZERO, held, Gate.OPEN) for one in grant.balances)
+        assert [one.limit for one in grant.balances] == [one.limit for one in chain]
+        assert grant.balances[1].remaining("nano_usd") == 5_000
         assert await ledger.balances("p", ["run:r"]) == (Balance("run:r", UNLIMITED, ZERO, held),)
 
     async def test_deadline_is_set_by_the_clock_of_the_ledger(self, ledger: Ledger) -> None:
         now_ms = await ledger.now_ms()
-        got = granted(await ledger.reserve("p", request("c1", [hold("run", 10)], 5, ttl_ms=30_000)))
-        assert got.deadline_ms == got.now_ms + 30_000
-        assert now_ms <= got.now_ms <= now_ms + TOLERANCE_MS
+        grant = assert_granted(await ledger.reserve("p", request("c1", [hold("run", 10)], 5, ttl_ms=30_000)))
+        assert grant.deadline_ms == grant.now_ms + 30_000
+        assert now_ms <= grant.now_ms <= now_ms + TOLERANCE_MS
 
     async def test_output_is_clamped_to_the_smallest_room_of_the_chain(self, ledger: Ledger) -> None:
         """The smallest room of the chain, in tokens or in money, for each of the choices."""
         wanted = Demand(10, 1_000, 5, prompt_nano_usd=100, output_nano_usd_per_token=7, choices=3)
         chain = [hold("step", 100), hold("run", limit=Limit(tokens=5_000, nano_usd=100 + 3 * 7 * 20 + 20))]
-        got = granted(await ledger.reserve("p", request("c1", chain, wanted)))
-        assert (got.output_tokens, got.held) == (20, Amount(70, 520, 1))
+        grant = assert_granted(await ledger.reserve("p", request("c1", chain, wanted)))
+        assert (grant.output_tokens, grant.held) == (20, Amount(70, 520, 1))
 
     @pytest.mark.parametrize(
         ("standing", "wanted", "reason", "needed"),
@@ -65,58 +65,58 @@ class TestReserve:
         await ledger.reserve("p", request("before", chain, 100))
         await ledger.settle("p", "before", tokens(standing[0]), b"{}")
         await ledger.reserve("p", request("other", chain, standing[1]))
-        no = refused(await ledger.reserve("p", request("c1", chain, wanted)))
-        assert (no.reason, no.account, no.unit, no.needed) == (reason, "run", "tokens", needed)
-        assert (no.balance.settled.tokens, no.balance.reserved.tokens) == standing
-        assert no.balance.limit == Limit(tokens=100)
+        refusal = assert_refused(await ledger.reserve("p", request("c1", chain, wanted)))
+        assert (refusal.reason, refusal.account, refusal.unit, refusal.needed) == (reason, "run", "tokens", needed)
+        assert (refusal.balance.settled.tokens, refusal.balance.reserved.tokens) == standing
+        assert refusal.balance.limit == Limit(tokens=100)
 
     async def test_limits_in_money_and_requests_refuse(self, ledger: Ledger) -> None:
         chain = [hold("run", limit=Limit(nano_usd=500, requests=1))]
         dear = Demand(1, 10, 10, prompt_nano_usd=1, output_nano_usd_per_token=50)
-        no = refused(await ledger.reserve("p", request("c1", chain, dear)))
-        assert (no.reason, no.unit, no.needed) == (Refusal.TOO_LARGE, "nano_usd", 501)
-        granted(await ledger.reserve("p", request("c2", chain, Demand(1, 0, 0))))
-        no = refused(await ledger.reserve("p", request("c3", chain, Demand(1, 0, 0))))
-        assert (no.reason, no.unit, no.needed) == (Refusal.BUSY, "requests", 1)
+        refusal = assert_refused(await ledger.reserve("p", request("c1", chain, dear)))
+        assert (refusal.reason, refusal.unit, refusal.needed) == (Refusal.TOO_LARGE, "nano_usd", 501)
+        assert_granted(await ledger.reserve("p", request("c2", chain, Demand(1, 0, 0))))
+        refusal = assert_refused(await ledger.reserve("p", request("c3", chain, Demand(1, 0, 0))))
+        assert (refusal.reason, refusal.unit, refusal.needed) == (Refusal.BUSY, "requests", 1)
 
     async def test_exceeded_account_is_reported_before_a_busy_one(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("other", [hold("step", 100)], 90))
         await ledger.reserve("p", request("done", [hold("run", 100)], 95))
         await ledger.settle("p", "done", tokens(95), b"{}")
-        no = refused(await ledger.reserve("p", request("c1", [hold("step", 100), hold("run", 100)], 20)))
-        assert (no.reason, no.account) == (Refusal.EXCEEDED, "run")
+        refusal = assert_refused(await ledger.reserve("p", request("c1", [hold("step", 100), hold("run", 100)], 20)))
+        assert (refusal.reason, refusal.account) == (Refusal.EXCEEDED, "run")
 
     async def test_refused_reserve_changes_no_account_and_leaves_no_reservation(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("fits", [hold("step", 100), hold("run", 100)], 60))
         chain = [hold("step", 1_000), hold("run", 100), hold("new", 1_000)]
-        refused(await ledger.reserve("p", request("c1", chain, 50)))
+        assert_refused(await ledger.reserve("p", request("c1", chain, 50)))
         await assert_account_tokens(ledger, "step", 0, 60)
         assert (await balance(ledger, "step")).limit == UNLIMITED
         assert await balance(ledger, "new") == Balance("new", UNLIMITED, ZERO, ZERO)
         assert [row[0] for row in await ledger.pending("p")] == ["fits"]
         assert (await ledger.void("p", "c1")).state is None
-        granted(await ledger.reserve("p", request("c1", [hold("run", 100)], 40)))
+        assert_granted(await ledger.reserve("p", request("c1", [hold("run", 100)], 40)))
 
     async def test_minimum_of_0_is_granted_on_an_exhausted_account(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 10)], 10))
         await ledger.settle("p", "c1", tokens(15), b"{}")
-        got = granted(await ledger.reserve("p", request("c2", [hold("run", 10)], demand(50, at_least=0))))
-        assert (got.output_tokens, got.held, got.balances[0].remaining("tokens")) == (0, ZERO, -5)
+        grant = assert_granted(await ledger.reserve("p", request("c2", [hold("run", 10)], demand(50, at_least=0))))
+        assert (grant.output_tokens, grant.held, grant.balances[0].remaining("tokens")) == (0, ZERO, -5)
 
     async def test_observed_account_counts_and_reports_a_breach_and_never_refuses(self, ledger: Ledger) -> None:
         chain = [hold("watched", 10, enforce=False), hold("run", 100)]
-        got = granted(await ledger.reserve("p", request("c1", chain, 50)))
-        assert (got.breaches, got.output_tokens) == (("watched",), 50)
+        grant = assert_granted(await ledger.reserve("p", request("c1", chain, 50)))
+        assert (grant.breaches, grant.output_tokens) == (("watched",), 50)
         await assert_account_tokens(ledger, "watched", 0, 50)
 
     async def test_repeated_id_returns_the_first_decision_and_reserves_once(self, ledger: Ledger) -> None:
         asked = request("c1", [hold("run", 100)], demand(80, at_least=1))
-        first = granted(await ledger.reserve("p", asked))
-        again = granted(await ledger.reserve("p", asked))
+        first = assert_granted(await ledger.reserve("p", asked))
+        again = assert_granted(await ledger.reserve("p", asked))
         assert (again.held, again.output_tokens, again.deadline_ms) == (first.held, 80, first.deadline_ms)
         assert again.balances == first.balances
         await ledger.settle("p", "c1", tokens(30), b"{}")
-        resolved = granted(await ledger.reserve("p", asked))
+        resolved = assert_granted(await ledger.reserve("p", asked))
         assert (resolved.held, resolved.output_tokens) == (first.held, 80)
         assert (resolved.balances[0].settled.tokens, resolved.balances[0].reserved.tokens) == (30, 0)
 
@@ -134,7 +134,7 @@ class TestReserve:
 
     async def test_projects_have_separate_accounts_and_reservations(self, ledger: Ledger) -> None:
         for project in ("p", "q"):
-            granted(await ledger.reserve(project, request("c1", [hold("run", 100)], 100)))
+            assert_granted(await ledger.reserve(project, request("c1", [hold("run", 100)], 100)))
         await ledger.settle("q", "c1", tokens(7), b"{}")
         await assert_account_tokens(ledger, "run", 0, 100)
         assert (await balance(ledger, "run", "q")).settled.tokens == 7
@@ -164,7 +164,7 @@ class TestReserve:
         await assert_account_tokens(ledger, "a", 0, 0)
 
     async def test_sum_above_2_to_the_53_is_an_error(self, ledger: Ledger) -> None:
-        granted(await ledger.reserve("p", request("c1", [hold("a", AMOUNT_MAX)], AMOUNT_MAX)))
+        assert_granted(await ledger.reserve("p", request("c1", [hold("a", AMOUNT_MAX)], AMOUNT_MAX)))
         with pytest.raises(LedgerError):
             await ledger.reserve("p", request("c2", [hold("a")], 1))
         resolution = await ledger.settle("p", "c1", tokens(AMOUNT_MAX), b"{}")
@@ -185,98 +185,105 @@ class TestReserve:
 class TestLimits:
     async def test_lowered_limit_refuses_new_calls_and_lets_running_ones_finish(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 80))
-        refused(await ledger.reserve("p", request("c2", [hold("run", 50)], 1)))
+        assert_refused(await ledger.reserve("p", request("c2", [hold("run", 50)], 1)))
         assert (await ledger.settle("p", "c1", tokens(80), b"{}")).first
-        granted(await ledger.reserve("p", request("c3", [hold("run", 200)], 120)))
+        assert_granted(await ledger.reserve("p", request("c3", [hold("run", 200)], 120)))
 
     async def test_tightening_is_remembered_and_never_loosened(self, ledger: Ledger) -> None:
         tight = hold("run", 1_000, tighten=Limit(tokens=100))
-        got = granted(await ledger.reserve("p", request("c1", [tight], 10)))
-        assert got.balances[0].limit == Limit(tokens=100)
+        grant = assert_granted(await ledger.reserve("p", request("c1", [tight], 10)))
+        assert grant.balances[0].limit == Limit(tokens=100)
         assert (await balance(ledger, "run")).limit == Limit(tokens=100)
-        no = refused(await ledger.reserve("p", request("c2", [hold("run", 1_000)], 91)))
-        assert (no.reason, no.balance.limit) == (Refusal.BUSY, Limit(tokens=100))
+        refusal = assert_refused(await ledger.reserve("p", request("c2", [hold("run", 1_000)], 91)))
+        assert (refusal.reason, refusal.balance.limit) == (Refusal.BUSY, Limit(tokens=100))
         looser = hold("run", 1_000, tighten=Limit(tokens=500, requests=9))
-        got = granted(await ledger.reserve("p", request("c3", [looser], 90)))
-        assert got.balances[0].limit == Limit(tokens=100, requests=9)
+        grant = assert_granted(await ledger.reserve("p", request("c3", [looser], 90)))
+        assert grant.balances[0].limit == Limit(tokens=100, requests=9)
 
     async def test_refused_call_still_tightens_the_limit(self, ledger: Ledger) -> None:
         chain = [hold("step", 1_000), hold("run", 1_000, tighten=Limit(tokens=30))]
-        no = refused(await ledger.reserve("p", request("c1", chain, 35)))
-        assert (no.reason, no.account, no.balance.limit) == (Refusal.TOO_LARGE, "run", Limit(tokens=30))
+        refusal = assert_refused(await ledger.reserve("p", request("c1", chain, 35)))
+        assert (refusal.reason, refusal.account, refusal.balance.limit) == (Refusal.TOO_LARGE, "run", Limit(tokens=30))
         assert await balance(ledger, "run") == Balance("run", Limit(tokens=30), ZERO, ZERO)
         assert (await balance(ledger, "step")).limit == UNLIMITED
         assert (await ledger.void("p", "c1")).state is None
         plain = [hold("step", 1_000), hold("run", 1_000)]
-        assert refused(await ledger.reserve("p", request("c2", plain, 31))).balance.limit == Limit(tokens=30)
-        granted(await ledger.reserve("p", request("c3", plain, 20)))
+        assert assert_refused(await ledger.reserve("p", request("c2", plain, 31))).balance.limit == Limit(tokens=30)
+        assert_granted(await ledger.reserve("p", request("c3", plain, 20)))
         narrower = [hold("run", 1_000, tighten=Limit(tokens=25, requests=2))]
-        refused(await ledger.reserve("p", request("c4", narrower, 10)))
+        assert_refused(await ledger.reserve("p", request("c4", narrower, 10)))
         assert await balance(ledger, "run") == Balance("run", Limit(tokens=25, requests=2), ZERO, tokens(20))
-        granted(await ledger.reserve("p", request("c5", plain, 5)))
+        assert_granted(await ledger.reserve("p", request("c5", plain, 5)))
 
     async def test_demand_of_0_is_granted_above_the_limit_and_still_tightens_it(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run")], 10))
         await ledger.settle("p", "c1", tokens(50), b"{}")
         tight = hold("run", 40, tighten=Limit(tokens=30, requests=1))
-        got = granted(await ledger.reserve("p", request("c2", [tight], 0)))
-        assert (got.held, got.balances[0].limit) == (ZERO, Limit(tokens=30, requests=1))
+        grant = assert_granted(await ledger.reserve("p", request("c2", [tight], 0)))
+        assert (grant.held, grant.balances[0].limit) == (ZERO, Limit(tokens=30, requests=1))
         await ledger.void("p", "c2")
         assert await balance(ledger, "run") == Balance("run", Limit(tokens=30, requests=1), tokens(50), ZERO)
 
     async def test_call_refused_by_a_gate_still_tightens_the_limit(self, ledger: Ledger) -> None:
         await ledger.set_gate("p", "run", Gate.PAUSED)
-        no = refused(await ledger.reserve("p", request("c1", [hold("run", 100, tighten=Limit(tokens=9))], 5)))
-        assert no.reason is Refusal.GATE
+        refusal = assert_refused(
+            await ledger.reserve("p", request("c1", [hold("run", 100, tighten=Limit(tokens=9))], 5))
+        )
+        assert refusal.reason is Refusal.GATE
         await ledger.set_gate("p", "run", Gate.OPEN)
-        refused(await ledger.reserve("p", request("c2", [hold("run", 100)], 10)))
+        assert_refused(await ledger.reserve("p", request("c2", [hold("run", 100)], 10)))
 
     async def test_override_replaces_the_limit_and_clears_the_tightening(self, ledger: Ledger) -> None:
         tight = hold("run", 100, tighten=Limit(tokens=50))
-        granted(await ledger.reserve("p", request("c1", [tight], 50)))
+        assert_granted(await ledger.reserve("p", request("c1", [tight], 50)))
         answer = await ledger.set_override("p", "run", Limit(tokens=300))
         assert answer == Balance("run", Limit(tokens=300), ZERO, tokens(50))
-        got = granted(await ledger.reserve("p", request("c2", [hold("run", 100)], 250)))
-        assert got.balances[0].limit == Limit(tokens=300)
+        grant = assert_granted(await ledger.reserve("p", request("c2", [hold("run", 100)], 250)))
+        assert grant.balances[0].limit == Limit(tokens=300)
         answer = await ledger.set_override("p", "run", UNLIMITED)
         assert answer.limit == UNLIMITED
-        refused(await ledger.reserve("p", request("c3", [hold("run", 100)], 1)))
+        assert_refused(await ledger.reserve("p", request("c3", [hold("run", 100)], 1)))
 
     async def test_override_leaves_the_limits_in_other_units(self, ledger: Ledger) -> None:
         await ledger.set_override("p", "run", Limit(tokens=300))
         chain = [hold("run", limit=Limit(tokens=100, requests=1))]
-        got = granted(await ledger.reserve("p", request("c1", chain, Demand(200, 0, 0))))
-        assert got.balances[0].limit == Limit(tokens=300, requests=1)
+        grant = assert_granted(await ledger.reserve("p", request("c1", chain, Demand(200, 0, 0))))
+        assert grant.balances[0].limit == Limit(tokens=300, requests=1)
 
     async def test_override_of_0_refuses_every_token(self, ledger: Ledger) -> None:
         await ledger.set_override("p", "run", Limit(tokens=0))
         assert (await balance(ledger, "run")).limit == Limit(tokens=0)
-        no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 1)))
-        assert (no.reason, no.balance.limit) == (Refusal.TOO_LARGE, Limit(tokens=0))
+        refusal = assert_refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 1)))
+        assert (refusal.reason, refusal.balance.limit) == (Refusal.TOO_LARGE, Limit(tokens=0))
 
     @pytest.mark.parametrize("gate", [Gate.PAUSED, Gate.CANCELLED, Gate.COMPLETED, Gate.LOOPING])
     async def test_closed_gate_refuses_new_calls_and_lets_running_ones_finish(self, ledger: Ledger, gate: Gate) -> None:
         chain = [hold("step", 1_000), hold("run", 1_000, enforce=False)]
         await ledger.reserve("p", request("c1", chain, 10))
         assert (await ledger.set_gate("p", "run", gate)).gate is gate
-        no = refused(await ledger.reserve("p", request("c2", [hold("step", 5), hold("run", 1_000)], 10)))
-        assert (no.reason, no.account, no.unit, no.balance.gate) == (Refusal.GATE, "run", None, gate)
-        refused(await ledger.reserve("p", request("c3", chain, 10)))
-        granted(await ledger.extend("p", "c1", chain, demand(5)))
+        refusal = assert_refused(await ledger.reserve("p", request("c2", [hold("step", 5), hold("run", 1_000)], 10)))
+        assert (refusal.reason, refusal.account, refusal.unit, refusal.balance.gate) == (
+            Refusal.GATE,
+            "run",
+            None,
+            gate,
+        )
+        assert_refused(await ledger.reserve("p", request("c3", chain, 10)))
+        assert_granted(await ledger.extend("p", "c1", chain, demand(5)))
         assert (await ledger.settle("p", "c1", tokens(12), b"{}")).first
         await ledger.set_gate("p", "run", Gate.OPEN)
-        granted(await ledger.reserve("p", request("c2", chain, 10)))
+        assert_granted(await ledger.reserve("p", request("c2", chain, 10)))
 
 
 class TestExtend:
     async def test_extension_adds_to_the_hold_and_returns_the_totals(self, ledger: Ledger) -> None:
         chain = [hold("run", limit=Limit(tokens=100, nano_usd=1_000))]
         first = Demand(10, 20, 20, prompt_nano_usd=5, output_nano_usd_per_token=3)
-        start = granted(await ledger.reserve("p", request("c1", chain, first)))
+        start = assert_granted(await ledger.reserve("p", request("c1", chain, first)))
         more = Demand(0, 500, 1, output_nano_usd_per_token=3, requests=0)
-        got = granted(await ledger.extend("p", "c1", chain, more))
-        assert (got.output_tokens, got.held) == (90, Amount(100, 275, 1))
-        assert (got.deadline_ms, got.balances[0].reserved) == (start.deadline_ms, got.held)
+        grant = assert_granted(await ledger.extend("p", "c1", chain, more))
+        assert (grant.output_tokens, grant.held) == (90, Amount(100, 275, 1))
+        assert (grant.deadline_ms, grant.balances[0].reserved) == (start.deadline_ms, grant.held)
         resolution = await ledger.settle("p", "c1", Amount(50, 125, 1), b"{}")
         assert (resolution.balances[0].settled, resolution.balances[0].reserved) == (Amount(50, 125, 1), ZERO)
 
@@ -294,8 +301,8 @@ class TestExtend:
         await ledger.restore("p", "run", tokens(settled), MINUTE_MS)
         await ledger.reserve("p", request("other", [hold("run", 100)], others))
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
-        no = refused(await ledger.extend("p", "c1", [hold("run", 100)], demand(extra)))
-        assert (no.reason, no.account, no.unit, no.needed) == (reason, "run", "tokens", extra)
+        refusal = assert_refused(await ledger.extend("p", "c1", [hold("run", 100)], demand(extra)))
+        assert (refusal.reason, refusal.account, refusal.unit, refusal.needed) == (reason, "run", "tokens", extra)
         await assert_account_tokens(ledger, "run", settled, others + 60)
 
     async def test_resolved_or_unknown_reservation_is_not_extended(self, ledger: Ledger) -> None:
@@ -303,35 +310,39 @@ class TestExtend:
         await ledger.reserve("p", request("c1", chain, 10))
         await ledger.settle("p", "c1", tokens(4), b"{}")
         for name in ("c1", "never"):
-            no = refused(await ledger.extend("p", name, chain, demand(5)))
-            assert (no.reason, no.account, no.unit, no.needed) == (Refusal.RESOLVED, "run", None, 0)
-            assert no.balance == Balance("run", Limit(tokens=100), tokens(4), ZERO)
+            refusal = assert_refused(await ledger.extend("p", name, chain, demand(5)))
+            assert (refusal.reason, refusal.account, refusal.unit, refusal.needed) == (Refusal.RESOLVED, "run", None, 0)
+            assert refusal.balance == Balance("run", Limit(tokens=100), tokens(4), ZERO)
         await assert_account_tokens(ledger, "run", 4, 0)
 
     async def test_extension_applies_the_limits_given_with_it(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))
-        got = granted(await ledger.extend("p", "c1", [hold("run", 500, tighten=Limit(tokens=300))], demand(200)))
-        assert got.balances[0].limit == Limit(tokens=300)
+        grant = assert_granted(
+            await ledger.extend("p", "c1", [hold("run", 500, tighten=Limit(tokens=300))], demand(200))
+        )
+        assert grant.balances[0].limit == Limit(tokens=300)
         resolution = await ledger.settle("p", "c1", tokens(210), b"{}")
         assert resolution.balances[0].limit == Limit(tokens=300)
 
     async def test_money_alone_is_extended_within_the_limit(self, ledger: Ledger) -> None:
         """A fallback model may cost more: the same tokens for more money."""
         chain = [hold("run", limit=Limit(tokens=100, nano_usd=1_000))]
-        granted(await ledger.reserve("p", request("c1", chain, Demand(10, 20, 20, prompt_nano_usd=5, requests=1))))
-        got = granted(await ledger.extend("p", "c1", chain, Demand(0, 0, 0, prompt_nano_usd=900, requests=0)))
-        assert (got.output_tokens, got.held) == (20, Amount(30, 905, 1))
-        no = refused(await ledger.extend("p", "c1", chain, Demand(0, 0, 0, prompt_nano_usd=96, requests=0)))
-        assert (no.unit, no.balance.reserved) == ("nano_usd", Amount(30, 905, 1))
+        assert_granted(
+            await ledger.reserve("p", request("c1", chain, Demand(10, 20, 20, prompt_nano_usd=5, requests=1)))
+        )
+        grant = assert_granted(await ledger.extend("p", "c1", chain, Demand(0, 0, 0, prompt_nano_usd=900, requests=0)))
+        assert (grant.output_tokens, grant.held) == (20, Amount(30, 905, 1))
+        refusal = assert_refused(await ledger.extend("p", "c1", chain, Demand(0, 0, 0, prompt_nano_usd=96, requests=0)))
+        assert (refusal.unit, refusal.balance.reserved) == ("nano_usd", Amount(30, 905, 1))
 
     async def test_prompt_tokens_alone_are_extended_within_the_limit(self, ledger: Ledger) -> None:
         """A fallback model may count more tokens in the same prompt."""
         chain = [hold("run", 100)]
-        granted(await ledger.reserve("p", request("c1", chain, Demand(10, 20, 20))))
-        got = granted(await ledger.extend("p", "c1", chain, Demand(60, 0, 0, requests=0)))
-        assert (got.output_tokens, got.held) == (20, Amount(90, 0, 1))
-        no = refused(await ledger.extend("p", "c1", chain, Demand(11, 0, 0, requests=0)))
-        assert (no.unit, no.needed, no.balance.reserved) == ("tokens", 11, Amount(90, 0, 1))
+        assert_granted(await ledger.reserve("p", request("c1", chain, Demand(10, 20, 20))))
+        grant = assert_granted(await ledger.extend("p", "c1", chain, Demand(60, 0, 0, requests=0)))
+        assert (grant.output_tokens, grant.held) == (20, Amount(90, 0, 1))
+        refusal = assert_refused(await ledger.extend("p", "c1", chain, Demand(11, 0, 0, requests=0)))
+        assert (refusal.unit, refusal.needed, refusal.balance.reserved) == ("tokens", 11, Amount(90, 0, 1))
 
     async def test_invalid_extension_is_an_error_and_changes_nothing(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))

@@ -15,8 +15,8 @@ from tests.contracts.ledger_calls import (
     MINUTE_MS,
     TOLERANCE_MS,
     assert_account_tokens,
+    assert_refused,
     hold,
-    refused,
     request,
     tokens,
 )
@@ -70,25 +70,35 @@ class TestSettle:
             await ledger.reserve("p", request(name, [hold(name, 100)], 60))
             for index, how in enumerate((first, second)):
                 if how == "settle":
-                    told = await ledger.settle("p", name, tokens(40 + index), b"{}")
+                    resolution = await ledger.settle("p", name, tokens(40 + index), b"{}")
                 else:
-                    told = await ledger.void("p", name)
-                assert told.first is (index == 0)
-                assert told.state is (State.SETTLED if first == "settle" else State.VOIDED)
-                assert told.booked == (tokens(40) if first == "settle" else ZERO)
-                assert told.balances == (Balance(name, Limit(tokens=100), told.booked, ZERO),)
+                    resolution = await ledger.void("p", name)
+                assert resolution.first is (index == 0)
+                assert resolution.state is (State.SETTLED if first == "settle" else State.VOIDED)
+                assert resolution.booked == (tokens(40) if first == "settle" else ZERO)
+                assert resolution.balances == (Balance(name, Limit(tokens=100), resolution.booked, ZERO),)
         assert await ledger.outbox_size() == 2
 
     async def test_void_releases_everything_and_writes_no_outbox_entry(self, ledger: Ledger) -> None:
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
-        told = await ledger.void("p", "c1")
-        assert (told.state, told.first, told.booked, told.overrun) == (State.VOIDED, True, ZERO, ZERO)
+        resolution = await ledger.void("p", "c1")
+        assert (resolution.state, resolution.first, resolution.booked, resolution.overrun) == (
+            State.VOIDED,
+            True,
+            ZERO,
+            ZERO,
+        )
         await assert_account_tokens(ledger, "run", 0, 0)
         assert await ledger.outbox_size() == 0
 
     async def test_unknown_id_has_no_state_and_changes_nothing(self, ledger: Ledger) -> None:
-        for told in (await ledger.void("p", "never"), await ledger.settle("p", "never", tokens(5), b"{}")):
-            assert (told.state, told.first, told.booked, told.balances) == (None, False, ZERO, ())
+        for resolution in (await ledger.void("p", "never"), await ledger.settle("p", "never", tokens(5), b"{}")):
+            assert (resolution.state, resolution.first, resolution.booked, resolution.balances) == (
+                None,
+                False,
+                ZERO,
+                (),
+            )
         assert await ledger.outbox_size() == 0
 
     @pytest.mark.parametrize("used", [tokens(-1), Amount(nano_usd=AMOUNT_MAX + 1), Amount(tokens=1.5)])  # type: ignore[arg-type]
@@ -142,8 +152,10 @@ class TestDeadlines:
         assert (entry.draft, entry.overrun) == (b'{"model":"mock"}', tokens(max(0, booked - 60)))
         assert len(await ledger.expire_due()) == 0
         for first in (True, False):
-            told = await ledger.void("p", "c1")
-            assert (told.state, told.first, told.booked) == (State.LATE, first, ZERO), "nothing was spent"
+            resolution = await ledger.void("p", "c1")
+            assert (resolution.state, resolution.first, resolution.booked) == (State.LATE, first, ZERO), (
+                "nothing was spent"
+            )
         await assert_account_tokens(ledger, "run", 0, 0)
         *_, entry = await ledger.outbox_read("flusher")
         assert (entry.id, entry.kind, entry.amount) == ("c1:late", EntryKind.LATE, tokens(-booked))
@@ -297,11 +309,11 @@ class TestOutbox:
         assert await ledger.outbox_size() == 0
 
     async def test_record_adds_entries_without_a_reservation(self, ledger: Ledger) -> None:
-        told = OutboxEntry("", "u1", EntryKind.RECORDED, "p", Amount(5, 6, 1), 0, b"{}", b'{"x":1}')
+        resolution = OutboxEntry("", "u1", EntryKind.RECORDED, "p", Amount(5, 6, 1), 0, b"{}", b'{"x":1}')
         repair = OutboxEntry("", "u2", EntryKind.REPAIR, "p", Amount(-5, 0, 0), 1_700_000_000_000, b"{}")
-        await ledger.record("p", [told, repair])
+        await ledger.record("p", [resolution, repair])
         first, second = await ledger.outbox_read("flusher")
-        assert first == replace(told, position=first.position, at_ms=first.at_ms)
+        assert first == replace(resolution, position=first.position, at_ms=first.at_ms)
         assert 0 <= await ledger.now_ms() - first.at_ms <= TOLERANCE_MS
         assert second == replace(repair, position=second.position)
         assert len({first.position, second.position, ""}) == 3
@@ -314,15 +326,15 @@ class TestMaintenance:
         await ledger.restore("p", "new", tokens(5), MINUTE_MS)
         await assert_account_tokens(ledger, "run", 77, 10)
         await assert_account_tokens(ledger, "new", 5, 0)
-        refused(await ledger.reserve("p", request("c2", [hold("run", 100)], 14)))
+        assert_refused(await ledger.reserve("p", request("c2", [hold("run", 100)], 14)))
 
     async def test_restore_sets_gate_and_override_only_if_given(self, ledger: Ledger) -> None:
         await ledger.restore("p", "run", tokens(7), MINUTE_MS, Gate.PAUSED, Limit(tokens=20))
-        no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 10)))
-        assert (no.reason, no.balance.gate) == (Refusal.GATE, Gate.PAUSED)
+        refusal = assert_refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 10)))
+        assert (refusal.reason, refusal.balance.gate) == (Refusal.GATE, Gate.PAUSED)
         await ledger.set_gate("p", "run", Gate.OPEN)
-        no = refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 14)))
-        assert (no.reason, no.balance.limit) == (Refusal.EXCEEDED, Limit(tokens=20))
+        refusal = assert_refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 14)))
+        assert (refusal.reason, refusal.balance.limit) == (Refusal.EXCEEDED, Limit(tokens=20))
         await ledger.restore("p", "run", tokens(8), MINUTE_MS)
         found = (await ledger.balances("p", ["run"]))[0]
         assert (found.gate, found.limit, found.settled) == (Gate.OPEN, Limit(tokens=20), tokens(8))

@@ -65,11 +65,11 @@ async def test_downgrade_and_upgrade_keep_stored_data(db: Database, before: str)
     await audit.append(db, [AuditEvent(NOW_MS, "ada", "key.created", "k1")])
     key = await keys.create(db, KeyRequest("k1"), "ada", NOW_MS)
 
-    async def kept() -> tuple[object, ...]:
+    async def stored_data() -> tuple[object, ...]:
         rows, stored = await rows_of(db), await runs.get_many(db, "default", ["r0", "r1", "r2"])
         return rows, stored, await audit.query(db, AuditFilter())
 
-    known = await kept()
+    known = await stored_data()
     async with db.begin() as connection:
         await downgrade(connection, before)
     assert await db.schema_revision() == before
@@ -77,7 +77,7 @@ async def test_downgrade_and_upgrade_keep_stored_data(db: Database, before: str)
         await db.check_schema()
     assert await db.migrate(NOW_MS) == SCHEMA_REVISION
     await db.check_schema()
-    assert await kept() == known
+    assert await stored_data() == known
     assert [one.id for one in await keys.list_all(db)] == [key.key.id]
 
 
@@ -379,8 +379,12 @@ async def test_planned_run_is_merged_with_its_events(db: Database) -> None:
         RunStep("r1", "send", 2, "send", 1.0, "declared", "fast", plan={"compression": {"strategy": "none"}}),
     )
     planned = Run("default", "r1", "wf", "ada", "u", first_at_ms=NOW_MS, plan={"tokens": 2000}, steps=steps)
-    made = await runs.create(db, planned)
-    assert (made.state, made.plan, [step.step for step in made.steps]) == ("active", {"tokens": 2000}, ["plan", "send"])
+    created = await runs.create(db, planned)
+    assert (created.state, created.plan, [step.step for step in created.steps]) == (
+        "active",
+        {"tokens": 2000},
+        ["plan", "send"],
+    )
     await usage.insert_entries(db, [entry("a", step="plan"), entry("b", step="extra", at_ms=NOW_MS + 5)], NOW_MS)
     run = await run_of(db)
     assert [(step.step, step.sums.calls) for step in run.steps] == [("plan", 1), ("send", 0), ("extra", 1)]

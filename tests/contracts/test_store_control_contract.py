@@ -31,7 +31,7 @@ async def value_of(db: Database, key: str) -> SettingValue:
     return row.value
 
 
-def made(new: NewKey | None) -> NewKey:
+def assert_created(new: NewKey | None) -> NewKey:
     assert new is not None
     return new
 
@@ -159,12 +159,12 @@ async def test_concurrent_limited_keys_of_one_name_are_created_once(db: Database
 async def test_rotated_and_revoked_keys_become_invalid(db: Database) -> None:
     first = await keys.create(db, KeyRequest("ops", admin=True), "root", NOW_MS)
     assert (first.key.admin, first.key.role) == (True, "admin")
-    rotated = made(await keys.rotate(db, first.key.id, NOW_MS, grace_ms=1000))
+    rotated = assert_created(await keys.rotate(db, first.key.id, NOW_MS, grace_ms=1000))
     assert rotated.key.id == first.key.id
     assert rotated.key.is_valid(keys.digest_of(rotated.plain), NOW_MS)
     assert rotated.key.is_valid(keys.digest_of(first.plain), NOW_MS + 999)
     assert not rotated.key.is_valid(keys.digest_of(first.plain), NOW_MS + 1000)
-    at_once = made(await keys.rotate(db, first.key.id, NOW_MS))
+    at_once = assert_created(await keys.rotate(db, first.key.id, NOW_MS))
     assert not at_once.key.is_valid(keys.digest_of(rotated.plain), NOW_MS)
     revoked = await keys.revoke(db, first.key.id, NOW_MS + 5)
     assert revoked is not None

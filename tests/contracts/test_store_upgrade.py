@@ -71,10 +71,10 @@ def all_rows(connection: Connection) -> dict[str, list[Mapping[str, Any]]]:
 
 @pytest.fixture
 async def database(empty_url: str) -> AsyncIterator[Database]:
-    made = Database(empty_url)
-    await made.open()
-    yield made
-    await made.close()
+    database = Database(empty_url)
+    await database.open()
+    yield database
+    await database.close()
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -17,22 +17,22 @@ ROOT = Path(__file__).parents[2]
 
 def spend_and_die(path: Path, lines: int) -> dict[str, dict[str, int]]:
     """What a process acknowledged until it was killed: outcome → id → tokens."""
-    told: dict[str, dict[str, int]] = {"reserved": {}, "settled": {}, "voided": {}}
+    acknowledged: dict[str, dict[str, int]] = {"reserved": {}, "settled": {}, "voided": {}}
     command = [sys.executable, "-m", "tests.faults.ledger_child", "spend", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as child:
         assert child.stdout is not None
         try:
             for _ in range(lines):
                 outcome, name, tokens = child.stdout.readline().split()
-                told[outcome][name] = int(tokens)
+                acknowledged[outcome][name] = int(tokens)
         finally:
             child.kill()
         # What was acknowledged and not read yet counts as well; the last line may be cut.
         for line in child.stdout.read().splitlines(keepends=True):
             if line.endswith("\n"):
                 outcome, name, tokens = line.split()
-                told[outcome][name] = int(tokens)
-    return told
+                acknowledged[outcome][name] = int(tokens)
+    return acknowledged
 
 
 @pytest.mark.parametrize("lines", [1, 100, 3_000])
@@ -40,8 +40,8 @@ async def test_acknowledged_operations_survive_kill_9(tmp_path: Path, lines: int
     path = tmp_path / "ledger.db"
     settled: dict[str, int] = {}
     for life in range(2):
-        told = await asyncio.to_thread(spend_and_die, path, lines)
-        settled |= told["settled"]
+        acknowledged = await asyncio.to_thread(spend_and_die, path, lines)
+        settled |= acknowledged["settled"]
         ledger = SqliteLedger(path)
         await ledger.open()
         entries = await ledger.outbox_read("flusher", 1_000_000)
@@ -50,7 +50,7 @@ async def test_acknowledged_operations_survive_kill_9(tmp_path: Path, lines: int
         assert settled.items() <= booked.items(), f"life {life} lost a settlement"
 
         pending = {name: held.tokens for name, _, held, _ in await ledger.pending("p", 1_000_000)}
-        open_ones = told["reserved"].keys() - told["settled"].keys() - told["voided"].keys()
+        open_ones = acknowledged["reserved"].keys() - acknowledged["settled"].keys() - acknowledged["voided"].keys()
         # An acknowledged reservation is still held, or was voided just before the kill without its acknowledgement.
         for name in open_ones - pending.keys() - booked.keys():
             assert (await ledger.void("p", name)).state is State.VOIDED
@@ -66,11 +66,11 @@ async def test_acknowledged_operations_survive_kill_9(tmp_path: Path, lines: int
 
 async def test_holds_of_a_killed_process_are_swept_and_settlements_read_once(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
-    told = await asyncio.to_thread(spend_and_die, path, 200)
+    acknowledged = await asyncio.to_thread(spend_and_die, path, 200)
     in_an_hour = SqliteLedger(path, clock_ms=lambda: 4_000_000_000_000)
     await in_an_hour.open()
     lost = {one.id for one in await in_an_hour.expire_due()}
-    assert not lost & (told["settled"].keys() | told["voided"].keys())
+    assert not lost & (acknowledged["settled"].keys() | acknowledged["voided"].keys())
     (balance,) = await in_an_hour.balances("p", ["run:r"])
     assert balance.reserved.tokens == 0
     store: dict[str, int] = {}

@@ -150,20 +150,20 @@ async def test_nodes_redirecting_to_each_other_end_in_unavailable(cluster: Redis
 
 
 async def test_flushed_node_rebuilds_only_its_own_projects(cluster: RedisCluster) -> None:
-    asked: list[str] = []
+    rebuilt: list[str] = []
 
     async def rebuild(project: str, restore: object, unsaved: object) -> None:
-        asked.append(project)
+        rebuilt.append(project)
 
     async with ledger_at(cluster.url, rebuild=rebuild) as ledger:
         for project in PROJECTS:
             await ledger.reserve(project, reserve_request("c1"))
         before = await ledger.epoch()
-        asked.clear()
+        rebuilt.clear()
         cluster.nodes[2].command("FLUSHALL")
         for project in PROJECTS:
             await ledger.reserve(project, reserve_request("c2"))
-        assert asked == [PROJECTS[2]]
+        assert rebuilt == [PROJECTS[2]]
         assert await ledger.epoch() != before
         assert await settled_and_reserved(ledger, project=PROJECTS[0]) == (0, 20)
 

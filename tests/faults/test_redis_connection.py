@@ -70,15 +70,15 @@ async def test_10000_replies_reach_their_callers_despite_cancellations(server: R
         async def one(number: int) -> bool:
             return bool(await connection.call("ECHO", f"n{number}") == f"n{number}".encode())
 
-        kept: list[asyncio.Task[bool]] = []
+        tasks: list[asyncio.Task[bool]] = []
         for number in range(10_000):
             task = asyncio.create_task(one(number))
             if chance.random() < 1 / 3:
                 asyncio.get_running_loop().call_later(chance.random() / 100, task.cancel)
-            kept.append(task)
+            tasks.append(task)
             if number % 100 == 0:
                 await asyncio.sleep(0)
-        outcomes = await asyncio.gather(*kept, return_exceptions=True)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         given_up = sum(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
         assert 0 < given_up < 5_000
         assert all(outcome is True for outcome in outcomes if not isinstance(outcome, asyncio.CancelledError))

@@ -47,9 +47,9 @@ class TestLostReplies:
             await ledger.balances("p", ["run:r"])
             await ledger.reserve("p", reserve_request("warm", 1))
             proxy.replies_lost = 1
-            got = await ledger.reserve("p", reserve_request("c1"))
-            assert isinstance(got, Granted)
-            assert got.held == tokens(10)
+            grant = await ledger.reserve("p", reserve_request("c1"))
+            assert isinstance(grant, Granted)
+            assert grant.held == tokens(10)
             assert await settled_and_reserved(ledger) == (0, 11)
             assert proxy.accepted > 1
 
@@ -70,9 +70,9 @@ class TestLostReplies:
             holds = [Hold("run:r", Limit(tokens=100))]
             await ledger.extend("p", "c1", holds, more)
             proxy.replies_lost = 1
-            got = await ledger.extend("p", "c1", holds, more)
-            assert isinstance(got, Granted)
-            assert (got.held, got.output_tokens) == (tokens(20), 20)
+            grant = await ledger.extend("p", "c1", holds, more)
+            assert isinstance(grant, Granted)
+            assert (grant.held, grant.output_tokens) == (tokens(20), 20)
             assert await settled_and_reserved(ledger) == (0, 20)
 
     async def test_void_whose_reply_is_lost_voids_once(self, proxy: ChaosProxy) -> None:
@@ -401,14 +401,14 @@ class TestRedisClock:
 async def test_gates_and_overrides_apply_to_every_ledger(server: RedisServer, ledger: RedisLedger) -> None:
     async with ledger_at(server.url) as other:
         await other.set_gate("p", "run:r", Gate.PAUSED)
-        no = await ledger.reserve("p", reserve_request("c1"))
-        assert isinstance(no, Refused)
-        assert no.reason is Refusal.GATE
+        refusal = await ledger.reserve("p", reserve_request("c1"))
+        assert isinstance(refusal, Refused)
+        assert refusal.reason is Refusal.GATE
         await other.set_gate("p", "run:r", Gate.OPEN)
         await other.set_override("p", "run:r", Limit(tokens=5))
-        no = await ledger.reserve("p", reserve_request("c1"))
-        assert isinstance(no, Refused)
-        assert (no.reason, no.balance.limit.tokens) == (Refusal.TOO_LARGE, 5)
+        refusal = await ledger.reserve("p", reserve_request("c1"))
+        assert isinstance(refusal, Refused)
+        assert (refusal.reason, refusal.balance.limit.tokens) == (Refusal.TOO_LARGE, 5)
 
 
 class TestOutboxesOfManyProjects:

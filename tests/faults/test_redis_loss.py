@@ -79,9 +79,9 @@ async def test_flushed_redis_restores_settled_usage_before_granting(
     await settle_and_store(ledger, store, {"c1": 60, "c2": 30})
     before = await ledger.epoch()
     server.command("FLUSHALL")
-    no = await ledger.reserve("p", reserve_request("c3", 20))
-    assert isinstance(no, Refused)
-    assert (no.reason, no.balance.settled) == (Refusal.EXCEEDED, tokens(90))
+    refusal = await ledger.reserve("p", reserve_request("c3", 20))
+    assert isinstance(refusal, Refused)
+    assert (refusal.reason, refusal.balance.settled) == (Refusal.EXCEEDED, tokens(90))
     assert isinstance(await ledger.reserve("p", reserve_request("c4", 10)), Granted)
     assert await ledger.epoch() != before
     assert store.rebuilds == ["p", "p"]
@@ -128,8 +128,8 @@ async def test_nothing_is_granted_until_the_rebuild_has_finished(server: RedisSe
             with pytest.raises(CountersMissing, match="are being restored"):
                 await ledger.reserve("p", reserve_request("c2", 20))
         store.ready.set()
-        no = await retry_until_available(lambda: ledger.reserve("p", reserve_request("c2", 20)))
-        assert isinstance(no, Refused)
+        refusal = await retry_until_available(lambda: ledger.reserve("p", reserve_request("c2", 20)))
+        assert isinstance(refusal, Refused)
 
 
 async def test_failed_rebuild_is_repeated_by_the_next_call(server: RedisServer) -> None:
@@ -223,9 +223,9 @@ async def test_older_data_is_detected_and_rebuilt(server: RedisServer, ledger: R
     await settle_and_store(ledger, store, {"c2": 30})
     for key, words in old.items():
         server.command("HSET", key, *words[:-1] if len(words) % 2 else words)
-    no = await ledger.reserve("p", reserve_request("c3", 20))
-    assert isinstance(no, Refused)
-    assert no.balance.settled == tokens(90)
+    refusal = await ledger.reserve("p", reserve_request("c3", 20))
+    assert isinstance(refusal, Refused)
+    assert refusal.balance.settled == tokens(90)
     assert await ledger.epoch() != epoch
 
 

@@ -296,8 +296,8 @@ class TestUnavailable:
             await gateway.void("p", f"c{number}")
         server.command("CONFIG", "RESETSTAT")
         await bring_back(proxy, gateway)
-        asked = server.command("INFO", "commandstats")
-        assert "cmdstat_hget:" not in asked, "the accounts of a hold were looked up to void it"
+        command_stats = server.command("INFO", "commandstats")
+        assert "cmdstat_hget:" not in command_stats, "the accounts of a hold were looked up to void it"
 
     async def test_gateway_starts_before_its_redis_and_recovers(self, proxy: ChaosProxy, tmp_path: Path) -> None:
         await proxy.refuse()
@@ -430,8 +430,8 @@ class TestSettlements:
         server.command("HSET", "farebox:{p}:account:run:r", "settled", "nonsense")
         await bring_back(proxy, gateway)
         assert gateway.health.spooled == 0
-        kept = json.loads((tmp_path / "one.rejected").read_bytes().split(b" ", 1)[1])
-        assert (kept["project"], kept["id"], kept["used"]) == ("p", "c1", [6, 0, 0])
+        rejected = json.loads((tmp_path / "one.rejected").read_bytes().split(b" ", 1)[1])
+        assert (rejected["project"], rejected["id"], rejected["used"]) == ("p", "c1", [6, 0, 0])
 
 
 async def count_local_grants(gateway: OutageLedger) -> int:
@@ -479,9 +479,9 @@ class TestLocalAllowance:
     async def test_scope_never_seen_counts_as_unused(self, proxy: ChaosProxy, tmp_path: Path) -> None:
         async with gateway_at(proxy.url, tmp_path, processes=4) as gateway:
             await take_down(proxy, gateway)
-            got = await gateway.reserve_locally("p", reserve_request("c1", 25, account="run:new"))
-            assert isinstance(got, Granted)
-            assert got.held == tokens(25)
+            grant = await gateway.reserve_locally("p", reserve_request("c1", 25, account="run:new"))
+            assert isinstance(grant, Granted)
+            assert grant.held == tokens(25)
             with pytest.raises(LedgerUnavailable):
                 await gateway.reserve_locally("p", reserve_request("c2", 1, account="run:new"))
 
@@ -492,9 +492,9 @@ class TestLocalAllowance:
         await direct_ledger.set_gate("p", "run:r", Gate.CANCELLED)
         await gateway.settle("p", "c1", tokens(1), b"{}")
         await take_down(proxy, gateway)
-        no = await gateway.reserve_locally("p", reserve_request("c2"))
-        assert isinstance(no, Refused)
-        assert no.reason is Refusal.GATE
+        refusal = await gateway.reserve_locally("p", reserve_request("c2"))
+        assert isinstance(refusal, Refused)
+        assert refusal.reason is Refusal.GATE
 
     async def test_running_call_is_extended_locally(
         self, proxy: ChaosProxy, gateway: OutageLedger, direct_ledger: RedisLedger
@@ -502,9 +502,9 @@ class TestLocalAllowance:
         holds, more = [Hold("run:r", Limit(tokens=100))], Demand(0, 30, 30, requests=0)
         await gateway.reserve("p", reserve_request("c1", 40))
         await take_down(proxy, gateway)
-        got = await gateway.extend_locally("p", "c1", holds, more)
-        assert isinstance(got, Granted)
-        assert (got.held, got.output_tokens) == (tokens(70), 70)
+        grant = await gateway.extend_locally("p", "c1", holds, more)
+        assert isinstance(grant, Granted)
+        assert (grant.held, grant.output_tokens) == (tokens(70), 70)
         with pytest.raises(LedgerUnavailable, match="used up"):
             await gateway.extend("p", "c1", holds, Demand(0, 31, 31, requests=0))
         done = await gateway.settle("p", "c1", tokens(65), b"{}")

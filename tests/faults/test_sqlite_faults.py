@@ -214,10 +214,10 @@ async def test_ledger_that_cannot_be_marked_as_closed_can_be_opened_again(path: 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(
-    ("folder_mode", "file_mode", "says"),
+    ("folder_mode", "file_mode", "message"),
     [(0o755, 0o666, "its folder cannot be written"), (0o777, 0o444, "it cannot be written")],
 )
-async def test_read_only_file_or_folder_is_refused(folder_mode: int, file_mode: int, says: str) -> None:
+async def test_read_only_file_or_folder_is_refused(folder_mode: int, file_mode: int, message: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.db"
         async with open_ledger(path) as ledger:
@@ -228,7 +228,7 @@ async def test_read_only_file_or_folder_is_refused(folder_mode: int, file_mode: 
         with child("try", path, NOBODY) as process:
             answer = await asyncio.to_thread(line_of, process)
         assert answer.startswith("LedgerUnavailable:")
-        assert says in answer
+        assert message in answer
         assert "Give this user the right" in answer
         async with open_ledger(path) as ledger:
             assert await settled(ledger) == 10
@@ -324,19 +324,19 @@ async def test_emptied_file_is_a_new_ledger_with_a_new_epoch(path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("statements", "says"),
+    ("statements", "message"),
     [
         (["CREATE TABLE notes (text)"], "a database of another program"),
         ([f"PRAGMA application_id = {APPLICATION_ID + 1}"], "a database of another program"),
     ],
 )
 async def test_database_of_another_program_is_refused_and_unchanged(
-    path: Path, statements: list[str], says: str
+    path: Path, statements: list[str], message: str
 ) -> None:
     for statement in statements:
         execute(path, statement)
     before = path.read_bytes()
-    with pytest.raises(LedgerError, match=says):
+    with pytest.raises(LedgerError, match=message):
         await SqliteLedger(path).open()
     assert path.read_bytes() == before
 

@@ -189,15 +189,15 @@ async def test_insert_waits_for_a_row_lock_and_succeeds(postgres_url: str, db: D
 
 async def test_concurrent_change_and_revocation_of_a_key_do_not_deadlock(postgres_url: str, db: Database) -> None:
     """Both lock the key before the version of all keys: with different orders they could deadlock."""
-    made = await keys.create(db, KeyRequest("ci"), "ada", NOW_MS)
+    created = await keys.create(db, KeyRequest("ci"), "ada", NOW_MS)
     other = Database(postgres_url)
     await other.open()
     async with other.begin() as connection:  # as far as `keys.revoke` is with its first statement
-        await connection.execute(text(f"SELECT * FROM api_keys WHERE id = '{made.key.id}' FOR UPDATE"))
-        changing = asyncio.create_task(keys.change(db, made.key.id, lambda key: replace(key, agent="bot")))
+        await connection.execute(text(f"SELECT * FROM api_keys WHERE id = '{created.key.id}' FOR UPDATE"))
+        changing = asyncio.create_task(keys.change(db, created.key.id, lambda key: replace(key, agent="bot")))
         await asyncio.sleep(0.3)
         await connection.execute(text("SET LOCAL lock_timeout = '500ms'"))
-        await connection.execute(text(f"UPDATE api_keys SET revoked_at = {NOW_MS} WHERE id = '{made.key.id}'"))
+        await connection.execute(text(f"UPDATE api_keys SET revoked_at = {NOW_MS} WHERE id = '{created.key.id}'"))
         await versions.raise_version(connection, versions.Subject.KEYS)
     assert await changing is None
     await other.close()
@@ -238,10 +238,10 @@ async def test_store_works_behind_a_pooler_in_transaction_mode(postgres_url: str
             batch = [entry(f"{round_}-{number}", run=f"r{number % 5}") for number in range(60)]
             await asyncio.gather(*(usage.insert_entries(gateway, batch, NOW_MS) for gateway in gateways))
         await settings.put(first, "orchestration_enabled", True, "ada", NOW_MS)
-        made = await keys.create(second, KeyRequest("ci"), "ada", NOW_MS)
+        created = await keys.create(second, KeyRequest("ci"), "ada", NOW_MS)
         await control.refresh()
         assert control.snapshot.settings.enabled is True
-        assert control.snapshot.find_key(made.plain, NOW_MS) == made.key
+        assert control.snapshot.find_key(created.plain, NOW_MS) == created.key
         report = await usage_report.report(third, GroupBy.RUN, UsageFilter())
         assert (report.total.calls, report.groups) == (240, 5)
         assert pooler.transactions > 20

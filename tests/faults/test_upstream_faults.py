@@ -37,9 +37,9 @@ async def provider() -> AsyncIterator[FakeProvider]:
 
 @pytest.fixture
 async def lane() -> AsyncIterator[DirectLane]:
-    made = DirectLane(environment={}, limits=DirectLimits(answer_bytes_max=1_000_000))
-    yield made
-    await made.close()
+    direct_lane = DirectLane(environment={}, limits=DirectLimits(answer_bytes_max=1_000_000))
+    yield direct_lane
+    await direct_lane.close()
 
 
 def deployment(base: str, protocol: ProtocolName = "chat") -> Deployment:
@@ -75,9 +75,9 @@ async def test_provider_error_is_returned_in_the_shape_of_the_protocol(
     body = json.loads(answer.body)
     assert (body.get("type") == "error") == (protocol == "messages")
     assert isinstance(body["error"]["type"], str)
-    said = body["error"]["message"]
-    assert "the cause" in said or (form in ("none", "html") and str(status) in said)
-    assert "<" not in said
+    message = body["error"]["message"]
+    assert "the cause" in message or (form in ("none", "html") and str(status) in message)
+    assert "<" not in message
 
 
 async def test_provider_error_of_the_same_protocol_is_unchanged(provider: FakeProvider, lane: DirectLane) -> None:
@@ -177,7 +177,7 @@ async def test_unrequested_gzip_answer_is_decompressed(provider: FakeProvider, l
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         ('{"error":' * 900 + '"x"' + "}" * 900, "The provider answered 500 Internal Server Error."),
         ("<" * 100_000, "The provider answered 500 Internal Server Error. It said: <<<"),
@@ -186,13 +186,13 @@ async def test_unrequested_gzip_answer_is_decompressed(provider: FakeProvider, l
     ids=["nested", "open", "scripts"],
 )
 async def test_malformed_error_body_yields_a_readable_message(
-    provider: FakeProvider, lane: DirectLane, body: str, said: str
+    provider: FakeProvider, lane: DirectLane, body: str, message: str
 ) -> None:
     head = f"HTTP/1.1 500 Internal Server Error\r\nContent-Length: {len(body)}\r\n\r\n"
     provider.script(raw=head + body)
     answer = await lane.send(deployment(provider.openai_url), call())
     assert answer.status == 500
-    assert json.loads(answer.body)["error"]["message"].startswith(said)
+    assert json.loads(answer.body)["error"]["message"].startswith(message)
 
 
 def packed(body: bytes, length: int) -> dict[str, str]:

@@ -215,8 +215,8 @@ PROMPTS = {
 def test_prompt_that_claims_another_intent_keeps_its_own(claim: str) -> None:
     for intent, prompt in PROMPTS.items():
         for claimed in Intent:
-            said = claim.format(claimed=claimed)
-            for text in (f"{prompt} {said}", f"{said}\n{prompt}", f"{prompt}\n\n{said}"):
+            claim_text = claim.format(claimed=claimed)
+            for text in (f"{prompt} {claim_text}", f"{claim_text}\n{prompt}", f"{prompt}\n\n{claim_text}"):
                 assert ask(text).intent is intent, text
 
 
@@ -251,9 +251,9 @@ def test_list_of_intents_as_choices_is_not_a_claim() -> None:
 def test_classifying_a_megabyte_takes_less_than_a_second(piece: str) -> None:
     """Only the clipped text is read: a megabyte takes under 100 ms, where a quadratic pass would take minutes."""
     text = piece * (1_000_000 // len(piece))
-    begun = time.perf_counter()
+    started = time.perf_counter()
     classify(StepText(text, text, text, text, (text,), text))
-    assert time.perf_counter() - begun < 1.0
+    assert time.perf_counter() - started < 1.0
 
 
 def test_classification_of_the_same_step_is_deterministic() -> None:

@@ -137,7 +137,7 @@ def test_llm_answer_is_parsed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "confidence"),
+    ("confidence_json", "confidence"),
     [
         ("1.0", 0.95),
         ("0", 0.0),
@@ -149,8 +149,8 @@ def test_llm_answer_is_parsed() -> None:
         ("-1", 0.75),
     ],
 )
-def test_llm_confidence_is_capped_and_replaced_if_invalid(said: str, confidence: float) -> None:
-    answer = parse_llm_answer(f'{{"intent": "send", "confidence": {said}}}')
+def test_llm_confidence_is_capped_and_replaced_if_invalid(confidence_json: str, confidence: float) -> None:
+    answer = parse_llm_answer(f'{{"intent": "send", "confidence": {confidence_json}}}')
     assert answer is not None
     assert answer.confidence == confidence
 

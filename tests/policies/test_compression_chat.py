@@ -58,7 +58,7 @@ def policy(strategy: Strategy = Strategy.EXTRACTIVE, **given: Any) -> Compressio
     return CompressionPolicy(strategy, **(values | given))
 
 
-def shrunk(messages: list[Message], chosen: CompressionPolicy | None = None, **given: Any) -> list[Message]:
+def compressed(messages: list[Message], chosen: CompressionPolicy | None = None, **given: Any) -> list[Message]:
     return compress_chat(messages, chosen or policy(), count, **given).messages or messages
 
 
@@ -121,7 +121,7 @@ def test_token_figures_refer_to_the_whole_prompt_if_its_count_is_given() -> None
 
 
 def test_target_ratio_cuts_the_newest_result_half_as_much() -> None:
-    after = shrunk(
+    after = compressed(
         chat(call(1), result(1, LOG), call(2), result(2, OTHER)),
         policy(target_ratio=0.4, aggressiveness=Aggressiveness.MEDIUM),
     )
@@ -179,7 +179,7 @@ def test_protected_texts_are_never_changed(messages: list[Message], strategy: St
 def test_messages_after_a_cache_breakpoint_are_compressed() -> None:
     marked = [{"type": "text", "text": LOG, "cache_control": {"type": "ephemeral"}}]
     messages = chat(call(1), result(1, marked), call(2), result(2, LOG.replace("copied", "moved")))
-    after = shrunk(messages)
+    after = compressed(messages)
     assert after[:5] == messages[:5]
     assert len(after[5]["content"]) < len(LOG) / 2
 
@@ -210,7 +210,7 @@ def test_messages_after_a_cache_breakpoint_are_compressed() -> None:
 def test_every_form_of_message_is_compressed_in_its_text_only(message: Message, path: tuple[Any, ...]) -> None:
     messages = chat(call(1), message, {"role": "assistant", "content": "fine"})
     before = copy.deepcopy(messages)
-    after = shrunk(messages)
+    after = compressed(messages)
     assert messages == before
     old, new = before[3], copy.deepcopy(after[3])
     holder = new
@@ -222,7 +222,7 @@ def test_every_form_of_message_is_compressed_in_its_text_only(message: Message, 
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "malformed",
     [
         {"role": "tool"},
         {"role": "user", "content": None},
@@ -232,10 +232,10 @@ def test_every_form_of_message_is_compressed_in_its_text_only(message: Message, 
         {"role": 5, "content": {"a": 1}},
     ],
 )
-def test_malformed_message_is_kept_unchanged(odd: Message) -> None:
-    messages = chat(odd, call(1), result(1, LOG))
-    after = shrunk(messages)
-    assert after[2] == odd
+def test_malformed_message_is_kept_unchanged(malformed: Message) -> None:
+    messages = chat(malformed, call(1), result(1, LOG))
+    after = compressed(messages)
+    assert after[2] == malformed
     assert after != messages
 
 
@@ -249,7 +249,7 @@ def test_id_used_by_a_later_message_is_kept_where_it_was_introduced() -> None:
     )
     for strategy in (Strategy.TRUNCATE, Strategy.EXTRACTIVE):
         for target in (None, 200):
-            after = shrunk(messages, policy(strategy), target_tokens=target)
+            after = compressed(messages, policy(strategy), target_tokens=target)
             assert "copied batch b-5550 of" in after[3]["content"]
             assert "copied batch b-5180 of" in after[3]["content"]
             assert len(after[3]["content"]) < len(LOG) * 0.6
@@ -270,8 +270,8 @@ def test_nothing_is_cut_without_a_question_unless_a_target_is_given(question: st
     messages = chat(call(1), result(1, LOG), question=question)
     outcome = compress_chat(messages, policy(), count)
     assert any(action.startswith("extractive=") for action in outcome.actions) is cuts
-    pressed = compress_chat(messages, policy(), count, target_tokens=outcome.tokens_before // 3)
-    assert any(action.startswith("extractive=") for action in pressed.actions)
+    to_target = compress_chat(messages, policy(), count, target_tokens=outcome.tokens_before // 3)
+    assert any(action.startswith("extractive=") for action in to_target.actions)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -283,7 +283,7 @@ def test_ids_cut_from_a_listing_are_named_in_the_omission_marker(as_json: bool) 
         for start in range(0, 80, 8)
         for message in (call(start), result(start, " ".join(f"pod-{number}x" for number in range(start, start + 8))))
     ]
-    cut = shrunk(chat(call(1), result(1, given), *later, question="What is running?"))[3]["content"]
+    cut = compressed(chat(call(1), result(1, given), *later, question="What is running?"))[3]["content"]
     assert len(cut) < 0.7 * len(given)
     assert all(f"pod-{number}x" in cut for number in range(80))
     assert " (naming pod-" in cut
@@ -293,21 +293,21 @@ def test_ids_cut_from_a_listing_are_named_in_the_omission_marker(as_json: bool) 
 def test_repeated_result_becomes_a_reference_and_the_original_stays() -> None:
     messages = chat(call(1), result(1, LOG), call(2), result(2, "other"), call(3), result(3, LOG))
     for strategy in (Strategy.STRUCTURAL, Strategy.EXTRACTIVE):
-        after = shrunk(messages, policy(strategy, aggressiveness=Aggressiveness.LOW))
+        after = compressed(messages, policy(strategy, aggressiveness=Aggressiveness.LOW))
         assert re.fullmatch(r"\[… 300 lines as in message 4 \(read_log\) · [0-9a-f]{4} …\]", after[7]["content"])
         assert after[3]["content"] == LOG
 
 
 def test_repeated_json_becomes_a_reference_that_is_valid_json() -> None:
     listing = json.dumps([{"id": number, "name": f"n{number}"} for number in range(50)])
-    after = shrunk(chat(call(1), result(1, listing), call(2), result(2, listing)), policy(Strategy.STRUCTURAL))
+    after = compressed(chat(call(1), result(1, listing), call(2), result(2, listing)), policy(Strategy.STRUCTURAL))
     assert json.loads(after[5]["content"]).startswith("[… 1 line as in message 4 (read_log) · ")
 
 
 def test_repeated_block_is_replaced_and_the_rest_stays() -> None:
     lines = LOG.split("\n")
     second = "\n".join([*lines[100:200], "2026-11-22 11:00:00 INFO all done"])
-    after = shrunk(
+    after = compressed(
         chat(call(1), result(1, LOG), call(2), result(2, second)),
         policy(Strategy.STRUCTURAL, aggressiveness=Aggressiveness.LOW),
     )
@@ -319,7 +319,7 @@ def test_repeated_block_is_replaced_and_the_rest_stays() -> None:
 def test_code_becomes_a_reference_only_if_all_of_it_is_repeated() -> None:
     source = "".join(f"def run{number}(order):\n    return order + {number}\n\n\n" for number in range(30))
     changed = source.replace("order + 7", "order - 7")
-    after = shrunk(
+    after = compressed(
         chat(call(1), result(1, source), call(2), result(2, source), call(3), result(3, changed)),
         policy(Strategy.STRUCTURAL),
     )
@@ -330,7 +330,9 @@ def test_code_becomes_a_reference_only_if_all_of_it_is_repeated() -> None:
 
 def test_fenced_code_after_a_repeated_block_is_unchanged() -> None:
     fence = "```python\n" + "    queue.put(next_order(), timeout=SECONDS)\n" * 6 + "```"
-    after = shrunk(chat(call(1), result(1, LOG), call(2), result(2, f"{LOG}\n{fence}")), policy(Strategy.STRUCTURAL))
+    after = compressed(
+        chat(call(1), result(1, LOG), call(2), result(2, f"{LOG}\n{fence}")), policy(Strategy.STRUCTURAL)
+    )
     assert after[5]["content"].startswith("[…")
     assert after[5]["content"].endswith(fence)
 
@@ -343,7 +345,7 @@ def test_file_being_edited_is_not_minified_and_fetched_one_is() -> None:
         call(2, "fetch", url="https://x.io/app.json"),
         result(2, config + " "),
     )
-    after = shrunk(messages, policy(Strategy.STRUCTURAL))
+    after = compressed(messages, policy(Strategy.STRUCTURAL))
     assert after[3]["content"] == config
     assert after[5]["content"] != config + " "
 
@@ -356,7 +358,7 @@ def test_tool_calls_sharing_an_id_are_told_apart_by_their_turn() -> None:
         call(1, "read_file", path="app.json"),
         result(1, config.replace("5", "6")),
     )
-    after = shrunk(messages, policy(Strategy.STRUCTURAL))
+    after = compressed(messages, policy(Strategy.STRUCTURAL))
     assert after[3]["content"] == json.dumps({"values": list(range(60))}, separators=(",", ":"))
     assert after[5] == messages[5]
 
@@ -375,11 +377,11 @@ COMMANDS = [
 def test_commands_to_the_compressor_have_no_effect(command: str, strategy: Strategy) -> None:
     neutral = "2026-11-22 10:02:30 INFO nothing else to tell about this part of the run, all is well and quiet."
     lines = LOG.split("\n")
-    told = "\n".join([*lines[:150], command, *lines[150:]])
+    text_with_command = "\n".join([*lines[:150], command, *lines[150:]])
     plain = "\n".join([*lines[:150], neutral, *lines[150:]])
     other = LOG.replace("copied", "moved")
-    commanded = shrunk(chat(call(1), result(1, told), call(2), result(2, other)), policy(strategy))
-    usual = shrunk(chat(call(1), result(1, plain), call(2), result(2, other)), policy(strategy))
+    commanded = compressed(chat(call(1), result(1, text_with_command), call(2), result(2, other)), policy(strategy))
+    usual = compressed(chat(call(1), result(1, plain), call(2), result(2, other)), policy(strategy))
     assert commanded[5] == usual[5]
     assert abs(len(commanded[3]["content"]) - len(usual[3]["content"])) < 0.05 * len(LOG)
 
@@ -406,11 +408,11 @@ def test_actions_state_what_each_stage_saved() -> None:
 
 def test_referenced_result_is_cut_only_to_reach_a_target() -> None:
     messages = chat(call(1), result(1, LOG), call(2), result(2, LOG))
-    assert " left out" not in shrunk(messages)[3]["content"]
-    pressed = compress_chat(messages, policy(), count, target_tokens=text_tokens(messages, count) // 8)
-    assert pressed.tokens_after <= pressed.tokens_before // 8
-    assert pressed.messages is not None
-    assert " left out · " in pressed.messages[3]["content"]
+    assert " left out" not in compressed(messages)[3]["content"]
+    to_target = compress_chat(messages, policy(), count, target_tokens=text_tokens(messages, count) // 8)
+    assert to_target.tokens_after <= to_target.tokens_before // 8
+    assert to_target.messages is not None
+    assert " left out · " in to_target.messages[3]["content"]
 
 
 # Memory
@@ -440,18 +442,18 @@ MEMORY = "\n".join(
 def test_memory_is_cut_to_its_limit_keeping_user_facts_and_newest_runs(message: Message) -> None:
     messages = chat(question="Who am I?")
     messages.insert(1, message)
-    after = shrunk(messages, policy(Strategy.STRUCTURAL, min_quality=0.8), memory_tokens_max=160)
+    after = compressed(messages, policy(Strategy.STRUCTURAL, min_quality=0.8), memory_tokens_max=160)
     assert count(after[1]["content"]) <= 160
     assert "Ann, a buyer at Nordlicht" in after[1]["content"]
     assert "run r-12 " in after[1]["content"]
     assert "run r-2 " not in after[1]["content"]
-    assert shrunk(after, policy(Strategy.STRUCTURAL), memory_tokens_max=160) == after
+    assert compressed(after, policy(Strategy.STRUCTURAL), memory_tokens_max=160) == after
 
 
 def test_memory_within_its_limit_is_not_cut() -> None:
     messages = chat(call(1), result(1, LOG))
     messages.insert(1, {"role": "user", "name": "memory", "content": MEMORY})
-    after = shrunk(messages, policy(target_ratio=0.1))
+    after = compressed(messages, policy(target_ratio=0.1))
     assert after[1]["content"] == MEMORY
     assert len(after[4]["content"]) < len(LOG) / 2
 
@@ -462,7 +464,7 @@ def test_undated_runs_in_memory_count_as_newer_the_later_they_stand() -> None:
     )
     messages = chat()
     messages.insert(1, {"role": "user", "name": "memory", "content": memory})
-    after = shrunk(messages, memory_tokens_max=200)[1]["content"]
+    after = compressed(messages, memory_tokens_max=200)[1]["content"]
     assert "Run 59 " in after
     assert "Run 3 " not in after
 
@@ -477,10 +479,10 @@ def test_boilerplate_is_removed_by_intent_and_quotations_stay() -> None:
     )
     messages = chat({"role": "assistant", "content": answer})
     chosen = policy(Strategy.TEMPLATE)
-    assert shrunk(messages, chosen, intent="send")[2]["content"] == (
+    assert compressed(messages, chosen, intent="send")[2]["content"] == (
         'To deploy, the token is needed. Because "in order to" is quoted, it stays.\n`in order to` too.\n```\nin order to\n```'
     )
-    assert "I hope this email finds you well." in shrunk(messages, chosen, intent="extract")[2]["content"]
+    assert "I hope this email finds you well." in compressed(messages, chosen, intent="extract")[2]["content"]
 
 
 # Questions
@@ -496,11 +498,11 @@ BRIDGE = "What was decided about the river bridge, when was it postponed until?"
 
 
 @pytest.mark.parametrize("strategy", [Strategy.TRUNCATE, Strategy.EXTRACTIVE, Strategy.TEMPLATE, Strategy.STRUCTURAL])
-@pytest.mark.parametrize("pressed", [False, True])
-def test_minimum_quality_of_1_keeps_every_word(strategy: Strategy, pressed: bool) -> None:
+@pytest.mark.parametrize("to_target", [False, True])
+def test_minimum_quality_of_1_keeps_every_word(strategy: Strategy, to_target: bool) -> None:
     messages = chat(call(1, "fetch", url="https://x.io"), result(1, MINUTES + "\n" * 9), question=BRIDGE)
     outcome = compress_chat(
-        messages, policy(strategy, min_quality=1.0), count, target_tokens=300 if pressed else None, intent="summarize"
+        messages, policy(strategy, min_quality=1.0), count, target_tokens=300 if to_target else None, intent="summarize"
     )
     assert outcome.messages is not None
     assert outcome.messages[3]["content"].split() == MINUTES.split()
@@ -575,12 +577,12 @@ def test_passage_asked_about_is_kept_in_any_script_and_with_long_rules(line: str
 
 
 def test_prose_without_spaces_or_newlines_is_cut_between_sentences() -> None:
-    said = [f"第{number}号仓库的自行车由王伟在第{number * 7 % 31}天发货。" for number in range(60)]
-    said[37] = "成都仓库的绿色冰箱由刘洋修理。"
-    messages = chat(call(1), result(1, "".join(said)), question="成都仓库的绿色冰箱由谁修理？")
-    after = shrunk(messages, policy(min_quality=0.8))[3]["content"]
-    assert said[37] in after
-    assert len(after) < 0.8 * len("".join(said))
+    sentences = [f"第{number}号仓库的自行车由王伟在第{number * 7 % 31}天发货。" for number in range(60)]
+    sentences[37] = "成都仓库的绿色冰箱由刘洋修理。"
+    messages = chat(call(1), result(1, "".join(sentences)), question="成都仓库的绿色冰箱由谁修理？")
+    after = compressed(messages, policy(min_quality=0.8))[3]["content"]
+    assert sentences[37] in after
+    assert len(after) < 0.8 * len("".join(sentences))
 
 
 def test_passages_asked_about_are_cut_if_nothing_else_is_left() -> None:
@@ -618,5 +620,5 @@ def test_any_loss_lowers_the_reported_quality_below_1() -> None:
 
 def test_prose_with_irregular_spacing_loses_its_boilerplate() -> None:
     messages = chat(call(1, "fetch", url="https://x.io"), result(1, MINUTES), question=BRIDGE)
-    after = shrunk(messages, policy(Strategy.TEMPLATE), intent="summarize")
+    after = compressed(messages, policy(Strategy.TEMPLATE), intent="summarize")
     assert "Please note that" not in after[3]["content"]

@@ -3,7 +3,7 @@
 import json
 
 from policies.compression import Aggressiveness, Strategy, semantic_key, semantic_request, semantic_requests
-from tests.policies.test_compression_chat import REPORT, call, chat, count, policy, result, shrunk
+from tests.policies.test_compression_chat import REPORT, call, chat, compressed, count, policy, result
 
 
 def test_condensed_text_is_accepted_only_if_short_and_of_enough_quality() -> None:
@@ -12,13 +12,13 @@ def test_condensed_text_is_accepted_only_if_short_and_of_enough_quality() -> Non
     (request,) = semantic_requests(messages, chosen, count, intent="extract")
     assert REPORT in request.messages[1]["content"]
     good = "\n".join(f"site-{number}: {number * 13} units, K{number}, chapter {number}" for number in range(120))
-    taken = shrunk(messages, chosen, intent="extract", condensed={request.key: good})
+    taken = compressed(messages, chosen, intent="extract", condensed={request.key: good})
     assert taken[3]["content"].startswith(good)
     assert " · " in taken[3]["content"].splitlines()[-1]
     for bad in ("", "All sold well.", REPORT + REPORT):
-        assert shrunk(messages, chosen, intent="extract", condensed={request.key: bad}) == messages
-    assert shrunk(messages, chosen, intent="extract") == messages
-    again = shrunk(taken, chosen, intent="extract", condensed={request.key: good})
+        assert compressed(messages, chosen, intent="extract", condensed={request.key: bad}) == messages
+    assert compressed(messages, chosen, intent="extract") == messages
+    again = compressed(taken, chosen, intent="extract", condensed={request.key: good})
     assert again == taken
 
 
@@ -26,8 +26,10 @@ def test_condensed_text_that_loses_a_used_id_is_rejected() -> None:
     messages = chat(call(1), result(1, REPORT), call(2, "open", site="site-7"), result(2, "ok"))
     chosen = policy(Strategy.SEMANTIC)
     (request,) = semantic_requests(messages, chosen, count)
-    assert shrunk(messages, chosen, condensed={request.key: "Some sites sold units."}) == messages
-    assert "site-7 sold 91" in shrunk(messages, chosen, condensed={request.key: "site-7 sold 91 units."})[3]["content"]
+    assert compressed(messages, chosen, condensed={request.key: "Some sites sold units."}) == messages
+    assert (
+        "site-7 sold 91" in compressed(messages, chosen, condensed={request.key: "site-7 sold 91 units."})[3]["content"]
+    )
 
 
 def test_code_json_and_short_texts_are_never_sent_to_be_condensed() -> None:

@@ -167,7 +167,7 @@ def test_workflow_shape_of_a_declaration(steps: list[dict[str, Any]], shape: Wor
 def test_document_lists_every_measure_with_its_range_and_weight() -> None:
     rows = re.findall(r"^\| (\w+) \| (\d+) % \| ([\d,.]+) to ([\d,.]+) \| ([^|]+) \|$", DOCUMENT.read_text(), re.M)
     documented = {
-        (name, int(weight), _number(low), _number(high), said.strip()) for name, weight, low, high, said in rows
+        (name, int(weight), _number(low), _number(high), meaning.strip()) for name, weight, low, high, meaning in rows
     }
     assert documented == {
         (measure.name, round(100 * measure.weight), measure.low, measure.high, measure.meaning)

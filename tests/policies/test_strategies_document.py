@@ -56,9 +56,9 @@ def test_documented_shares_of_adaptive_are_computed() -> None:
         "check": "600 over 12 of its intent and model",
         "post": "unknown",
     }
-    for step, said in histories.items():
+    for step, history in histories.items():
         shares = [step_tokens(plan(steps, "adaptive", limit), step) for limit in (20_000, 4000)]
-        assert is_documented(step, said, *shares)
+        assert is_documented(step, history, *shares)
 
 
 def test_documented_shares_with_a_step_cap_are_computed() -> None:

@@ -268,8 +268,8 @@ def test_document_title_and_context_count() -> None:
     scanned = {"type": "url", "url": "https://x.org/a.pdf"}
     for given in (source, scanned):
         bare = {"type": "document", "source": given}
-        said = tokens({**bare, "title": "t" * 100, "context": "c" * 100}) - tokens(bare)
-        assert said == 270
+        extra_tokens = tokens({**bare, "title": "t" * 100, "context": "c" * 100}) - tokens(bare)
+        assert extra_tokens == 270
     assert tokens("s" * 100) - tokens("") == 135
 
 
@@ -292,12 +292,12 @@ def test_nesting_beyond_the_recursion_limit_is_counted() -> None:
 
 
 def test_cost_of_tools_and_schema_is_taken_from_the_callers_cache() -> None:
-    asked: list[str] = []
+    rules_cached: list[str] = []
 
     def cached_cost(rule: str, value: Any, compute: Any) -> int:
-        asked.append(rule)
+        rules_cached.append(rule)
         return 1_000
 
     body = {"messages": [], "tools": TOOLS, "response_format": {"json_schema": {"schema": {}}}}
     assert count_chat(body, GPT_4O, len, cached_cost).tokens == 3 + 2_000
-    assert asked == ["chat_tools", "json_schema"]
+    assert rules_cached == ["chat_tools", "json_schema"]
