@@ -153,7 +153,7 @@ async def test_id_lookup_uses_the_primary_key_without_table_statistics(postgres_
     await db.close()  # closing the connection publishes its statistics
     other = Database(postgres_url)
     await other.open()
-    month = partitions.name_of(partitions.month_of(NOW_MS))
+    month = partitions.partition_name(partitions.month_of(NOW_MS))
     async with other.begin() as connection:
         by_table = text(f"SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = '{month}'")
         by_index = text(f"SELECT indexrelname, idx_tup_read FROM pg_stat_user_indexes WHERE relname = '{month}'")
@@ -259,5 +259,5 @@ async def test_refused_login_is_unavailable(postgres_url: str) -> None:
 
 async def test_dropped_month_partition_is_recreated_by_the_next_insert(postgres_url: str, db: Database) -> None:
     """Somebody dropped the partition of this month: the next batch makes it again."""
-    await execute(postgres_url, f"DROP TABLE {partitions.name_of(partitions.month_of(NOW_MS))}")
+    await execute(postgres_url, f"DROP TABLE {partitions.partition_name(partitions.month_of(NOW_MS))}")
     assert (await usage.insert_entries(db, [entry("a")], NOW_MS)).inserted == 1
