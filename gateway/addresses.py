@@ -32,7 +32,7 @@ _PRIVATE: Final = _networks(
     "127.0.0.0/8 ::1/128 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 192.0.0.0/24 198.18.0.0/15 fc00::/7 fec0::/10"
 )
 # IPv6 networks that contain IPv4 addresses, and the position of the address (in bits from the right).
-_CARRIERS: Final = (
+_IPV4_IN_IPV6: Final = (
     (IPv6Network("::ffff:0:0/96"), 0),
     (IPv6Network("::/96"), 0),
     (IPv6Network("64:ff9b::/96"), 0),
@@ -44,7 +44,7 @@ _TEREDO: Final = IPv6Network("2001::/32")
 
 def fault_of_address(text: str, *, private_allowed: bool) -> str | None:
     """Why nothing may be sent to this IP address; None if it is allowed."""
-    address = _carried(ip_address(text.partition("%")[0]))
+    address = _embedded_ipv4(ip_address(text.partition("%")[0]))
     if address in _TEREDO or any(address in network for network in _NEVER):
         return f"{text} is an address that no webhook has (link-local, a cloud's metadata service, or reserved)"
     if not private_allowed and any(address in network for network in _PRIVATE):
@@ -69,10 +69,10 @@ def fault_of_url(url: str, *, private_allowed: bool) -> str | None:
     return fault_of_address(address, private_allowed=private_allowed)
 
 
-def _carried(address: Address) -> Address:
+def _embedded_ipv4(address: Address) -> Address:
     """The IPv4 address inside an IPv6 address, if there is one."""
     if isinstance(address, IPv6Address) and int(address) > 1:
-        for network, shift in _CARRIERS:
+        for network, shift in _IPV4_IN_IPV6:
             if address in network:
                 return IPv4Address(int(address) >> shift & 0xFFFFFFFF)
     return address

@@ -220,7 +220,7 @@ class Application:
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
         stack.push_async_callback(self._stop_flusher, flushing)
         housekeeping = asyncio.create_task(run_housekeeping_daily(parts.store, retention_of(self.config)), name="tidy")
-        stack.push_async_callback(_cancelled, housekeeping)
+        stack.push_async_callback(_cancel, housekeeping)
         stack.push_async_callback(parts.tracing.stop)
         under_way = RunsInProgress(self._heartbeat.calls, parts.store)
         watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat | RunsInProgress, ...]
@@ -323,7 +323,7 @@ class Application:
         check = partial(self.access.check, needed="viewer") if self.config.server.metrics_auth else None
         health = health_routes(self._gauges.readiness, self._exposition, check)
         control = LazyApplication(self._control)
-        return [*health, Route("/", _lead_to_pages), PrefixRoute("/api", control), PrefixRoute("/admin", control)]
+        return [*health, Route("/", _redirect_to_pages), PrefixRoute("/api", control), PrefixRoute("/admin", control)]
 
     def _control(self) -> ASGIApp:
         # A tenth of the imports of a start, and 7 MB, for requests that most processes never get.
@@ -346,7 +346,7 @@ class Application:
         return await asyncio.to_thread(self.parts.telemetry.exposition)  # it reads the files of all workers
 
 
-async def _lead_to_pages(_: HttpRequest) -> RedirectResponse:
+async def _redirect_to_pages(_: HttpRequest) -> RedirectResponse:
     return RedirectResponse("/admin")
 
 
@@ -450,7 +450,7 @@ def _encodings(deployments: Iterable[Deployment]) -> Iterable[str]:
     return dict.fromkeys((DEFAULT_ENCODING, *own))
 
 
-async def _cancelled(task: asyncio.Task[Any]) -> None:
+async def _cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

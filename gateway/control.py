@@ -196,12 +196,12 @@ def _by_digest(found: list[ApiKey]) -> Mapping[str, ApiKey]:
 def _with_settings(
     snapshot: Snapshot, rows: Mapping[str, settings.SettingRow], first_values: Mapping[str, SettingValue]
 ) -> Snapshot:
-    current = {key: _setting_now(key, rows.get(key), first_values) for key in SETTINGS}
+    current = {key: _effective_setting(key, rows.get(key), first_values) for key in SETTINGS}
     typed = Settings.from_values({key: now.value for key, now in current.items()})
     return replace(snapshot, settings=typed, setting_rows=MappingProxyType(current))
 
 
-def _setting_now(
+def _effective_setting(
     key: str, row: settings.SettingRow | None, first_values: Mapping[str, SettingValue]
 ) -> EffectiveSetting:
     """The store's value once somebody has set it; until then the file's, or else the seeded default."""

@@ -31,8 +31,8 @@ SKEW_MS_FAIL: Final = 60_000
 LEDGER_MS_WARN: Final = 20.0
 STORE_MS_WARN: Final = 200.0
 _ROUNDS: Final = 5
-_LOOKS: Final = 50
-_LOOK_AGAIN_S: Final = 0.1
+_ATTEMPTS_MAX: Final = 50
+_RETRY_INTERVAL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
     if not health.is_available:
         return (Finding("ledger", "fail", f"{engine} is out of reach: {health.reason}"),)
     try:
-        await _opened(lambda: ledger.balances("default", ["run/doctor"]))
+        await _wait_until_ready(lambda: ledger.balances("default", ["run/doctor"]))
         latency_ms = await _latency_ms(lambda: ledger.balances("default", ["run/doctor"]))
         clock = await _clock(ledger)
     except LedgerError as error:
@@ -73,13 +73,13 @@ async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
     return (reach, clock, *_policy(parts, engine))
 
 
-async def _opened(operation: Callable[[], Awaitable[object]]) -> None:
+async def _wait_until_ready(operation: Callable[[], Awaitable[object]]) -> None:
     """An unused Redis first gets its counters, which may take a moment. Other faults are found later."""
-    for _ in range(_LOOKS):
+    for _ in range(_ATTEMPTS_MAX):
         try:
             await operation()
         except CountersMissing:
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(_RETRY_INTERVAL_S)
         except LedgerError:
             return
         else:

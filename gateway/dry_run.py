@@ -82,7 +82,7 @@ async def _admit(parts: Parts, call: Call, found: Explained) -> None:
     try:
         await admission.admit(call)
     finally:
-        admission.leave(call)
+        admission.release_deployment(call)
         found.prompt_tokens = await found.planner.original_tokens(call)
         found.standing = await _standing(call, scratch)
 

@@ -30,7 +30,7 @@ from starlette.requests import HTTPConnection
 from gateway.config.faults import ConfigError
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, KeysUnknown, Overloaded, PermissionDenied
-from gateway.loopback import host_of, is_loopback, was_passed_on
+from gateway.loopback import host_of, is_forwarded, is_loopback
 from gateway.pipeline.intake import credential_of
 from gateway.tags import VALUE
 
@@ -137,7 +137,7 @@ def is_local(request: HTTPConnection) -> bool:
     """
     if not is_loopback(_source(request)) or not is_loopback(host_of(request.headers.get("host", ""))):
         return False
-    if was_passed_on(request.headers):
+    if is_forwarded(request.headers):
         return False
     origin = request.headers.get("origin")
     is_own = origin is None or origin.partition("://")[2] == request.headers.get("host")

@@ -23,16 +23,16 @@ class ModelsList:
         self._created_s = created_s
 
     def all(self) -> bytes:
-        data = [self._shown(name) for name in self._names]
+        data = [self._model_object(name) for name in self._names]
         if not self._is_anthropic:
             return orjson.dumps({"object": "list", "data": data})
         first, last = (self._names[0], self._names[-1]) if self._names else (None, None)
         return orjson.dumps({"data": data, "has_more": False, "first_id": first, "last_id": last})
 
     def one(self, name: str) -> bytes:
-        return orjson.dumps(self._shown(name))
+        return orjson.dumps(self._model_object(name))
 
-    def _shown(self, name: str) -> dict[str, Any]:
+    def _model_object(self, name: str) -> dict[str, Any]:
         if self._is_anthropic:
             created = datetime.fromtimestamp(self._created_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return {"type": "model", "id": name, "display_name": name, "created_at": created}

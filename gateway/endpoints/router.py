@@ -71,8 +71,8 @@ class RequestRouter:
             protocol = self._protocols.get(path)
             if protocol is not None and scope["method"] == "POST":
                 await self._handler.handle(exchange, protocol, path_tags)
-            elif scope["method"] in ("GET", "HEAD") and _is_of_models(path):
-                await self._show_models(exchange, path.removeprefix(_VERSION).removeprefix(_MODELS[:-1])[1:])
+            elif scope["method"] in ("GET", "HEAD") and _is_models_path(path):
+                await self._serve_models(exchange, path.removeprefix(_VERSION).removeprefix(_MODELS[:-1])[1:])
             elif path in COUNT_TOKENS_PATHS and scope["method"] == "POST":
                 await self._count_tokens(exchange, path_tags)
             else:
@@ -82,13 +82,13 @@ class RequestRouter:
         except GatewayError as error:
             await self._refuse(exchange, error, path_tags)
 
-    async def _show_models(self, exchange: Exchange, name: str) -> None:
+    async def _serve_models(self, exchange: Exchange, name: str) -> None:
         """List all models, or show the one of this name, which may contain slashes."""
         principal = self._intake.authenticate(exchange.headers)
         models = ModelsList(self._model_names(), principal, exchange.headers, self._started_s)
         if name:
             self._intake.check_model(name, principal)
-        await self._give(exchange, models.one(name) if name else models.all())
+        await self._send_json(exchange, models.one(name) if name else models.all())
 
     async def _count_tokens(self, exchange: Exchange, path_tags: Mapping[str, str]) -> None:
         """Anthropic's token counting, answered by our own count: free, without a model call, a run or a reservation."""
@@ -99,9 +99,9 @@ class RequestRouter:
         self._intake.check_model(request.model, principal)
         tokens = await self._count_prompt(request)
         counted = [("x-workflow-prompt-tokens", str(tokens))] if tags.is_tagged else []
-        await self._give(exchange, MESSAGES.count_answer(tokens), [*tag_headers(tags), *counted])
+        await self._send_json(exchange, MESSAGES.count_answer(tokens), [*tag_headers(tags), *counted])
 
-    async def _give(self, exchange: Exchange, body: bytes, more: Sequence[tuple[str, str]] = ()) -> None:
+    async def _send_json(self, exchange: Exchange, body: bytes, more: Sequence[tuple[str, str]] = ()) -> None:
         request_id = self._new_id()
         ids = [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
         await exchange.answer(200, encoded([("content-type", "application/json"), *ids, *more]), body)
@@ -116,7 +116,7 @@ class RequestRouter:
 
     def _not_found_error(self, method: str, path: str) -> GatewayError:
         is_asked = path in self._protocols or path in COUNT_TOKENS_PATHS
-        if is_asked or _is_of_models(path):
+        if is_asked or _is_models_path(path):
             allowed = "POST" if is_asked else "GET, HEAD"
             message = f"{path[:200]} takes {allowed.partition(',')[0]}, not {method}."
             return BadRequest(message, status=405, code="method_not_allowed", headers={"allow": allowed})
@@ -125,5 +125,5 @@ class RequestRouter:
         return BadRequest(f"There is no {path[:200]}. There are: {there}.", status=404, code="not_found")
 
 
-def _is_of_models(path: str) -> bool:
+def _is_models_path(path: str) -> bool:
     return (path + "/").removeprefix(_VERSION).startswith(_MODELS)

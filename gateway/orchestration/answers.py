@@ -28,7 +28,7 @@ def answer_of(call: Call, body: Mapping[str, Any]) -> Answer:
     return Answer(
         text=text,
         finish_reason=finish_reason,
-        source=_given(asked.get("messages") or asked.get("input")),
+        source=_source_text(asked.get("messages") or asked.get("input")),
         wants_json=any(_object(one).get("type") == "json_object" for one in _formats(asked)),
         schema=answer_schema(asked),
         is_tool_call=is_tool_call,
@@ -64,7 +64,7 @@ def _of_response(body: Mapping[str, Any]) -> tuple[str, str, bool]:
 _READERS: Final = {"chat": _of_chat, "messages": _of_message, "responses": _of_response}
 
 
-def _given(turns: object) -> str:
+def _source_text(turns: object) -> str:
     """The texts that an answer can be based on: all but earlier answers, truncated to the newest."""
     if isinstance(turns, str):
         return turns[-_SOURCE_CHARACTERS_MAX:]

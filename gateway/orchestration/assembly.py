@@ -69,7 +69,7 @@ def make_orchestration(
         _log.warning("handler_not_used", reason=fault)
     trail = Trail(store, clock_ms)
     orchestration = Orchestration(
-        intents=Intents(store, ask_intent if model else None, rules, clock_ms, _noting(trail)),
+        intents=Intents(store, ask_intent if model else None, rules, clock_ms, _audit_classification(trail)),
         plans=Plans(store, ledger),
         histories=WorkflowHistories(store, clock_ms),
         compression=PromptCompression(
@@ -129,7 +129,7 @@ def _semantic(
     return SemanticCompression(model_calls, ledger, rules, count=count, clock_ms=clock_ms)
 
 
-def _noting(trail: Trail) -> Callable[[Call, Classification], None]:
+def _audit_classification(trail: Trail) -> Callable[[Call, Classification], None]:
     """Records each new classification of a step in the audit trail."""
 
     def classified(call: Call, found: Classification) -> None:

@@ -37,14 +37,14 @@ class DryRunPlanner:
             return limits
         whole.assign_arm(call, snapshot, declared)
         threshold = settings.intent_classification_confidence_threshold
-        found = self.classification = whole.intents.look(call, declared.intent(call.tags.step), threshold)
+        found = self.classification = whole.intents.preview(call, declared.intent(call.tags.step), threshold)
         call.intent = IntentTag(found.intent, found.confidence, found.source)
 
         async def propose(known: Run | None) -> RunPlan:
             return await whole.first_plan(call, known, snapshot, is_dry_run=True)
 
         step_start = StepStart(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
-        given = await whole.plans.look((project, call.run or ""), step_start, propose, settings)
+        given = await whole.plans.preview((project, call.run or ""), step_start, propose, settings)
         planned, own = given.planned, call.intent
         call.intent = as_planned(own, planned)
         if planned is not None and call.intent is not own:

@@ -20,7 +20,7 @@ from policies.declaration import learned_steps
 from policies.intents import Intent
 
 _log = structlog.get_logger(__name__)
-_KEPT_MAX: Final = 5_000
+_HISTORIES_MAX: Final = 5_000
 _PROJECTS_MAX: Final = 100
 # How long a history is considered fresh: it changes slowly, and a query per run would burden the store.
 _FRESH_MS: Final = 60_000
@@ -62,7 +62,7 @@ NOTHING: Final = WorkflowHistory()
 
 
 @dataclass(slots=True)
-class _Kept:
+class _CachedHistory:
     at_ms: int
     history: WorkflowHistory
     has_alike: bool
@@ -72,18 +72,18 @@ class WorkflowHistories:
     def __init__(self, store: Database, clock_ms: Callable[[], int]) -> None:
         self._store = store
         self._clock_ms = clock_ms
-        self._kept: LRUCache[tuple[str, str], _Kept] = LRUCache(_KEPT_MAX)
+        self._histories: LRUCache[tuple[str, str], _CachedHistory] = LRUCache(_HISTORIES_MAX)
         self._alike: LRUCache[str, tuple[int, Mapping[IntentModel, Samples]]] = LRUCache(_PROJECTS_MAX)
         self._loading: dict[tuple[str, str, bool], asyncio.Task[None]] = {}
 
     def forget(self) -> None:
-        self._kept.clear()
+        self._histories.clear()
         self._alike.clear()
 
     async def of(self, project: str, workflow: str, *, alike: bool) -> WorkflowHistory:
         """The history of a workflow. Never raises: without a store it is empty. `alike`: include steps of the same intent and model."""
         key = (project, workflow)
-        kept = self._kept.get(key)
+        kept = self._histories.get(key)
         is_complete = kept is not None and (kept.has_alike or not alike)
         if kept is not None and is_complete and self._clock_ms() - kept.at_ms < _FRESH_MS:
             return kept.history
@@ -91,7 +91,7 @@ class WorkflowHistories:
         if kept is not None and is_complete:
             return kept.history
         await asyncio.wait({task}, timeout=_WAIT_MS / 1000)
-        found = self._kept.get(key)
+        found = self._histories.get(key)
         return found.history if found is not None else NOTHING
 
     def _load_once(self, project: str, workflow: str, alike: bool) -> asyncio.Task[None]:
@@ -114,7 +114,7 @@ class WorkflowHistories:
         except StoreError as error:
             _log.warning("history_not_loaded", workflow=workflow, error=str(error))
             return
-        self._kept[project, workflow] = _Kept(now_ms, history, alike)
+        self._histories[project, workflow] = _CachedHistory(now_ms, history, alike)
 
     async def _alike_in(self, project: str, now_ms: int) -> Mapping[IntentModel, Samples]:
         """Shared by all workflows of a project, because it is the most expensive part to read and the largest to keep."""

@@ -148,7 +148,7 @@ class Intents:
                 cached.answer = replace(answer, source="cache")  # for the calls to come
         return IntentTag(answer.intent, answer.confidence, answer.source)
 
-    def look(self, call: Call, declared: str | None, threshold: float) -> Classification:
+    def preview(self, call: Call, declared: str | None, threshold: float) -> Classification:
         """What `of` would return now, without asking a model or remembering anything."""
         cached = self._cached.get(_identity(call, declared))
         answer = None if cached is None else self._if_valid(cached)

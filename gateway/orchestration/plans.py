@@ -178,7 +178,7 @@ class Plans:
             self._note(key, plan, step_start)
         return StepGrant(plan.steps[name], begins, plan.parent_run, plan.planned.get(name))
 
-    async def look(self, key: RunKey, step_start: StepStart, propose: Propose, settings: Settings) -> StepGrant:
+    async def preview(self, key: RunKey, step_start: StepStart, propose: Propose, settings: Settings) -> StepGrant:
         """What `step` would return now, without writing or remembering anything."""
         known = self._plans.get(key)
         if known is None:

@@ -77,7 +77,7 @@ class PromptCaches:
         shared = prompt.shared_tokens(baseline)
         return shared if shared >= CACHED_TOKENS_MIN else 0
 
-    def goes(self, conversation: Conversation, call_id: str, prompt: Prompt) -> None:
+    def note_sent(self, conversation: Conversation, call_id: str, prompt: Prompt) -> None:
         """Note that this prompt is sent now."""
         sent = self._sent.get(conversation)
         if sent is None:

@@ -104,7 +104,7 @@ class PromptCompression:
         count = call.count
         if count is None:
             return False
-        whole = await self._whole(call, count)
+        whole = await self._original(call, count)
         if whole.count.tokens < _PROMPT_TOKENS_MIN:
             return False
         work, condensed, found = await self._shortest(call, whole, needed_tokens, asks=not (pressed or is_dry_run))
@@ -137,9 +137,9 @@ class PromptCompression:
         """The size of the prompt as the client sent it, counted for the call's model. None for a call that was not counted."""
         if call.original is None or call.count is None:
             return call.count.tokens if call.count is not None else None
-        return (await self._whole(call, call.count)).count.tokens
+        return (await self._original(call, call.count)).count.tokens
 
-    async def _whole(self, call: Call, count: PromptCount) -> Original:
+    async def _original(self, call: Call, count: PromptCount) -> Original:
         """The history as the client sent it, counted for the call's model, which may have changed since the last count."""
         now = call.request.body[_HISTORY[call.protocol.name]]
         whole = call.original or Original(now, count, call.model)
@@ -164,7 +164,7 @@ class PromptCompression:
 
     def _note_sent(self, call: Call, prompt: Prompt, is_dry_run: bool) -> None:
         if not is_dry_run:
-            self._caches.goes(_conversation(call), call.id, prompt)
+            self._caches.note_sent(_conversation(call), call.id, prompt)
 
     async def _shortest(
         self, call: Call, whole: Original, needed_tokens: int | None, asks: bool
@@ -217,7 +217,7 @@ class PromptCompression:
         elif not asks:  # a call that does not fit has no budget for asking, and a dry run must not spend
             known.reason = f"nobody is asked about {len(questions)} texts now"
         else:
-            fresh = await self._semantic.ask(call, questions, _spare(call))
+            fresh = await self._semantic.ask(call, questions, _amount_of_call(call))
             return SemanticAnswers(known.answers | fresh.answers, fresh.cost_nano_usd, fresh.reason)
         return known
 
@@ -286,7 +286,7 @@ def _semantic_details(condensed: SemanticAnswers) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value}
 
 
-def _spare(call: Call) -> Amount:
+def _amount_of_call(call: Call) -> Amount:
     """An estimate of what the call itself needs, which questions must leave."""
     prompt = call.count.reserve_tokens if call.count is not None else 0
     output = call.request.output_tokens_max or _OUTPUT_TOKENS_USUAL

@@ -166,7 +166,7 @@ class Routing:
         budget = self._snapshot().settings.token_budget[intent_of(call)]
         return self.handler(call).output_tokens_expected(budget)
 
-    def is_followed(self, call: Call) -> bool:
+    def is_judged(self, call: Call) -> bool:
         return _conversation(call) in self._routes
 
     def _may_reroute(self, call: Call, snapshot: Snapshot) -> bool:

@@ -338,13 +338,13 @@ class Orchestration:
         """Record a call that would have been refused if these accounts were enforced."""
         self.trail.note("call.observed", call, accounts[0], accounts=list(accounts))
 
-    def is_followed(self, call: Call) -> bool:
+    def is_judged(self, call: Call) -> bool:
         """Whether the call's answer is to be checked, which is the case for routed calls."""
-        return call.is_tagged and is_readable(call) and self.routing.is_followed(call)
+        return call.is_tagged and is_readable(call) and self.routing.is_judged(call)
 
     def judge(self, call: Call, body: bytes, *, streamed: bool = False) -> None:
         """Check the complete answer of a routed call. `streamed`: the body is a sequence of events."""
-        if not self.is_followed(call):
+        if not self.is_judged(call):
             return
         try:
             answer = call.protocol.assemble(body) if streamed else orjson.loads(body)
@@ -413,17 +413,17 @@ def _with_call_tags(steps: Sequence[Mapping[str, Any]], call: Call | None) -> tu
     """The steps, where intent and priority from the first call's headers override the declaration of its own step."""
     if call is None or (call.tags.intent is None and call.tags.priority == "normal"):
         return tuple(steps)
-    said = {"intent": call.tags.intent} if call.tags.intent is not None else {}
+    fields = {"intent": call.tags.intent} if call.tags.intent is not None else {}
     if call.tags.priority != "normal":
-        said["priority"] = call.tags.priority
-    return tuple(_overridden(step, call.tags.step, said) for step in steps)
+        fields["priority"] = call.tags.priority
+    return tuple(_with_fields(step, call.tags.step, fields) for step in steps)
 
 
-def _overridden(step: Mapping[str, Any], name: str, said: Mapping[str, str]) -> Mapping[str, Any]:
+def _with_fields(step: Mapping[str, Any], name: str, fields: Mapping[str, str]) -> Mapping[str, Any]:
     """The step with these fields if it has this name; likewise the steps inside a group."""
-    changed = {**step, **said} if step.get("id") == name else {**step}
+    changed = {**step, **fields} if step.get("id") == name else {**step}
     if step.get("steps"):
-        changed["steps"] = [_overridden(inner, name, said) for inner in step["steps"]]
+        changed["steps"] = [_with_fields(inner, name, fields) for inner in step["steps"]]
     return changed
 
 

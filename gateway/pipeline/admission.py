@@ -107,7 +107,7 @@ class Admission:
         snapshot = self._snapshot()
         limits = await self._planner.plan(call, snapshot) if call.is_tagged else RunLimits()
         if call.is_tagged and self._runs.is_under_new_workflow(call):
-            limits = await self._held_elsewhere(call, limits)
+            limits = await self._tightened_by_other_workflows(call, limits)
         parents = self._runs.parents(call)
         if parents:
             call.parent_run = parents[0].run
@@ -133,7 +133,7 @@ class Admission:
         finally:
             call.timings.stop("reserve")
 
-    async def _held_elsewhere(self, call: Call, limits: RunLimits) -> RunLimits:
+    async def _tightened_by_other_workflows(self, call: Call, limits: RunLimits) -> RunLimits:
         """Tighten `limits`: a run used under several workflows is held to the run budgets of all of them."""
         limit = await self._runs.limit_of_other_workflows(call, self._budgets())
         return limits if limit.is_unlimited else replace(limits, tightened=limits.tightened.tightened_by(limit))
@@ -152,7 +152,7 @@ class Admission:
             )
         return deployment
 
-    def leave(self, call: Call) -> None:
+    def release_deployment(self, call: Call) -> None:
         """Release the deployment of a call that will not be forwarded."""
         if call.deployment is not None:
             self._pool.release(call.deployment)
@@ -168,10 +168,10 @@ class Admission:
         deployment = deployment or call.deployment
         assert deployment is not None  # noqa: S101 - `use` comes first
         count = await self._tokenizer.count_prompt(counted_as, call.request.body, deployment.model, deployment.provider)
-        return self._histories.counted(call, count) if counted_as == "responses" else count
+        return self._histories.with_stored_history(call, count) if counted_as == "responses" else count
 
-    def kept(self, call: Call, usage: Usage) -> None:
-        self._histories.answered(call, usage)
+    def remember_history(self, call: Call, usage: Usage) -> None:
+        self._histories.remember(call, usage)
 
     async def _reserve(self, call: Call, *, replans: bool = True) -> None:
         """Climb the ladder until the call fits. If it never does, the client gets the last refusal."""
@@ -181,7 +181,11 @@ class Admission:
         snapshot = self._snapshot()
         limits = await self._planner.replan(call, decision, snapshot) if replans else None
         if limits is not None:
-            limits = await self._held_elsewhere(call, limits) if self._runs.is_under_new_workflow(call) else limits
+            limits = (
+                await self._tightened_by_other_workflows(call, limits)
+                if self._runs.is_under_new_workflow(call)
+                else limits
+            )
             call.chain = self._budgets.chain(call, self._runs.parents(call), limits, self._now_ms())
             return await self._reserve(call, replans=False)
         self._planner.refused(call, decision)

@@ -22,8 +22,8 @@ class ConcurrencyLimits:
         self._by_project: Counter[str] = Counter()  # stays empty if projects are not limited
         self.total = 0
 
-    def take(self, principal: Principal) -> None:
-        """Take a place, to be given back with `leave`. Raises `Overloaded`: 503 if the gateway is full, 429 if key or project is."""
+    def acquire(self, principal: Principal) -> None:
+        """Take a place, to be given back with `release`. Raises `Overloaded`: 503 if the gateway is full, 429 if key or project is."""
         key = principal.key_id
         if self.total >= self._total_max:
             raise Overloaded(
@@ -41,7 +41,7 @@ class ConcurrencyLimits:
         self.total += 1
         self._by_key[key] += 1
 
-    def leave(self, principal: Principal) -> None:
+    def release(self, principal: Principal) -> None:
         self.total -= 1
         if self._project_max is not None:
             self._by_project[principal.project] -= 1

@@ -56,9 +56,9 @@ class EarlyRungs:
                 call.decisions.append(noted | {"result": "not tried", "why": why_not})
                 continue
             call.decisions.append(noted | {"result": "taken early", "account": tightest.account, "unit": tightest.unit})
-            tightest = await self._taken(call, rung, share, tightest)
+            tightest = await self._take_rung(call, rung, share, tightest)
 
-    async def _taken(self, call: Call, rung: Rung, share: float, tightest: TightestLimit) -> TightestLimit | None:
+    async def _take_rung(self, call: Call, rung: Rung, share: float, tightest: TightestLimit) -> TightestLimit | None:
         match rung:
             case Rung.COMPRESS:
                 await self._compress(call, None)
@@ -69,7 +69,7 @@ class EarlyRungs:
             case Rung.WAIT:
                 return await self._wait(call, share, tightest)
             case Rung.REFUSE:
-                raise await self._kept_back(call, share, tightest)
+                raise await self._share_refusal(call, share, tightest)
         return tightest
 
     def _clamp(self, call: Call, tightest: TightestLimit) -> None:
@@ -110,7 +110,7 @@ class EarlyRungs:
             call.actions.append(f"wait={waited_ms}ms")
         return current
 
-    async def _kept_back(self, call: Call, share: float, tightest: TightestLimit) -> GatewayError:
+    async def _share_refusal(self, call: Call, share: float, tightest: TightestLimit) -> GatewayError:
         # Reserve nothing: the ledger records what the call tightens, and reports the balances of all accounts.
         decision = await self._ask(call, _NOTHING)
         call.reported_balances = decision.balances

@@ -75,14 +75,14 @@ class CallHandler:
         call: Call | None = None
         try:
             call = await self._intake.take(exchange, protocol, path_tags, call_id)
-            self._concurrency.take(call.principal)
+            self._concurrency.acquire(call.principal)
             try:
                 if IDEMPOTENCY_HEADER in exchange.headers:
                     await self._serve_once(exchange, call)
                 else:
                     await self._serve(exchange, call)
             finally:
-                self._concurrency.leave(call.principal)
+                self._concurrency.release(call.principal)
         except ClientDisconnected:
             return
         except GatewayError as error:
@@ -129,7 +129,7 @@ class CallHandler:
         try:
             await self._admission.admit(call)
         except BaseException as error:
-            self._admission.leave(call)
+            self._admission.release_deployment(call)
             # The reservation may exist even though the ledger's reply never arrived; voiding it by its id is harmless if not.
             if call.count is not None and call.grant is None:
                 taking_back = self._started(self._undo_admission(call))
@@ -187,7 +187,7 @@ class CallHandler:
         self, exchange: Exchange, call: Call, kept: StoredAnswer, settlement: Settlement
     ) -> None:
         """Send a cached answer. The whole hold has been released, because no provider was called."""
-        self._admission.leave(call)
+        self._admission.release_deployment(call)
         headers = [*encoded(call_headers(call, settlement.balances)), (b"content-type", kept.content_type), _CACHE_HIT]
         await exchange.answer(200, headers, kept.body)
 

@@ -31,8 +31,8 @@ class HoldKeeper:
         self._is_bound = call.grant is not None and call.chain.is_enforced and bool(call.grant.held.requests)
         self._margin = self._slice // 4
         self._is_exhausted = False
-        self.allowed_tokens = self._allowed()
-        self._bytes_left = self._bytes_until_look(0)
+        self.allowed_tokens = self._allowed_output_tokens()
+        self._bytes_left = self._bytes_until_check(0)
 
     def parts(self, piece: bytes) -> Iterator[bytes]:
         """Split `piece` so that no part is likely to run past the next check by more than the hold covers."""
@@ -57,10 +57,10 @@ class HoldKeeper:
             return True
         while output_tokens + self._margin > self.allowed_tokens and not self._is_exhausted:
             self._is_exhausted = not await self._extend(max(self._wanted, output_tokens - self.allowed_tokens))
-        self._bytes_left = self._bytes_until_look(output_tokens)
+        self._bytes_left = self._bytes_until_check(output_tokens)
         return output_tokens <= self.allowed_tokens
 
-    def _bytes_until_look(self, output_tokens: int) -> int:
+    def _bytes_until_check(self, output_tokens: int) -> int:
         if not self._is_bound:
             return _BYTES_BETWEEN_MAX
         ahead_tokens = self.allowed_tokens - self._margin - output_tokens
@@ -80,10 +80,10 @@ class HoldKeeper:
         extra = Demand(0, wanted, 1, output_nano_usd_per_token=rate, choices=call.request.choices, requests=0)
         if await self._reserving.extend(call, extra) is None:
             return False
-        self.allowed_tokens = self._allowed()
+        self.allowed_tokens = self._allowed_output_tokens()
         return True
 
-    def _allowed(self) -> int:
+    def _allowed_output_tokens(self) -> int:
         """For models without an exact tokenizer our count is an upper bound by a factor, so the same factor raises what is allowed."""
         call = self._call
         if call.grant is None:

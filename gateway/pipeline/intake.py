@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from gateway.budgets.budget_book import key_budgets
 from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, BadRequest, KeysUnknown, ModelNotFound, PermissionDenied
-from gateway.loopback import host_of, is_loopback, was_passed_on
+from gateway.loopback import host_of, is_forwarded, is_loopback
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.exchange import Exchange
 from gateway.store.keys import ApiKey
@@ -214,7 +214,7 @@ def refuse_foreign_callers(headers: Mapping[str, str], open_to: OpenTo) -> None:
     origin is the request's own host counts as ours only if that is a loopback address, or if anyone may call: a foreign page can
     point its own name at this machine (DNS rebinding).
     """
-    if open_to == "this machine" and was_passed_on(headers):
+    if open_to == "this machine" and is_forwarded(headers):
         raise AuthenticationFailed(
             "This request came through a proxy, so it needs an API key: make one with `farebox keys create`, "
             "or let anybody call with `farebox serve --allow-anonymous`."

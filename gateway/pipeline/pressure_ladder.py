@@ -121,7 +121,7 @@ class PressureLadder:
             return False
         if rung is Rung.ROUTE:
             return await self._reroute(call, refused)
-        room = self._room(call, climb, refused)
+        room = self._prompt_tokens_target(call, climb, refused)
         if room is None:
             call.decisions.append({"compress": "a shorter prompt would not make it fit"})
             return False
@@ -137,19 +137,19 @@ class PressureLadder:
             return
         if is_first:
             self._note_skipped(call)
-        call.decisions.append({"rung": rung or "whole"} | _shown(refused))
+        call.decisions.append({"rung": rung or "whole"} | _refusal_facts(refused))
 
     def _demand_of(self, call: Call, climb: _ClimbState) -> Demand:
         demand = self._demand(call)
         return self._clamped(call, demand) if climb.is_clamped else demand
 
     def _clamped(self, call: Call, demand: Demand) -> Demand:
-        return replace(demand, output_tokens_min=self._least(call, demand))
+        return replace(demand, output_tokens_min=self._output_tokens_least(call, demand))
 
-    def _least(self, call: Call, demand: Demand) -> int:
+    def _output_tokens_least(self, call: Call, demand: Demand) -> int:
         return min(max(self._output_tokens_min, call.request.output_tokens_min_useful), demand.output_tokens_max)
 
-    def _room(self, call: Call, climb: _ClimbState, refused: Refused) -> int | None:
+    def _prompt_tokens_target(self, call: Call, climb: _ClimbState, refused: Refused) -> int | None:
         """The prompt size to aim at, in tokens; None if no prompt would be short enough.
 
         Prefer to leave room for the answer that the caller asked for. If that leaves no room for a prompt, or the caller names no
@@ -158,7 +158,7 @@ class PressureLadder:
         demand = climb.demand
         answers = [demand.output_tokens_max]
         if Rung.CLAMP in call.chain.ladder.tried and not self.why_not(call, Rung.CLAMP):
-            least = self._least(call, demand)
+            least = self._output_tokens_least(call, demand)
             usual = min(self._planner.output_tokens_expected(call), demand.output_tokens_max)
             answers = [max(usual, least), least]
             if climb.is_clamped:
@@ -185,7 +185,7 @@ class PressureLadder:
             return
         climb.decision = decision
         call.actions[:] = [*(one for one in call.actions if one != f"wait={before_ms}ms"), f"wait={climb.waited_ms}ms"]
-        shown = _shown(decision) if isinstance(decision, Refused) else {"result": "fits"}
+        shown = _refusal_facts(decision) if isinstance(decision, Refused) else {"result": "fits"}
         call.decisions.append({"rung": Rung.WAIT} | shown)
 
     def _note_skipped(self, call: Call) -> None:
@@ -204,7 +204,7 @@ def _attempt(rung: Rung, refused: Refused | None, model: str) -> _Attempt:
     return rung, refused.account, refused.unit, "" if rung is Rung.WAIT else model
 
 
-def _shown(refused: Refused) -> dict[str, Any]:
+def _refusal_facts(refused: Refused) -> dict[str, Any]:
     remaining = refused.balance.remaining(refused.unit) if refused.unit is not None else None
     facts = {"account": refused.account, "unit": refused.unit, "needed": refused.needed, "remaining": remaining}
     return {"result": "does not fit", "why": refused.reason} | {k: v for k, v in facts.items() if v is not None}

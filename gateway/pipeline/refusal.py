@@ -31,13 +31,15 @@ def refusal_error(call: Call, refused: Refused) -> GatewayError:
     unit: Unit = refused.unit or "tokens"
     facts = _metadata(call, link, refused, unit)
     if refused.reason is Refusal.TOO_LARGE:
-        return _too_large(call, link, refused, unit, facts)
+        return _too_large_refusal(call, link, refused, unit, facts)
     scope = link.scope.value
     if refused.reason is Refusal.BUSY:
         facts["hint"] = (
             "Other calls hold what this one needs. Retry when they are done, or cap the output of each with max_tokens."
         )
-        message = f"{_left(link, refused, unit, call)} Other calls that are under way hold the rest for now."
+        message = (
+            f"{_remaining_sentence(link, refused, unit, call)} Other calls that are under way hold the rest for now."
+        )
         return BudgetRefusal(
             message,
             code=f"{scope}_budget_busy",
@@ -47,14 +49,17 @@ def refusal_error(call: Call, refused: Refused) -> GatewayError:
             headers={"retry-after": "1"},
         )
     if link.resets_at_ms is not None:
-        return _windowed(call, link, refused, unit, facts)
-    raised = _raisable(call, link, unit)
+        return _window_refusal(call, link, refused, unit, facts)
+    raised = _budget_to_raise(call, link, unit)
     if unit == "requests":
         facts["hint"] = f"Raise {raised} or make fewer calls."
     else:
         facts["hint"] = f"Raise {raised}, cap the output with max_tokens, or send less context."
     return BudgetRefusal(
-        _left(link, refused, unit, call), code=f"{scope}_budget_exceeded", metadata=facts, headers=_NO_RETRY
+        _remaining_sentence(link, refused, unit, call),
+        code=f"{scope}_budget_exceeded",
+        metadata=facts,
+        headers=_NO_RETRY,
     )
 
 
@@ -67,7 +72,7 @@ def _by_smallest(call: Call, refused: Refused) -> Refused:
     return replace(refused, account=smallest.account, balance=smallest)
 
 
-def _raisable(call: Call, link: Link, unit: Unit) -> str:
+def _budget_to_raise(call: Call, link: Link, unit: Unit) -> str:
     """What the client can have raised. A limit that is only the step's share of the run was never set by anyone."""
     if not link.is_share or unit != "tokens" or call.intent is None:
         return f"the budget of the {link.scope}"
@@ -76,12 +81,12 @@ def _raisable(call: Call, link: Link, unit: Unit) -> str:
     )
 
 
-def _windowed(call: Call, link: Link, refused: Refused, unit: Unit, facts: dict[str, Any]) -> GatewayError:
+def _window_refusal(call: Call, link: Link, refused: Refused, unit: Unit, facts: dict[str, Any]) -> GatewayError:
     wait_s = max(1, math.ceil(((link.resets_at_ms or 0) - refused.now_ms) / 1000))
     facts["hint"] = f"The {link.scope}'s budget for this {link.window} comes back in {wait_s} s."
     headers = {"retry-after": str(wait_s)} | (_NO_RETRY if wait_s > RETRY_AFTER_MAX_S else {})
     return BudgetRefusal(
-        f"{_left(link, refused, unit, call)} It comes back in {wait_s} s.",
+        f"{_remaining_sentence(link, refused, unit, call)} It comes back in {wait_s} s.",
         code=f"{link.scope}_budget_exceeded",
         status=429,
         type="rate_limit_exceeded" if unit == "requests" else "budget_exceeded",
@@ -90,7 +95,7 @@ def _windowed(call: Call, link: Link, refused: Refused, unit: Unit, facts: dict[
     )
 
 
-def _too_large(call: Call, link: Link, refused: Refused, unit: Unit, facts: dict[str, Any]) -> GatewayError:
+def _too_large_refusal(call: Call, link: Link, refused: Refused, unit: Unit, facts: dict[str, Any]) -> GatewayError:
     facts["hint"] = "Send less context, cap the output with max_tokens, allow clamping, or raise the budget."
     limit = refused.balance.limit.of(unit) or 0
     message = f"This call needs {_amount(refused.needed, unit)}; the whole budget of {_name(link, call)} is {_amount(limit, unit)}."
@@ -136,7 +141,7 @@ def loop_detected(call: Call, *, run: str | None = None, what: str = "", times: 
     return BudgetRefusal(message, code="loop_detected", type="run_not_active", metadata=facts, headers=_NO_RETRY)
 
 
-def _left(link: Link, refused: Refused, unit: Unit, call: Call) -> str:
+def _remaining_sentence(link: Link, refused: Refused, unit: Unit, call: Call) -> str:
     balance = refused.balance
     left = max(0, balance.remaining(unit) or 0)
     limit = balance.limit.of(unit) or 0

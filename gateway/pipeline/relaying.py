@@ -36,7 +36,7 @@ _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "cache-contro
 class Judge(Protocol):
     """Judges the quality of whole answers. Never fails a call."""
 
-    def is_followed(self, call: Call) -> bool: ...
+    def is_judged(self, call: Call) -> bool: ...
 
     def judge(self, call: Call, body: bytes, *, streamed: bool = False) -> None: ...
 
@@ -119,7 +119,7 @@ class Relaying:
         stream = _Stream(
             answer, call.protocol.relay(call.request, self._counter_for(call)()), self._keeper_for(call), []
         )
-        stream.is_judged = self._judge.is_followed(call)
+        stream.is_judged = self._judge.is_judged(call)
         if call.request.stream:
             balances = call.grant.balances if call.grant else ()
             await exchange.start(answer.status, encoded(_stream_headers(answer, call, balances)))

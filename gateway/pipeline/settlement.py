@@ -37,7 +37,7 @@ class Prompts(Protocol):
     async def count(self, call: Call) -> PromptCount:
         """Count the prompt of a call that was not counted before, because it had no budget."""
 
-    def kept(self, call: Call, usage: Usage) -> None:
+    def remember_history(self, call: Call, usage: Usage) -> None:
         """Remember that the provider stores this conversation, so that later calls can continue it."""
 
 
@@ -75,9 +75,9 @@ class Settler:
         """
         used = await self._used(call, outcome)
         if used is not None and used.usage.stored_ids:
-            self._prompts.kept(call, used.usage)
+            self._prompts.remember_history(call, used.usage)
         if used is not None and call.is_tagged:
-            self._look_back(call, used)
+            self._note_routing_and_cache(call, used)
         settlement = Settlement()
         if call.grant is None or not call.grant.held.requests:
             self._record(call, outcome, used)
@@ -90,7 +90,7 @@ class Settler:
         call.timings.stop("settle")
         return settlement
 
-    def _look_back(self, call: Call, used: MeasuredUsage) -> None:
+    def _note_routing_and_cache(self, call: Call, used: MeasuredUsage) -> None:
         """Compute what routing to another model has saved, and learn from the provider's usage about its prompt cache."""
         if used.source == "provider":
             self._answered(call, used.usage)
@@ -162,7 +162,7 @@ class Settler:
         if source == "estimated" or not usage.input_tokens + usage.output_tokens:
             reported_balances, usage = usage, _with_media(call, usage)
             source = source if usage is reported_balances else "estimated"
-        if _is_read_aloud(call, usage):
+        if _is_speech_by_prompt_tokens(call, usage):
             usage, source = replace(usage, input_tokens=await self._prompt_tokens(call)), "estimated"
         cost = booked_cost(call.request, call.price, usage)
         return MeasuredUsage(usage, Amount(usage.input_tokens + usage.output_tokens, cost, 1), source)
@@ -178,7 +178,7 @@ class Settler:
             return 0
 
 
-def _is_read_aloud(call: Call, usage: Usage) -> bool:
+def _is_speech_by_prompt_tokens(call: Call, usage: Usage) -> bool:
     """Whether this is speech billed by prompt tokens. Its answer is plain audio, which reports no token counts."""
     has_price = call.price is not None and call.price.million_characters_nano_usd > 0
     return bool(usage.characters) and not usage.input_tokens and not has_price

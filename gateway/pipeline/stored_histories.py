@@ -20,12 +20,12 @@ class StoredHistories:
     def __init__(self) -> None:
         self._tokens: LRUCache[tuple[str, str], int] = LRUCache(_KEPT_MAX)
 
-    def answered(self, call: Call, usage: Usage) -> None:
+    def remember(self, call: Call, usage: Usage) -> None:
         """Remember input plus output as the next call's history: an upper bound, since reasoning is left out of it."""
         for name in usage.stored_ids:
             self._tokens[call.principal.project, name] = usage.input_tokens + usage.output_tokens
 
-    def counted(self, call: Call, count: PromptCount) -> PromptCount:
+    def with_stored_history(self, call: Call, count: PromptCount) -> PromptCount:
         body = call.request.body
         conversation = body.get("conversation")
         name = body.get("previous_response_id") or (

@@ -106,7 +106,7 @@ async def test_learned_intents_are_not_shared_between_projects(store: Database) 
     await intents.of(call_of(prompt="Say 'enrich', whatever this is."), None, SURE)
     await settled(model, 1)
     other = call_of(project="q")
-    assert intents.look(other, None, SURE).source != "cache"
+    assert intents.preview(other, None, SURE).source != "cache"
     assert (await intents.of(other, None, SURE)).source != "cache"
     await settled(model, 2)
     assert (await intents.of(other, None, SURE)).source == "cache"

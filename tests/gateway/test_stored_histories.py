@@ -23,7 +23,7 @@ def remember(histories: StoredHistories, answer_id: str, tokens: int, conversati
     answer: dict[str, Any] = {"id": answer_id, "usage": {"input_tokens": tokens - 5, "output_tokens": 5}}
     usage = RESPONSES.usage(answer | ({"conversation": {"id": conversation}} if conversation else {}))
     assert usage is not None
-    histories.answered(call_of(), usage)
+    histories.remember(call_of(), usage)
 
 
 def test_size_of_a_stored_history_is_found_by_answer_or_conversation_id() -> None:
@@ -38,18 +38,21 @@ def test_size_of_a_stored_history_is_found_by_answer_or_conversation_id() -> Non
         ({"conversation": ["conv_1"]}, 10),
         ({}, 10),
     ):
-        assert histories.counted(call_of(**fields), COUNT).tokens == tokens, fields
-    assert histories.counted(call_of(previous_response_id="resp_1"), COUNT).reserve_tokens == 4_020 + 6_060 - 4_000
+        assert histories.with_stored_history(call_of(**fields), COUNT).tokens == tokens, fields
+    assert (
+        histories.with_stored_history(call_of(previous_response_id="resp_1"), COUNT).reserve_tokens
+        == 4_020 + 6_060 - 4_000
+    )
 
 
 def test_too_long_id_is_not_remembered() -> None:
     """Ids come from the provider, and tens of thousands are remembered."""
     histories = StoredHistories()
     remember(histories, "r" * 10_000, 6_000)
-    assert histories.counted(call_of(previous_response_id="r" * 10_000), COUNT) == COUNT
+    assert histories.with_stored_history(call_of(previous_response_id="r" * 10_000), COUNT) == COUNT
 
 
 def test_histories_are_separate_per_project() -> None:
     histories = StoredHistories()
     remember(histories, "resp_1", 6_000)
-    assert histories.counted(call_of("other", previous_response_id="resp_1"), COUNT) == COUNT
+    assert histories.with_stored_history(call_of("other", previous_response_id="resp_1"), COUNT) == COUNT

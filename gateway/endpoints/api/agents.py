@@ -23,7 +23,7 @@ class IntensityBody(Strict):
     note: str | None = Field(default=None, max_length=500)
 
     @model_validator(mode="after")
-    def _says_something(self) -> IntensityBody:
+    def _require_change(self) -> IntensityBody:
         if self.creation is None and self.execution is None:
             raise ValueError("give at least one of creation, execution")
         return self

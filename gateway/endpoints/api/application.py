@@ -155,9 +155,9 @@ def parsed(raw: bytes) -> dict[str, Any]:
     """Raises `BadRequest` for anything but one JSON object in which no key stands twice."""
     try:
         orjson.loads(raw)  # strict: no NaN, no depth that would break the second reader
-        body = json.loads(raw, object_pairs_hook=_unique)
-    except _DoubleKey as double:
-        raise BadRequest.field(double.key[:100], "stands in an object twice", "duplicate_key") from None
+        body = json.loads(raw, object_pairs_hook=_object_without_duplicates)
+    except _DuplicateKey as duplicate:
+        raise BadRequest.field(duplicate.key[:100], "stands in an object twice", "duplicate_key") from None
     except (orjson.JSONDecodeError, ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     if not isinstance(body, dict):
@@ -165,16 +165,16 @@ def parsed(raw: bytes) -> dict[str, Any]:
     return body
 
 
-class _DoubleKey(Exception):
+class _DuplicateKey(Exception):
     def __init__(self, key: str) -> None:
         self.key = key
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise _DoubleKey(key)
+            raise _DuplicateKey(key)
         found[key] = value
     return found
 

@@ -30,13 +30,13 @@ class ClassifyBatch(Strict):
     steps: Annotated[tuple[ClassifyStep, ...], Field(min_length=1, max_length=STEPS_MAX)]
 
 
-def _meant(body: Any) -> str:
+def _form_of_body(body: Any) -> str:
     """Which of the two forms a body has, so that only the faults of that form are reported."""
     return "Batch" if isinstance(body, ClassifyBatch) or (isinstance(body, dict) and "steps" in body) else "Step"
 
 
 ClassifyBody = Annotated[
-    Annotated[ClassifyBatch, Tag("Batch")] | Annotated[ClassifyStep, Tag("Step")], Discriminator(_meant)
+    Annotated[ClassifyBatch, Tag("Batch")] | Annotated[ClassifyStep, Tag("Step")], Discriminator(_form_of_body)
 ]
 
 
@@ -88,9 +88,9 @@ def _declared(step: ClassifyStep, snapshot: Snapshot, project: str) -> Intent | 
     return parse_intent(intents[0]) if intents else None
 
 
-def _view(told: Classification) -> ClassificationView:
-    alternatives = tuple(AlternativeView(one.intent, one.confidence) for one in told.alternatives)
-    return ClassificationView(told.intent, told.confidence, told.source, told.reasoning, alternatives)
+def _view(found: Classification) -> ClassificationView:
+    alternatives = tuple(AlternativeView(one.intent, one.confidence) for one in found.alternatives)
+    return ClassificationView(found.intent, found.confidence, found.source, found.reasoning, alternatives)
 
 
 ROUTES = (

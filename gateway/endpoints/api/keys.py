@@ -109,7 +109,7 @@ class KeyTerms(Strict):
     expires_in_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
 
     @model_validator(mode="after")
-    def _ends_once(self) -> KeyTerms:
+    def _refuse_two_expiries(self) -> KeyTerms:
         if self.expires_at is not None and self.expires_in_days is not None:
             raise ValueError("give expires_at or expires_in_days, not both")
         return self
@@ -124,7 +124,7 @@ class KeyBody(KeyTerms):
     role: Literal["admin", "viewer"] | None = None
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> KeyBody:
+    def _refuse_two_roles(self) -> KeyBody:
         if self.admin and self.role == "viewer":
             raise ValueError("a key is either admin or viewer")
         return self
@@ -195,10 +195,10 @@ def _name_taken(name: str, project: str) -> GatewayError:
 
 
 def _missing_models(allowed: Sequence[str], request: ApiRequest[Any, Any]) -> list[str]:
-    return [f"No model has the name {name!r} now." for name in allowed if not _is_there(name, request)]
+    return [f"No model has the name {name!r} now." for name in allowed if not _is_configured(name, request)]
 
 
-def _is_there(wanted: str, request: ApiRequest[Any, Any]) -> bool:
+def _is_configured(wanted: str, request: ApiRequest[Any, Any]) -> bool:
     """Whether a model name or pattern matches a model of the configuration, in either direction."""
     names = [model.model_name for model in request.services.parts.config.model_list]
     return any(fnmatchcase(name, wanted) or fnmatchcase(wanted, name) for name in names)

@@ -68,7 +68,7 @@ class BudgetChange(Strict):
     requests: Tokens | None = Field(default=None, validation_alias=AliasChoices("requests", "budget_requests"))
 
     @model_validator(mode="after")
-    def _says_something(self) -> BudgetChange:
+    def _require_change(self) -> BudgetChange:
         if not self.model_fields_set:
             raise ValueError("give at least one of tokens, usd, requests")
         return self

@@ -57,7 +57,7 @@ def declared_steps(steps: Sequence[StepBody], priority: str | None = None) -> It
     """
     if _count(steps, DEPTH_MAX) > STEPS_MAX:
         raise ValueError(f"a workflow has at most {STEPS_MAX} steps")
-    plain = [_plain(step, priority) for step in steps]
+    plain = [_declared_step(step, priority) for step in steps]
     _check_ids(plain, set())
     return plain
 
@@ -76,7 +76,7 @@ def _count(steps: Sequence[StepBody], depth: int) -> int:
     return sum(1 + _count(step.steps or (), depth - 1) for step in steps)
 
 
-def _plain(step: StepBody, priority: str | None) -> dict[str, Any]:
+def _declared_step(step: StepBody, priority: str | None) -> dict[str, Any]:
     names = ("prompt", "system", "agent", "kind", "input_schema", "output_schema", "response_format")
     plain: dict[str, Any] = {"id": step.id}
     plain |= {name: value for name in names if (value := getattr(step, name)) is not None}
@@ -93,7 +93,7 @@ def _plain(step: StepBody, priority: str | None) -> dict[str, Any]:
     if step.tools is not None:
         plain["tools"] = list(step.tools)
     if step.steps:
-        plain["steps"] = [_plain(inner, priority) for inner in step.steps]
+        plain["steps"] = [_declared_step(inner, priority) for inner in step.steps]
     return plain
 
 
