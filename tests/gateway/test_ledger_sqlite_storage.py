@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from unittest import mock
 
@@ -26,16 +27,18 @@ def request(name: str, account: str = "run", tokens: int = 10) -> Reserve:
 
 
 @pytest.fixture
-def connection() -> sqlite3.Connection:
-    return made_connection()
+def connection() -> Iterator[sqlite3.Connection]:
+    with empty_database() as connection:
+        yield connection
 
 
-def made_connection() -> sqlite3.Connection:
-    made = sqlite3.connect(":memory:", isolation_level=None)
-    for statement in TABLES:
-        made.execute(statement)
-    made.execute("INSERT INTO meta (key, value) VALUES ('highest_ms', 0)")
-    return made
+@contextmanager
+def empty_database() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for statement in TABLES:
+            connection.execute(statement)
+        connection.execute("INSERT INTO meta (key, value) VALUES ('highest_ms', 0)")
+        yield connection
 
 
 def test_every_statement_uses_an_index(connection: sqlite3.Connection) -> None:
@@ -181,10 +184,10 @@ def test_committed_state_survives_a_crash_at_any_stage_of_folding(
     history: list[tuple[int, list[Step], str]],
 ) -> None:
     """Compares with an in-memory twin. Acknowledged events may come back: the store knows their ids."""
-    connection, twin, now_ms = made_connection(), DictStorage(), 0
-    storage = sqlite_storage.SqliteStorage(connection, 0)
-    book, other = Book(storage), Book(twin)
-    with mock.patch.multiple(sqlite_storage, FOLD_MIN=2, JOURNAL_MAX=6, _RECENT_MS=0):
+    twin, now_ms = DictStorage(), 0
+    with empty_database() as connection, mock.patch.multiple(sqlite_storage, FOLD_MIN=2, JOURNAL_MAX=6, _RECENT_MS=0):
+        storage = sqlite_storage.SqliteStorage(connection, 0)
+        book, other = Book(storage), Book(twin)
         for pause_ms, batch, end in history:
             now_ms += pause_ms
             if end == "fail":
