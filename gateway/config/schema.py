@@ -83,9 +83,15 @@ class StorageConfig(Strict):
     @field_validator("ledger")
     @classmethod
     def _ledger_engine(cls, value: str) -> str:
-        return _with_scheme(
-            value, ("sqlite:///", "memory://", "redis://", "rediss://", "redis+cluster://", "redis+sentinel://")
+        shared = (
+            "redis://",
+            "redis+cluster://",
+            "redis+sentinel://",
+            "rediss://",
+            "rediss+cluster://",
+            "rediss+sentinel://",
         )
+        return _with_scheme(value, ("sqlite:///", "memory://", *shared))
 
     @field_validator("store")
     @classmethod

@@ -249,7 +249,7 @@ class RedisConnection:
                 await self._handshake(protocol)
                 return protocol
         except (OSError, TimeoutError) as error:
-            raise LedgerUnavailable(f"Redis cannot be reached: {error or 'no answer'}") from None
+            raise LedgerUnavailable(f"Redis cannot be reached: {str(error) or 'no answer'}") from None
 
     async def _handshake(self, protocol: _RedisProtocol) -> None:
         given = self._credentials

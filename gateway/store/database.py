@@ -24,6 +24,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
+from gateway.store import postgres_tls
 from gateway.store.file_lock import FileLock, FileLocked
 from gateway.store.schema_snapshot import create_tables
 from gateway.store.sqlite_engine import SqliteConnection, SqliteEngine
@@ -44,6 +45,8 @@ _LOOK_S: Final = 0.05
 # SQLSTATE classes after which the same work may succeed: connection, transaction state and rollback, authorization and
 # missing database (an operator corrects both), resources, locks, operator intervention, system.
 _RETRYABLE: Final = ("08", "25", "28", "3D", "40", "53", "55", "57", "58")
+# The database user lacks a permission, or sees no schema at all, which an operator corrects.
+_FORBIDDEN: Final = ("42501", "3F000")
 # Data exceptions, integrity violations, program limits (a row or index entry that is too large).
 _DATA_FAULTS: Final = ("22", "23", "54")
 # People repair or replace a damaged file, after which the same work succeeds, too.
@@ -78,7 +81,7 @@ class SchemaMismatch(StoreError):
 
 
 class Database:
-    """`url`: `sqlite:///file`, `sqlite://` (in memory, for tests) or `postgresql://…` (`sslmode` as libpq has it)."""
+    """`url`: `sqlite:///file`, `sqlite://` (in memory, for tests) or `postgresql://…` (`sslmode` and its files as libpq has them)."""
 
     def __init__(self, url: str, *, connections_max: int = 8) -> None:
         self._url = _driver_url(url)
@@ -217,11 +220,13 @@ class Database:
             "timeout": CONNECT_TIMEOUT_MS / 1000,
             # A migration may rewrite a large table, and takes as long as it takes.
             "command_timeout": None if migrating else STATEMENT_TIMEOUT_MS / 1000,
+            **_tls_arguments(self._url),
         }
+        url = self._url.difference_update_query(["sslmode", *postgres_tls.FILES])
         if migrating:
-            return create_async_engine(self._url, connect_args=connect_args, hide_parameters=True, poolclass=NullPool)
+            return create_async_engine(url, connect_args=connect_args, hide_parameters=True, poolclass=NullPool)
         return create_async_engine(
-            self._url,
+            url,
             connect_args=connect_args,
             hide_parameters=True,
             pool_size=self._connections_max,
@@ -238,10 +243,14 @@ def _driver_url(url: str) -> URL:
         return parsed.set(drivername="sqlite+pysqlite")
     if parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
         raise StoreError(f"A store is sqlite:///… or postgresql://…, not {parsed.drivername}://…")
-    query = dict(parsed.query)
-    if "sslmode" in query:  # libpq's name; asyncpg takes the same values under another name
-        query["ssl"] = query.pop("sslmode")
-    return parsed.set(drivername="postgresql+asyncpg", query=query)
+    return parsed.set(drivername="postgresql+asyncpg")
+
+
+def _tls_arguments(url: URL) -> dict[str, Any]:
+    try:
+        return postgres_tls.tls_arguments(url.query)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"The TLS settings of storage.store cannot be used: {error}.") from error
 
 
 def _empty_statement_name() -> str:
@@ -259,7 +268,7 @@ def is_transient(error: BaseException) -> bool:
         return True
     state = getattr(error.orig, "sqlstate", None)
     if state:
-        return str(state)[:2] in _RETRYABLE
+        return str(state)[:2] in _RETRYABLE or state in _FORBIDDEN
     words = str(error.orig).lower()
     return type(error.orig).__name__ == "InterfaceError" or any(word in words for word in _SQLITE_RETRYABLE)
 
@@ -279,6 +288,10 @@ async def _translate_errors() -> AsyncIterator[None]:
     try:
         yield
     except (OSError, TimeoutError, SQLAlchemyError) as error:
+        if getattr(getattr(error, "orig", None), "sqlstate", None) in _FORBIDDEN:
+            raise StoreUnavailable(
+                f"The store refuses its user: {first_line(error)}. Give it the right to, or use the owner of the tables."
+            ) from error
         if is_transient(error):
             raise StoreUnavailable(f"The store cannot be reached: {first_line(error)}") from error
         raise

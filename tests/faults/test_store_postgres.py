@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
 from gateway.bookkeeping.flusher import Flusher
 from gateway.control import Control
@@ -261,3 +263,40 @@ async def test_dropped_month_partition_is_recreated_by_the_next_insert(postgres_
     """Somebody dropped the partition of this month: the next batch makes it again."""
     await execute(postgres_url, f"DROP TABLE {partitions.partition_name(partitions.month_of(NOW_MS))}")
     assert (await usage.insert_entries(db, [entry("a")], NOW_MS)).inserted == 1
+
+
+@pytest.fixture
+async def visitor_url(postgres_url: str) -> AsyncIterator[str]:
+    """The same database for a user that may do nothing in it but connect."""
+    name = f"visitor_{secrets.token_hex(4)}"
+    await execute(
+        postgres_url, f"CREATE ROLE {name} LOGIN PASSWORD 'visit'", "REVOKE CREATE, USAGE ON SCHEMA public FROM public"
+    )
+    yield make_url(postgres_url).set(username=name, password="visit").render_as_string(hide_password=False)
+    await execute(postgres_url, f"DROP OWNED BY {name}", f"DROP ROLE {name}", "GRANT USAGE ON SCHEMA public TO public")
+
+
+@pytest.mark.parametrize("granted", ["", "USAGE"])
+async def test_user_who_may_not_create_tables_is_told_so(postgres_url: str, visitor_url: str, granted: str) -> None:
+    visitor = make_url(visitor_url).username
+    await execute(postgres_url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    if granted:
+        await execute(postgres_url, f"GRANT {granted} ON SCHEMA public TO {visitor}")
+    database = Database(visitor_url)
+    await database.open()
+    try:
+        with pytest.raises(StoreUnavailable, match=r"The store refuses its user: .*Give it the right to"):
+            await database.migrate(NOW_MS)
+    finally:
+        await database.close()
+
+
+async def test_user_who_may_not_read_the_tables_is_told_so(db: Database, postgres_url: str, visitor_url: str) -> None:
+    await execute(postgres_url, f"GRANT USAGE ON SCHEMA public TO {make_url(visitor_url).username}")
+    database = Database(visitor_url)
+    await database.open()
+    try:
+        with pytest.raises(StoreUnavailable, match="permission denied for table"):
+            await versions.read(database)
+    finally:
+        await database.close()

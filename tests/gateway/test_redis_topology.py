@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.config.schema import StorageConfig
 from gateway.ledger.port import LedgerError
 from gateway.ledger.redis_connection import Credentials
 from gateway.ledger.redis_topology import parse_url, slot_of
@@ -29,6 +30,7 @@ def test_url_gives_mode_nodes_and_credentials(
     url: str, mode: str, nodes: list[tuple[str, int]], credentials: Credentials
 ) -> None:
     target = parse_url(url)
+    assert not url.startswith("redis") or StorageConfig(ledger=url).ledger == url, "the configuration takes it, too"
     assert (target.mode, list(target.nodes), target.credentials) == (mode, nodes, credentials)
     assert target.service == ("budget" if mode == "sentinel" else "")
 
