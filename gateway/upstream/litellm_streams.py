@@ -1,5 +1,5 @@
 """Corrects what LiteLLM does at both ends of a stream: it sends some requests only when the answer is read, takes a stream that
-broke off for a complete one, and does not recognise the end of Cohere's."""
+broke off for a complete one, and does not always recognise the end of one."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def correct() -> None:
     _forbid_invented_ends(wrapper)
     _keep_reasons(wrapper)
     _leave_reasons_open(importlib.import_module(_GEMINI).VertexGeminiConfig)
+    _read_ends(importlib.import_module("litellm.llms.base_llm.base_model_iterator").BaseModelResponseIterator)
     _read_cohere(importlib.import_module("litellm.llms.cohere.common_utils").CohereV2ModelResponseIterator)
     for module, name, method in _LATE_SENDERS:
         _send_at_once(getattr(importlib.import_module(module), name), method)
@@ -68,6 +69,21 @@ def _leave_reasons_open(gemini: Any) -> None:
         return choice
 
     gemini._create_streaming_choice = staticmethod(make_without_reason)
+
+
+def _read_ends(iterator: Any) -> None:
+    """LiteLLM takes any line that contains `[DONE]` for the end of the stream, even a text that mentions it, and a stream of
+    nothing else for a complete answer."""
+    read = iterator._handle_string_chunk
+
+    def read_line(self: Any, str_line: str) -> Any:
+        event = iterator._string_to_dict_parser(str_line)
+        if event:
+            self.has_events = True
+            return self.chunk_parser(chunk=event)
+        return read(self, str_line if getattr(self, "has_events", False) else "")
+
+    iterator._handle_string_chunk = read_line
 
 
 def _read_cohere(iterator: Any) -> None:

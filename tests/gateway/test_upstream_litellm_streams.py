@@ -1,4 +1,4 @@
-"""Streams of Gemini and Cohere through the LiteLLM lane: when the request is sent, and how the answer ends."""
+"""Streams through the LiteLLM lane that LiteLLM would misread: when the request is sent, and how the answer ends."""
 
 from __future__ import annotations
 
@@ -129,4 +129,33 @@ async def test_coheres_stream_without_its_last_event_is_broken(provider: FakePro
     entry = deployment(provider, "cohere_chat", api_base=f"{provider.url}/v2/chat")
     answer = await lane.send(entry, call("chat", stream=True))
     with pytest.raises(UpstreamBroken, match="ended in the middle of the answer"):
+        await events_of_stream(answer)
+
+
+def openai_lines(*texts: str, reason: str | None = "stop") -> str:
+    head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in texts]
+    choices += [{"index": 0, "delta": {}, "finish_reason": reason}] if reason else []
+    return stream_of(*({**head, "choices": [choice]} for choice in choices)) + "data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("name", ["hosted_vllm", "mistral", "openai"])
+async def test_text_that_mentions_done_does_not_end_the_stream(
+    provider: FakeProvider, lane: LiteLLMLane, name: str
+) -> None:
+    texts = ["It ends with ", "[DONE]", " and nothing else."]
+    provider.script(raw=openai_lines(*texts))
+    answer = await lane.send(deployment(provider, name), call("chat", stream=True))
+    choices = [choice for _, event in await events_of_stream(answer) for choice in event["choices"]]
+    assert "".join(choice["delta"].get("content") or "" for choice in choices) == "".join(texts)
+
+
+@pytest.mark.parametrize("name", ["hosted_vllm", "mistral", "openai"])
+@pytest.mark.parametrize("before", ["", 'data: {"choices": [{"delta": {"con\n\n'], ids=["alone", "after garbage"])
+async def test_stream_of_nothing_but_done_is_broken(
+    provider: FakeProvider, lane: LiteLLMLane, name: str, before: str
+) -> None:
+    provider.script(raw=stream_of() + before + "data: [DONE]\n\n")
+    answer = await lane.send(deployment(provider, name), call("chat", stream=True))
+    with pytest.raises(UpstreamBroken):
         await events_of_stream(answer)
