@@ -160,7 +160,7 @@ class Application:
         limits = AnswerLimits(config.answers.bytes_max, config.answers.answer_bytes_max)
         self._answer_storage = answer_storage_for(config.storage.ledger, limits, wall_clock_ms)
         self._handler, intake = self._pipeline()
-        self._front = RequestRouter(
+        self._router = RequestRouter(
             protocols=PROTOCOLS,
             handler=self.parts.tracing.handler(self._handler),
             intake=intake,
@@ -175,7 +175,7 @@ class Application:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
-            await self._front(scope, receive, send)
+            await self._router(scope, receive, send)
 
     async def _lifespan(self, receive: Any, send: Any) -> None:
         await receive()

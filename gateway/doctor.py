@@ -30,7 +30,7 @@ SKEW_MS_FAIL: Final = 60_000
 # A call takes about two ledger operations; above this they are noticeable.
 LEDGER_MS_WARN: Final = 20.0
 STORE_MS_WARN: Final = 200.0
-_ROUNDS: Final = 5
+_MEASUREMENTS: Final = 5
 _ATTEMPTS_MAX: Final = 50
 _RETRY_INTERVAL_S: Final = 0.1
 
@@ -69,7 +69,7 @@ async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
     except LedgerError as error:
         return (Finding("ledger", "fail", f"{engine} does not answer: {error}"),)
     status: Status = "warn" if latency_ms > LEDGER_MS_WARN else "ok"
-    reach = Finding("ledger", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_ROUNDS}).")
+    reach = Finding("ledger", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_MEASUREMENTS}).")
     return (reach, clock, *_policy(parts, engine))
 
 
@@ -100,7 +100,7 @@ async def store_findings(store: Database, now_ms: int) -> tuple[Finding, ...]:
     except Exception as error:  # noqa: BLE001 - missing tables and permissions come as errors of many drivers
         return (Finding("store", "fail", f"{engine}: {_first_line(error)} Run `farebox migrate`."),)
     status: Status = "warn" if latency_ms > STORE_MS_WARN else "ok"
-    reach = Finding("store", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_ROUNDS}).")
+    reach = Finding("store", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_MEASUREMENTS}).")
     return reach, schema, await _writable(store, now_ms)
 
 
@@ -114,8 +114,8 @@ async def _writable(store: Database, now_ms: int) -> Finding:
 
 async def _clock(ledger: Ledger) -> Finding:
     before = _now_ms()
-    theirs = await ledger.now_ms()
-    skew_ms = theirs - (before + _now_ms()) // 2
+    ledger_ms = await ledger.now_ms()
+    skew_ms = ledger_ms - (before + _now_ms()) // 2
     status: Status = "ok" if abs(skew_ms) < SKEW_MS_WARN else "warn" if abs(skew_ms) < SKEW_MS_FAIL else "fail"
     advice = "" if status == "ok" else " Set both machines' clocks by NTP."
     return Finding("ledger clock", status, f"{skew_ms:+d} ms against this machine.{advice}")
@@ -132,8 +132,10 @@ def _policy(parts: Parts, engine: str) -> tuple[Finding, ...]:
         return (*(found or (kept,)), *waiting)
     if engine == "memory":
         return (Finding("ledger policy", "warn", "Everything is forgotten when the process ends."),)
-    says = "every write waits for the disk" if storage.durability == "strict" else "safe against a crash of the process"
-    return (Finding("ledger policy", "ok", f"Durability {storage.durability}: {says}."),)
+    durability = (
+        "every write waits for the disk" if storage.durability == "strict" else "safe against a crash of the process"
+    )
+    return (Finding("ledger policy", "ok", f"Durability {storage.durability}: {durability}."),)
 
 
 def _outbox(parts: Parts) -> Finding:
@@ -153,7 +155,9 @@ def _versions() -> Finding:
 
 def _configuration(parts: Parts, is_open: bool) -> tuple[Finding, ...]:
     rows = parts.control.snapshot.setting_rows
-    found = [Finding("settings", "warn", told) for told in conflicts({key: row.value for key, row in rows.items()})]
+    found = [
+        Finding("settings", "warn", conflict) for conflict in conflicts({key: row.value for key, row in rows.items()})
+    ]
     models = len(parts.config.model_list)
     found.append(
         Finding("models", "ok" if models else "warn", f"{models} in model_list." if models else "model_list is empty.")
@@ -170,12 +174,12 @@ def _configuration(parts: Parts, is_open: bool) -> tuple[Finding, ...]:
 
 
 async def _latency_ms(operation: Callable[[], Awaitable[object]]) -> float:
-    took: list[float] = []
-    for _ in range(_ROUNDS):
+    latencies_ms: list[float] = []
+    for _ in range(_MEASUREMENTS):
         began = time.perf_counter()
         await operation()
-        took.append((time.perf_counter() - began) * 1000)
-    return median(took)
+        latencies_ms.append((time.perf_counter() - began) * 1000)
+    return median(latencies_ms)
 
 
 def _now_ms() -> int:

@@ -44,15 +44,15 @@ class DryRunPlanner:
             return await whole.first_plan(call, known, snapshot, is_dry_run=True)
 
         step_start = StepStart(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
-        given = await whole.plans.preview((project, call.run or ""), step_start, propose, settings)
-        planned, own = given.planned, call.intent
+        step_grant = await whole.plans.preview((project, call.run or ""), step_start, propose, settings)
+        planned, own = step_grant.planned, call.intent
         call.intent = as_planned(own, planned)
         if planned is not None and call.intent is not own:
             self.classification = Classification(
                 Intent(planned.intent), planned.confidence, planned.source, planned.reasoning, ()
             )
-        call.parent_run, self.share = given.parent_run or None, given.share
-        return with_share(limits, given.share, settings)
+        call.parent_run, self.share = step_grant.parent_run or None, step_grant.share
+        return with_share(limits, step_grant.share, settings)
 
     async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
         """A dry run does not look for a larger budget that this process does not know of."""

@@ -36,7 +36,7 @@ from policies.intents import Intent
 from policies.settings import Settings
 
 _log = structlog.get_logger(__name__)
-_WARM_MAX: Final = 20_000
+_CACHED_MAX: Final = 20_000
 _LEARNED_MAX: Final = 50_000
 _PROJECTS_MAX: Final = 1_000
 _BATCH: Final = 5
@@ -46,7 +46,7 @@ _QUESTIONS_PER_MINUTE_MAX: Final = 100  # of a project
 # When an unanswered question may be asked again, if calls still raise it.
 _RETRY_MS: Final = 60_000
 # Whether a step's name says nothing: then the prompt's text is part of the step's identity.
-_is_generic: Final = lru_cache(maxsize=_WARM_MAX)(is_generic_name)
+_is_generic: Final = lru_cache(maxsize=_CACHED_MAX)(is_generic_name)
 
 Ask = Callable[[Sequence[Mapping[str, Any]]], Awaitable[str | None]]
 
@@ -105,8 +105,8 @@ class Intents:
         self._rules = rules
         self._clock_ms = clock_ms
         self._found = found
-        self._cached: LRUCache[tuple[object, ...], _CachedIntent] = LRUCache(_WARM_MAX)
-        self._profiles: LRUCache[tuple[object, ...], _Profiled] = LRUCache(_WARM_MAX)
+        self._cached: LRUCache[tuple[object, ...], _CachedIntent] = LRUCache(_CACHED_MAX)
+        self._profiles: LRUCache[tuple[object, ...], _Profiled] = LRUCache(_CACHED_MAX)
         self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
         self._asked: dict[str, _PendingQuestion] = {}
@@ -155,9 +155,11 @@ class Intents:
         if answer is not None:
             return answer
         step = step_text_of(call.protocol.name, call.request.body, call.tags.step, call.tags.workflow)
-        said = Intent(declared) if declared else None
-        learned = None if said or call.tags.intent else self._remembered(_key(call.principal.project, step))
-        return learned or classify(step, header=call.tags.intent, declared=said, confidence_threshold=threshold)
+        declared_intent = Intent(declared) if declared else None
+        learned = None if declared_intent or call.tags.intent else self._remembered(_key(call.principal.project, step))
+        return learned or classify(
+            step, header=call.tags.intent, declared=declared_intent, confidence_threshold=threshold
+        )
 
     def profile(
         self, step: Mapping[str, Any], workflow: str, settings: Settings, *, project: str, asks: bool = True
@@ -195,8 +197,10 @@ class Intents:
     ) -> _CachedIntent:
         step = step_text_of(call.protocol.name, call.request.body, call.tags.step, call.tags.workflow)
         if header is not None or declared is not None:
-            said = Intent(declared) if declared else None
-            return _CachedIntent(classify(step, header=header, declared=said, confidence_threshold=threshold))
+            declared_intent = Intent(declared) if declared else None
+            return _CachedIntent(
+                classify(step, header=header, declared=declared_intent, confidence_threshold=threshold)
+            )
         key = _key(call.principal.project, step)
         learned = self._remembered(key)
         if learned is not None:

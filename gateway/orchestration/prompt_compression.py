@@ -38,7 +38,7 @@ class _CompressionJob:
     original: Original
     strategy: str
     settings: Settings
-    weigh: CountText
+    count_text: CountText
     needed_tokens: int | None
     intent: str
 
@@ -99,7 +99,7 @@ class PromptCompression:
 
         Returns whether the prompt is smaller now. A call that was shortened before is shortened again from its original history, because
         no text is shortened twice. `pressed`: the call does not fit as it is, so losses of the prompt cache do not count, and no model is
-        asked, as there is no budget for it. `looks`: a dry run, which asks no model and remembers nothing.
+        asked, as there is no budget for it. `is_dry_run`: a dry run, which asks no model and remembers nothing.
         """
         count = call.count
         if count is None:
@@ -107,7 +107,9 @@ class PromptCompression:
         whole = await self._original(call, count)
         if whole.count.tokens < _PROMPT_TOKENS_MIN:
             return False
-        work, condensed, found = await self._shortest(call, whole, needed_tokens, asks=not (pressed or is_dry_run))
+        work, condensed, found = await self._shortest(
+            call, whole, needed_tokens, may_ask_model=not (pressed or is_dry_run)
+        )
         original = Prompt.of(whole.messages, whole.count.tokens)
         if found.messages is None or found.tokens_after >= count.reserve_tokens:
             if call.original is None:
@@ -145,17 +147,17 @@ class PromptCompression:
         whole = call.original or Original(now, count, call.model)
         if whole.model == call.model:
             return whole
-        more = await asyncio.to_thread(self._tokens_more, whole.messages, now, self._weigh(call))
+        more = await asyncio.to_thread(self._tokens_more, whole.messages, now, self._text_counter(call))
         counted = PromptCount(count.tokens + more, count.reserve_tokens + more, exact=count.exact)
         return replace(whole, count=counted, model=call.model)
 
     @staticmethod
-    def _tokens_more(messages: Sequence[Any], than: Sequence[Any], weigh: CountText) -> int:
+    def _tokens_more(messages: Sequence[Any], than: Sequence[Any], count_text: CountText) -> int:
         from policies.compression import text_tokens
 
-        return text_tokens(messages, weigh) - text_tokens(than, weigh)
+        return text_tokens(messages, count_text) - text_tokens(than, count_text)
 
-    def _weigh(self, call: Call) -> CountText:
+    def _text_counter(self, call: Call) -> CountText:
         """A function that counts what a text adds to the prompt of the call's model."""
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - counted means chosen
@@ -167,14 +169,14 @@ class PromptCompression:
             self._caches.note_sent(_conversation(call), call.id, prompt)
 
     async def _shortest(
-        self, call: Call, whole: Original, needed_tokens: int | None, asks: bool
+        self, call: Call, whole: Original, needed_tokens: int | None, may_ask_model: bool
     ) -> tuple[_CompressionJob, SemanticAnswers, Compressed]:
         """The result of the first strategy that reaches what is needed, otherwise of the one that gets closest."""
         best: tuple[_CompressionJob, SemanticAnswers, Compressed] | None = None
         snapshot = self._snapshot()
         for strategy in self._strategies(intent_of(call), snapshot):
             work = self._work(call, whole, strategy, snapshot.settings, needed_tokens)
-            condensed = await self._condensed(call, work, asks)
+            condensed = await self._condensed(call, work, may_ask_model)
             found = await asyncio.to_thread(self._compressed, work, condensed.answers)
             if best is None or found.tokens_after < best[2].tokens_after:
                 best = work, condensed, found
@@ -187,7 +189,7 @@ class PromptCompression:
         self, call: Call, whole: Original, strategy: str, settings: Settings, needed_tokens: int | None
     ) -> _CompressionJob:
         intent = call.intent.intent if call.intent else ""
-        return _CompressionJob(whole, strategy, settings, self._weigh(call), needed_tokens, intent)
+        return _CompressionJob(whole, strategy, settings, self._text_counter(call), needed_tokens, intent)
 
     def _compressed(self, work: _CompressionJob, condensed: Mapping[str, str]) -> Compressed:
         from policies.compression import compress_chat
@@ -195,7 +197,7 @@ class PromptCompression:
         return compress_chat(
             work.original.messages,
             work.policy,
-            work.weigh,
+            work.count_text,
             target_tokens=work.needed_tokens,
             prompt_tokens=work.original.count.reserve_tokens,
             intent=work.intent,
@@ -203,7 +205,7 @@ class PromptCompression:
             condensed=condensed,
         )
 
-    async def _condensed(self, call: Call, work: _CompressionJob, asks: bool) -> SemanticAnswers:
+    async def _condensed(self, call: Call, work: _CompressionJob, may_ask_model: bool) -> SemanticAnswers:
         """The condensed texts, asking for new ones if that pays. Only for the strategy `semantic`."""
         if work.strategy != "semantic":
             return SemanticAnswers()
@@ -214,7 +216,7 @@ class PromptCompression:
             return known
         if not self._pays(call, work, questions):
             known.reason = "asking would cost more than it saves"
-        elif not asks:  # a call that does not fit has no budget for asking, and a dry run must not spend
+        elif not may_ask_model:  # a call that does not fit has no budget for asking, and a dry run must not spend
             known.reason = f"nobody is asked about {len(questions)} texts now"
         else:
             fresh = await self._semantic.ask(call, questions, _amount_of_call(call))
@@ -227,7 +229,7 @@ class PromptCompression:
         return semantic_requests(
             work.original.messages,
             work.policy,
-            work.weigh,
+            work.count_text,
             intent=work.intent,
             memory_tokens_max=self._memory_tokens_max,
         )
@@ -282,8 +284,8 @@ def _note(call: Call, found: Compressed, strategy: str, gain: Roi, condensed: Se
 
 
 def _semantic_details(condensed: SemanticAnswers) -> dict[str, Any]:
-    told = {"asking": condensed.reason, "asking_nano_usd": condensed.cost_nano_usd}
-    return {name: value for name, value in told.items() if value}
+    details = {"asking": condensed.reason, "asking_nano_usd": condensed.cost_nano_usd}
+    return {name: value for name, value in details.items() if value}
 
 
 def _amount_of_call(call: Call) -> Amount:

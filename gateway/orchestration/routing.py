@@ -222,13 +222,13 @@ class Routing:
     def _candidate(self, name: str, tier: Tier, order: int) -> Candidate:
         deployment = self._pool.of(name)[0]
         entry = self._prices.entry(deployment)
-        said = {ability: entry.supports(ability) for ability in ABILITIES}
+        supported = {ability: entry.supports(ability) for ability in ABILITIES}
         quality = entry.raw.get("quality")
         return Candidate(
             name=name,
             tier=tier,
-            abilities=frozenset(ability for ability, has in said.items() if has),
-            lacks=frozenset(ability for ability, has in said.items() if has is False),
+            abilities=frozenset(ability for ability, has in supported.items() if has),
+            lacks=frozenset(ability for ability, has in supported.items() if has is False),
             prompt_tokens_max=entry.max_input_tokens,
             output_tokens_max=entry.max_output_tokens,
             price=self._prices.price(deployment),

@@ -121,17 +121,17 @@ class Orchestration:
         async def propose(known: Run | None) -> RunPlan:
             return await self.first_plan(call, known, snapshot)
 
-        given = await self.plans.step(
+        step_grant = await self.plans.step(
             (call.principal.project, call.run or ""),
             StepStart(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source),
             propose,
             settings,
         )
-        call.intent = as_planned(intent, given.planned)
-        call.parent_run = given.parent_run or None
-        if given.is_new and given.share is not None:
-            self._note_allocation(call, given.share)
-        return with_share(limits, given.share, settings)
+        call.intent = as_planned(intent, step_grant.planned)
+        call.parent_run = step_grant.parent_run or None
+        if step_grant.is_new and step_grant.share is not None:
+            self._note_allocation(call, step_grant.share)
+        return with_share(limits, step_grant.share, settings)
 
     def budget_changed(self, project: str, run: str) -> None:
         """Handle a change of a run's budget."""
@@ -150,7 +150,7 @@ class Orchestration:
     async def first_plan(
         self, call: Call, known: Run | None, snapshot: Snapshot, *, is_dry_run: bool = False
     ) -> RunPlan:
-        """The plan of a run that was not announced, at its first call. `looks`: a dry run, which asks no model."""
+        """The plan of a run that was not announced, at its first call. `is_dry_run`: a dry run, which asks no model."""
         return await self._proposed(
             _request_of(call, known), call.principal.project, snapshot, call, is_dry_run=is_dry_run
         )

@@ -40,16 +40,16 @@ WHOLE_ANSWER: Final = "farebox.response.whole"
 class ClientPresence:
     """The client of one connection, as the server sees it. At most one exchange at a time listens for its disconnect (`tell`)."""
 
-    __slots__ = ("is_over", "tell")
+    __slots__ = ("is_over", "on_disconnect")
 
     def __init__(self) -> None:
         self.is_over = False
-        self.tell: Callable[[], None] | None = None
+        self.on_disconnect: Callable[[], None] | None = None
 
     def end(self) -> None:
         is_news, self.is_over = not self.is_over, True
-        if is_news and self.tell is not None:
-            self.tell()
+        if is_news and self.on_disconnect is not None:
+            self.on_disconnect()
 
 
 class Exchange:
@@ -66,7 +66,7 @@ class Exchange:
         self.is_answered = False
         self.answered: SentAnswer | None = None  # None for streams
         self.is_gone = False
-        self._stays = False
+        self._outlives_client = False
         self._keepers: list[Keeper] = []
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
@@ -75,7 +75,7 @@ class Exchange:
         self._send = send
         self._answers_whole = WHOLE_ANSWER in scope.get("extensions", ())
         self._presence: ClientPresence | None = scope.get(PRESENCE)
-        self._leave: Callable[[], None] | None = None
+        self._on_disconnect: Callable[[], None] | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     async def read_body(self, bytes_max: int) -> bytes:
@@ -104,38 +104,38 @@ class Exchange:
 
     def outlive_client(self) -> None:
         """Do not cancel the call when the client disconnects: its answer will be asked for again."""
-        self._stays = True
+        self._outlives_client = True
 
     def watch(self, task: asyncio.Task[Any]) -> None:
         """From now on, cancel `task` when the client disconnects; `is_gone` tells it why."""
-        if self._stays:
+        if self._outlives_client:
             return
 
-        def leave() -> None:
+        def cancel_call() -> None:
             self.is_gone = True
             task.cancel()
 
         presence = self._presence
         if presence is None:  # not our own server: a disconnect only shows when we read on
-            self._watcher = asyncio.create_task(self._wait_for_leaving(leave))
+            self._watcher = asyncio.create_task(self._wait_for_disconnect(cancel_call))
         elif presence.is_over:
-            leave()
+            cancel_call()
         else:
-            self._leave = presence.tell = leave
+            self._on_disconnect = presence.on_disconnect = cancel_call
 
     def unwatch(self) -> None:
         # This exchange may still be closing its upstream while the next request on the connection is already watched.
-        if self._presence is not None and self._presence.tell is self._leave:
-            self._presence.tell = None
-        self._leave = None
+        if self._presence is not None and self._presence.on_disconnect is self._on_disconnect:
+            self._presence.on_disconnect = None
+        self._on_disconnect = None
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
 
-    async def _wait_for_leaving(self, leave: Callable[[], None]) -> None:
+    async def _wait_for_disconnect(self, cancel_call: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        leave()
+        cancel_call()
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.is_answered = True

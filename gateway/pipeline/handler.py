@@ -132,10 +132,10 @@ class CallHandler:
             self._admission.release_deployment(call)
             # The reservation may exist even though the ledger's reply never arrived; voiding it by its id is harmless if not.
             if call.count is not None and call.grant is None:
-                taking_back = self._started(self._undo_admission(call))
+                undo = self._started(self._undo_admission(call))
                 # An unreachable ledger replies late or never, so do not keep the client waiting for it.
                 if not isinstance(error, LedgerOutage):
-                    await asyncio.shield(taking_back)
+                    await asyncio.shield(undo)
             raise
 
     async def _undo_admission(self, call: Call) -> None:

@@ -183,10 +183,10 @@ def principal_of(key: ApiKey) -> Principal:
 
 def retry_of(headers: Mapping[str, str]) -> int:
     """The retry count that the OpenAI and Anthropic SDKs send. It is reported, and a retry never counts as a loop."""
-    said = headers.get("x-stainless-retry-count")
-    if said is None:
+    retries = headers.get("x-stainless-retry-count")
+    if retries is None:
         return 0
-    return int(said) if len(said) <= 3 and said.isascii() and said.isdecimal() else 0
+    return int(retries) if len(retries) <= 3 and retries.isascii() and retries.isdecimal() else 0
 
 
 def is_among(model: str, allowed: Sequence[str]) -> bool:
@@ -222,8 +222,8 @@ def refuse_foreign_callers(headers: Mapping[str, str], open_to: OpenTo) -> None:
     origin = headers.get("origin")
     if origin is None:
         return
-    scheme, _, site = origin.partition("://")
-    is_own = is_loopback(host_of(site)) or (open_to == "anyone" and site == headers.get("host"))
+    scheme, _, origin_host = origin.partition("://")
+    is_own = is_loopback(host_of(origin_host)) or (open_to == "anyone" and origin_host == headers.get("host"))
     if origin == "null" or (scheme in ("http", "https") and not is_own):
         raise PermissionDenied(
             "A page of another site may call models here only with an API key.", code="foreign_origin"

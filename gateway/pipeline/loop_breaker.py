@@ -29,7 +29,7 @@ from policies.reservation import Gate
 
 _log = structlog.get_logger(__name__)
 _REMEMBERED_MAX: Final = 50_000
-_FIRST_SIGHT_BYTES: Final = 2048
+_TAIL_BYTES: Final = 2048
 
 _Key = tuple[str, str, str, int]
 
@@ -69,7 +69,7 @@ class LoopBreaker:
         if not self._all_requests and not is_conversation(body):
             return None
         place = (call.principal.project, call.run, call.tags.step)
-        keys = [(*place, hash((len(raw), raw[-_FIRST_SIGHT_BYTES:])))]
+        keys = [(*place, hash((len(raw), raw[-_TAIL_BYTES:])))]
         request = self._note(keys[0], raw)
         tools = last_tool_turn(body)
         if tools is None:

@@ -130,7 +130,7 @@ async def test_late_unwatch_keeps_the_next_request_of_the_connection_watched() -
     await done
     assert (first.is_gone, second.is_gone) == (False, True)
     second.unwatch()
-    assert presence.tell is None
+    assert presence.on_disconnect is None
 
 
 async def test_trailing_whitespace_of_a_header_is_stripped() -> None:

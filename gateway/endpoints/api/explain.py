@@ -246,8 +246,12 @@ def _tags(call: Call) -> dict[str, Any]:
 
 
 def _intent(found: Explained) -> ExplainedIntent | None:
-    told = found.planner.classification
-    return None if told is None else ExplainedIntent(told.intent, told.confidence, told.source, told.reasoning)
+    classification = found.planner.classification
+    if classification is None:
+        return None
+    return ExplainedIntent(
+        classification.intent, classification.confidence, classification.source, classification.reasoning
+    )
 
 
 def _share(found: Explained) -> ExplainedShare | None:
