@@ -1,4 +1,4 @@
-"""Explains what would happen to a call, by the pipeline's own admission on a scratch ledger. A dry run: nothing is sent,
+"""Explains what would happen to a call, by the pipeline's own admission on a dry-run ledger. A dry run: nothing is sent,
 reserved, asked, recorded or remembered."""
 
 from __future__ import annotations
@@ -73,26 +73,26 @@ def _call_of(
 
 
 async def _admit(parts: Parts, call: Call, found: Explained) -> None:
-    scratch = DryRunLedger(parts.ledger, await _overrides(parts, call))
-    runs = parts.runs.dry_run_copy(scratch)
-    reserving = Reserving(scratch, local=None, runs=runs, is_outbox_full=lambda: parts.flusher.is_full)
+    dry_run_ledger = DryRunLedger(parts.ledger, await _overrides(parts, call))
+    runs = parts.runs.dry_run_copy(dry_run_ledger)
+    reserving = Reserving(dry_run_ledger, local=None, runs=runs, is_outbox_full=lambda: parts.flusher.is_full)
     admission = admission_for(
-        parts, reserving, ledger=scratch, planner=found.planner, runs=runs, sleep=_without_waiting
+        parts, reserving, ledger=dry_run_ledger, planner=found.planner, runs=runs, sleep=_without_waiting
     )
     try:
         await admission.admit(call)
     finally:
         admission.release_deployment(call)
         found.prompt_tokens = await found.planner.original_tokens(call)
-        found.standing = await _standing(call, scratch)
+        found.standing = await _standing(call, dry_run_ledger)
 
 
-async def _standing(call: Call, scratch: DryRunLedger) -> Sequence[tuple[Link, Balance]]:
+async def _standing(call: Call, dry_run_ledger: DryRunLedger) -> Sequence[tuple[Link, Balance]]:
     links = call.chain.links
-    await scratch.void(call.principal.project, call.id)
-    balances = await scratch.balances(call.principal.project, [link.hold.account for link in links])
+    await dry_run_ledger.void(call.principal.project, call.id)
+    balances = await dry_run_ledger.balances(call.principal.project, [link.hold.account for link in links])
     return [
-        (link, scratch.with_effective_limit(call.principal.project, link.hold, balance))
+        (link, dry_run_ledger.with_effective_limit(call.principal.project, link.hold, balance))
         for link, balance in zip(links, balances, strict=True)
     ]
 
@@ -109,4 +109,4 @@ async def _overrides(parts: Parts, call: Call) -> Mapping[str, Limit]:
 
 
 async def _without_waiting(_seconds: float) -> None:
-    """Waiting cannot change anything on a scratch ledger."""
+    """Waiting cannot change anything on a dry-run ledger."""

@@ -1,4 +1,4 @@
-"""Assembles the admission of calls, for the pipeline and for dry runs on a scratch ledger."""
+"""Assembles the admission of calls, for the pipeline and for dry runs on a dry-run ledger."""
 
 from __future__ import annotations
 
