@@ -231,7 +231,7 @@ def test_repeated_kills_under_load_book_every_answered_call(tmp_path: Path) -> N
 
 def test_second_process_on_the_same_files_is_refused_with_a_reason(tmp_path: Path) -> None:
     with crashable(tmp_path) as served:
-        second = FareboxProcess(tmp_path, served.gateway.config.schema)
+        second = FareboxProcess(tmp_path, served.gateway.config)
         with pytest.raises(RuntimeError, match=r"ended with 1") as caught:
             second.start()
         message = str(caught.value)
