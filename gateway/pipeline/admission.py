@@ -1,6 +1,6 @@
 """Count, admit, reserve: one call against every budget that applies to it, in a single ledger operation.
 
-A call that does not fit climbs the ladder that the innermost budget declares (`climbing`).
+A call that does not fit climbs the ladder that the innermost budget declares (`pressure_ladder`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Limits concurrent calls: in total, per key and per project, so that one tenant cannot take all places (P15).
+"""Limits concurrent calls: in total, per key and per project, so that one tenant cannot take all slots (P15).
 
 Each process counts for itself, so N gateways let N times as many calls through.
 """
@@ -23,7 +23,7 @@ class ConcurrencyLimits:
         self.total = 0
 
     def acquire(self, principal: Principal) -> None:
-        """Take a place, to be given back with `release`. Raises `Overloaded`: 503 if the gateway is full, 429 if key or project is."""
+        """Acquire a slot, which `release` frees again. Raises `Overloaded`: 503 if the gateway is full, 429 if key or project is."""
         key = principal.key_id
         if self.total >= self._total_max:
             raise Overloaded(

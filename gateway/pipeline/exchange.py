@@ -38,7 +38,7 @@ WHOLE_ANSWER: Final = "farebox.response.whole"
 
 
 class ClientPresence:
-    """The client of one connection, as the server sees it. At most one exchange at a time listens for its disconnect (`tell`)."""
+    """The client of one connection, as the server sees it. At most one exchange at a time listens for its disconnect (`on_disconnect`)."""
 
     __slots__ = ("is_over", "on_disconnect")
 

@@ -63,7 +63,7 @@ class Scenario:
         self.aims: list[int] = []
         self.slept_ms = 0
         self.frees_at_ms = 10**9  # when the sibling hold is released
-        self.climbing = PressureLadder(
+        self.ladder = PressureLadder(
             planner=self,  # type: ignore[arg-type]
             ask=self.ask,
             demand=self.demand,
@@ -74,7 +74,7 @@ class Scenario:
         )
 
     async def climb(self) -> Decision:
-        return (await self.climbing.climb(self.call))[1]
+        return (await self.ladder.climb(self.call))[1]
 
     async def ask(self, call: Call, demand: Demand) -> Decision:
         self.asked.append(demand)
