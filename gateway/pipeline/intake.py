@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Final, Literal, Protocol
 from urllib.parse import parse_qsl
@@ -228,8 +227,3 @@ def refuse_foreign_callers(headers: Mapping[str, str], open_to: OpenTo) -> None:
         raise PermissionDenied(
             "A page of another site may call models here only with an API key.", code="foreign_origin"
         )
-
-
-def with_run(call: Call, run: str) -> None:
-    call.run = run
-    call.tags = replace(call.tags, run=run)
