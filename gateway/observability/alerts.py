@@ -56,7 +56,7 @@ class Alerts:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def look(self, call: Call, balances: Sequence[Balance], booked: Amount) -> None:
+    def check_budgets(self, call: Call, balances: Sequence[Balance], booked: Amount) -> None:
         """After a settlement: report the budgets that it took past a mark."""
         self._count(call)
         lowest = self._percent[0]

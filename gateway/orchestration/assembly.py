@@ -12,7 +12,7 @@ from gateway.config.schema import Config
 from gateway.control import Control, Snapshot
 from gateway.ledger.port import Ledger
 from gateway.observability.telemetry import Telemetry
-from gateway.orchestration.audit_trail import Trail
+from gateway.orchestration.audit_trail import AuditTrail
 from gateway.orchestration.histories import WorkflowHistories
 from gateway.orchestration.intensity_scoring import IntensityScoring
 from gateway.orchestration.intents import IntentRules, Intents
@@ -67,7 +67,7 @@ def make_orchestration(
     registry = registry_of(entry_points(group=ENTRY_POINT_GROUP))
     for fault in registry.faults:
         _log.warning("handler_not_used", reason=fault)
-    trail = Trail(store, clock_ms)
+    trail = AuditTrail(store, clock_ms)
     orchestration = Orchestration(
         intents=Intents(store, ask_intent if model else None, rules, clock_ms, _audit_classification(trail)),
         plans=Plans(store, ledger),
@@ -129,7 +129,7 @@ def _semantic(
     return SemanticCompression(model_calls, ledger, rules, count=count, clock_ms=clock_ms)
 
 
-def _audit_classification(trail: Trail) -> Callable[[Call, Classification], None]:
+def _audit_classification(trail: AuditTrail) -> Callable[[Call, Classification], None]:
     """Records each new classification of a step in the audit trail."""
 
     def classified(call: Call, found: Classification) -> None:

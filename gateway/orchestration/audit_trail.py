@@ -25,7 +25,7 @@ from gateway.store.database import Database
 ACTOR: Final = "gateway"
 
 
-class Trail:
+class AuditTrail:
     """Noting an event only queues it. While the store is unreachable, the oldest events may be dropped; calls never fail."""
 
     def __init__(self, store: Database, clock_ms: Callable[[], int]) -> None:

@@ -19,7 +19,7 @@ from gateway.control import Snapshot
 from gateway.errors import BadRequest
 from gateway.observability.telemetry import Telemetry
 from gateway.orchestration.answers import answer_of, is_readable
-from gateway.orchestration.audit_trail import Trail
+from gateway.orchestration.audit_trail import AuditTrail
 from gateway.orchestration.declarations import Declarations, DeclaredWorkflow
 from gateway.orchestration.histories import WorkflowHistories
 from gateway.orchestration.intensity_scoring import IntensityScoring
@@ -55,7 +55,7 @@ class Orchestration:
         compression: PromptCompression,
         routing: Routing,
         scoring: IntensityScoring,
-        trail: Trail,
+        trail: AuditTrail,
         snapshot: Callable[[], Snapshot],
         telemetry: Telemetry,
         budgets: Callable[[], Sequence[Budget]],

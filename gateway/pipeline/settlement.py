@@ -121,7 +121,7 @@ class Settler:
             self._alerts.overran(call, resolution.overrun)
         if resolution.state is State.LATE:
             _log.warning("settled_late", request_id=call.id, run=call.run)
-        self._alerts.look(call, resolution.balances, resolution.booked)
+        self._alerts.check_budgets(call, resolution.balances, resolution.booked)
         return Settlement(resolution.balances, resolution.booked, resolution.overrun)
 
     async def _void(self, call: Call, outcome: Outcome) -> Settlement:

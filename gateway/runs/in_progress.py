@@ -43,11 +43,11 @@ class RunsInProgress:
     async def _store_forever(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
-            with suppress(StoreUnavailable):  # the flusher reports it; the next look tries again
-                await self.look()
+            with suppress(StoreUnavailable):  # the flusher reports it; the next check tries again
+                await self.store_new_runs()
 
-    async def look(self) -> None:
-        """Store the runs and steps of calls that were already in flight at the last look. Raises `StoreUnavailable`."""
+    async def store_new_runs(self) -> None:
+        """Store the runs and steps of calls that were already in flight at the last check. Raises `StoreUnavailable`."""
         calls = [call for call in self._calls() if call.run is not None]
         long = [call for call in calls if call.id in self._seen_before]
         self._seen_before = {call.id for call in calls}

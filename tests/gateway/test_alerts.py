@@ -60,7 +60,7 @@ async def serving(routes: Mapping[str, Callable[[web.Request], Awaitable[web.Res
 def test_only_the_highest_threshold_reached_is_alerted(settled: int, thresholds: list[int]) -> None:
     alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.KEY, Limit(tokens=100), window=Window.TOTAL))
-    alerts.look(call, balances(call, settled), Amount(settled))
+    alerts.check_budgets(call, balances(call, settled), Amount(settled))
     assert [occasion[-1] for occasion in events(alerts)] == thresholds
 
 
@@ -68,7 +68,7 @@ def test_each_threshold_is_alerted_once_and_for_runs_only_when_exhausted() -> No
     alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.RUN, Limit(tokens=100)), Budget(Scope.PROJECT, Limit(tokens=100), window=Window.TOTAL))
     for before, settled in pairwise((0, 60, 70, 85, 100, 100)):
-        alerts.look(call, balances(call, settled), Amount(settled - before))
+        alerts.check_budgets(call, balances(call, settled), Amount(settled - before))
     alerted = [(occasion[2], occasion[-1]) for occasion in events(alerts)]
     assert alerted == [
         ("project/acme@total", 50),
@@ -82,7 +82,7 @@ def test_raised_budget_alerts_its_thresholds_again() -> None:
     alerts = Alerts(AlertConfig())
     for limit, settled in ((100, 100), (200, 200)):
         call = call_of(Budget(Scope.KEY, Limit(tokens=limit), window=Window.TOTAL))
-        alerts.look(call, balances(call, settled), Amount(settled))
+        alerts.check_budgets(call, balances(call, settled), Amount(settled))
     assert [(occasion[-2].tokens, occasion[-1]) for occasion in events(alerts)] == [(100, 100), (200, 100)]
 
 
@@ -115,9 +115,9 @@ def test_only_the_settlement_that_crosses_a_threshold_alerts() -> None:
     """Other processes see the same balance: they must not alert again."""
     alerts = Alerts(AlertConfig())
     call = call_of(Budget(Scope.KEY, Limit(tokens=100), window=Window.TOTAL))
-    alerts.look(call, balances(call, 85), Amount(4))
+    alerts.check_budgets(call, balances(call, 85), Amount(4))
     assert events(alerts) == []
-    alerts.look(call, balances(call, 101), Amount(6))
+    alerts.check_budgets(call, balances(call, 101), Amount(6))
     assert [occasion[-1] for occasion in events(alerts)] == [100]
 
 
@@ -125,7 +125,7 @@ def test_suspected_loop_of_a_step_is_alerted_once() -> None:
     alerts = Alerts(AlertConfig(loop_calls=5))
     call = call_of()
     for _ in range(3):
-        alerts.look(call, [], Amount())
+        alerts.check_budgets(call, [], Amount())
         alerts.refused(call)
     alerted = [occasion for occasion in alerts._told if occasion[0] == "loop_suspected"]
     assert alerted == [("loop_suspected", "acme", "r", "default")]
