@@ -69,7 +69,8 @@ class SqliteFile:
         if self._inodes() != self._original_inodes:
             raise LedgerUnavailable(
                 f"{self._path} or its -wal file was deleted or replaced while the ledger was using it. Stop this process: "
-                f"that saves everything, and writes {self._path} anew if it is gone. Then see that the right file is there, and start again"
+                f"that writes {self._path} anew or, if another file is in its place, {self._rescue_path.name} beside it. Then see that "
+                "the right file is there, and start again"
             )
 
     def explain(self, error: sqlite3.Error) -> LedgerError:
@@ -88,7 +89,7 @@ class SqliteFile:
             self.connection.execute("UPDATE meta SET value = 1 WHERE key = 'clean'")
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             is_marked = True
-            self._put_back()
+            self._rescue()
         except sqlite3.Error as error:
             raise self.explain(error) from error
         finally:
@@ -102,11 +103,19 @@ class SqliteFile:
         with suppress(OSError):
             self._wal_path.touch()
 
-    def _put_back(self) -> None:
+    def _rescue(self) -> None:
         """A deleted file lives as long as it is open. Without this, what the store does not have yet would go with it."""
-        if not self._path.exists():
+        inode = _inode(self._path)
+        if inode is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.connection.execute("VACUUM INTO ?", (str(self._path),))
+        elif self._original_inodes is not None and inode != self._original_inodes[0]:
+            self._rescue_path.unlink(missing_ok=True)
+            self.connection.execute("VACUUM INTO ?", (str(self._rescue_path),))
+
+    @property
+    def _rescue_path(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.rescued")
 
     def _prepare(self, durability: Durability, wal_was_there: bool, new_epoch: Callable[[], str]) -> None:
         # No one else may open this file: before SQLite 3.51.3 two connections can corrupt a WAL.
@@ -172,10 +181,14 @@ class SqliteFile:
         return int(value)
 
     def _inodes(self) -> tuple[int, int] | None:
-        try:
-            return os.stat(self._path).st_ino, os.stat(self._wal_path).st_ino
-        except FileNotFoundError:
-            return None
+        main, wal = _inode(self._path), _inode(self._wal_path)
+        return None if main is None or wal is None else (main, wal)
+
+
+def _inode(path: Path) -> int | None:
+    with suppress(FileNotFoundError):
+        return os.stat(path).st_ino
+    return None
 
 
 _DAMAGED = "it is damaged. Restore it from a backup; or move it away, so that a new one is filled from the store"

@@ -290,6 +290,17 @@ async def test_file_replaced_while_open_stops_the_ledger(path: Path) -> None:
         await book(ledger, "after")
 
 
+async def test_replaced_file_is_rescued_beside_the_other_when_the_ledger_is_closed(path: Path) -> None:
+    async with open_ledger(path) as ledger:
+        await book(ledger, "before")
+        path.unlink()
+        path.write_bytes(b"of another program")
+    assert path.read_bytes() == b"of another program"
+    path.with_name("ledger.db.rescued").rename(path)
+    async with open_ledger(path) as ledger:
+        assert (await settled(ledger), await ledger.outbox_size()) == (10, 1)
+
+
 @pytest.mark.parametrize("pages", [0.02, 1, 5])
 async def test_truncated_file_is_refused(path: Path, pages: float) -> None:
     async with open_ledger(path) as ledger:
