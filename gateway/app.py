@@ -1,16 +1,16 @@
-"""The composition root: all parts are made here once, and passed down."""
+"""The application: joins the parts to a pipeline, starts and stops them, and routes requests.
+
+With `gateway.parts` the composition root: everything is made once in these two modules, and passed down.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -23,39 +23,27 @@ from starlette.types import ASGIApp
 
 from gateway.answers.engine import answer_storage_for
 from gateway.answers.port import AnswerLimits
-from gateway.bookkeeping.flusher import Flusher
 from gateway.bookkeeping.heartbeat import Heartbeat
-from gateway.bookkeeping.rebuilding import Rebuilding
 from gateway.bookkeeping.recorder import BatchRecorder
-from gateway.budgets.budget_book import BudgetBook
-from gateway.config.conversion import pool_settings_of, retention_of, timeouts_of
+from gateway.config.conversion import retention_of, timeouts_of
 from gateway.config.faults import ConfigError
 from gateway.config.schema import Config
-from gateway.control import Control
 from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, check_binding
 from gateway.endpoints.health import health_routes
 from gateway.endpoints.lazy import LazyApplication, PrefixRoute
 from gateway.endpoints.not_found import not_found_handler
 from gateway.endpoints.router import RequestRouter
 from gateway.errors import ModelNotFound
-from gateway.ids import Ids, process_name
-from gateway.ledger.ledger_clock import LedgerClock
-from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.clock import wall_clock_ms
 from gateway.ledger.outage import OutageLedger
-from gateway.ledger.port import Ledger
-from gateway.ledger.spool import Spool
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.loopback import is_loopback, local_address
 from gateway.observability.alerts import Alerts
 from gateway.observability.gauges import Gauges
-from gateway.observability.telemetry import Telemetry
-from gateway.orchestration import Orchestration
-from gateway.orchestration.assembly import make_orchestration
-from gateway.orchestration.model_calls import ModelCalls
+from gateway.parts import Parts, make_parts
 from gateway.pipeline.answer_cache import AnswerCache
 from gateway.pipeline.assembly import admission_for
 from gateway.pipeline.call import Call
-from gateway.pipeline.concurrency import ConcurrencyLimits
 from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.handler import CallHandler
 from gateway.pipeline.hold import HoldKeeper
@@ -66,60 +54,18 @@ from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.reserving import Reserving
 from gateway.pipeline.run_rate import NewRunLimit
 from gateway.pipeline.settlement import Settler
-from gateway.pricebook import PriceBook
 from gateway.runs.in_progress import RunsInProgress
-from gateway.runs.registry import RunRegistry
-from gateway.store.database import Database, StoreUnavailable
+from gateway.store.database import StoreUnavailable
 from gateway.store.housekeeping import run_housekeeping_daily
-from gateway.tokenizer import DEFAULT_ENCODING, Tokenizer
-from gateway.tracing.switch import NoTracing, make_tracing
-from gateway.upstream.deployments import DeploymentPool
-from gateway.upstream.direct import DirectLane
-from gateway.upstream.dispatch import Forwarder
-from gateway.upstream.litellm_lane import LiteLLMLane
-from gateway.upstream.mock import MockLane
-from gateway.upstream.model_list import deployments_of
+from gateway.tokenizer import DEFAULT_ENCODING
 from gateway.upstream.port import Deployment
-from gateway.upstream.price_map import PriceMap, installed_price_map
-from gateway.upstream.wildcards import STAR, Wildcards
+from gateway.upstream.wildcards import STAR
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.reservation import OnLost
 from policies.tokens import counting_for
 
 _log = structlog.get_logger(__name__)
-
-
-def wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-@dataclass(slots=True)
-class Parts:
-    """The parts that the control API, the UI and the CLI work with."""
-
-    config: Config
-    store: Database
-    ledger: Ledger
-    rebuilding: Rebuilding
-    control: Control
-    flusher: Flusher
-    pool: DeploymentPool
-    prices: PriceBook
-    telemetry: Telemetry
-    tracing: NoTracing
-    tokenizer: Tokenizer
-    orchestration: Orchestration
-    runs: RunRegistry
-    budgets: BudgetBook
-    concurrency: ConcurrencyLimits
-    recorder: BatchRecorder
-    alerts: Alerts
-    forwarder: Forwarder
-    deployments: tuple[Deployment, ...]
-    clock: LedgerClock
-    ids: Ids
-    open_to: OpenTo  # who may call without a key, while there is none
 
 
 class Application:
@@ -137,7 +83,7 @@ class Application:
         # The process's own environment, not a copy, because LiteLLM reads its switches from there when it is imported.
         environ: MutableMapping[str, str] = os.environ if environment is None else dict(environment)
         environ.update(config.environment_variables)
-        self.parts = _parts(config, environ, allow_anonymous)
+        self.parts = make_parts(config, environ, allow_anonymous)
         self._gauges = Gauges(self.parts)
         self._heartbeat = Heartbeat(
             self.parts.ledger,
@@ -357,93 +303,6 @@ def _application(routes: list[BaseRoute], new_id: Callable[[], str]) -> Starlett
     return application
 
 
-def _parts(config: Config, environment: MutableMapping[str, str], allow_anonymous: bool) -> Parts:
-    ids, price_map = Ids(wall_clock_ms), PriceMap(installed_price_map())
-    deployments = deployments_of([entry for entry in config.model_list if STAR not in entry.model_name], price_map)
-    tracing = make_tracing(config.tracing, process_name())
-    store, telemetry, tokenizer = Database(config.storage.store), tracing.telemetry(), Tokenizer()
-    control = Control(store, config.settings)
-    budgets = BudgetBook(config.budgets, lambda: control.snapshot)
-    rebuilding = Rebuilding(store, budgets=budgets, snapshot=lambda: control.snapshot, clock_ms=wall_clock_ms)
-    ledger = make_ledger(config, rebuilding)
-    flusher = Flusher(ledger, store, consumer=process_name(), outbox_cap=config.storage.outbox_cap)
-    pool = _pool(config, deployments, price_map)
-    prices, clock, recorder = PriceBook(price_map), LedgerClock(ledger), BatchRecorder(ledger)
-    forwarder = _forwarder(tokenizer, ids, environment, config.litellm_settings.model_dump(exclude_defaults=True))
-    model_calls = ModelCalls(
-        upstream=tracing.upstream(forwarder),
-        pool=pool,
-        prices=prices,
-        recorder=recorder,
-        ledger=ledger,
-        owner=process_name(),
-        new_id=ids.new,
-        now_ms=clock.now_ms,
-    )
-    orchestration = make_orchestration(
-        config,
-        store=store,
-        ledger=ledger,
-        control=control,
-        pool=pool,
-        prices=prices,
-        tokenizer=tokenizer,
-        telemetry=telemetry,
-        budgets=budgets,
-        model_calls=model_calls,
-        clock_ms=wall_clock_ms,
-    )
-    return Parts(
-        config=config,
-        store=store,
-        ledger=ledger,
-        rebuilding=rebuilding,
-        control=control,
-        flusher=flusher,
-        pool=pool,
-        prices=prices,
-        telemetry=telemetry,
-        tracing=tracing,
-        tokenizer=tokenizer,
-        orchestration=orchestration,
-        runs=_runs(config, ledger, ids, orchestration),
-        budgets=budgets,
-        concurrency=_concurrency_limits(config),
-        recorder=recorder,
-        alerts=Alerts(config.alerts),
-        forwarder=forwarder,
-        deployments=deployments,
-        clock=clock,
-        ids=ids,
-        open_to="anyone" if allow_anonymous else "this machine" if is_loopback(config.server.host) else "nobody",
-    )
-
-
-def _runs(config: Config, ledger: Ledger, ids: Ids, orchestration: Orchestration) -> RunRegistry:
-    silence_s, is_shared = config.reservations.implicit_run_silence_seconds, isinstance(ledger, OutageLedger)
-    new = partial(RunRegistry, ledger, silence_s=silence_s, new_id=ids.new, is_shared=is_shared)
-    return new(limits_of=orchestration.limits_of, find=orchestration.plans.find)
-
-
-def _concurrency_limits(config: Config) -> ConcurrencyLimits:
-    server = config.server
-    return ConcurrencyLimits(
-        total_max=server.concurrency_max,
-        key_max=server.key_concurrency_max,
-        project_max=server.project_concurrency_max,
-    )
-
-
-def _pool(config: Config, deployments: Sequence[Deployment], price_map: PriceMap) -> DeploymentPool:
-    return DeploymentPool(
-        deployments,
-        pool_settings_of(config),
-        clock_s=time.monotonic,
-        chance=random.SystemRandom(),
-        expand=Wildcards(config.model_list, price_map).deployments,
-    )
-
-
 def _encodings(deployments: Iterable[Deployment]) -> Iterable[str]:
     """Those of the configured models and the default one, because building a table later would block the loop."""
     own = (counting_for(deployment.model, deployment.provider).encoding for deployment in deployments)
@@ -464,37 +323,4 @@ def _intake(parts: Parts, *, open_to: OpenTo) -> Intake:
         new_id=parts.ids.new,
         clock_ms=wall_clock_ms,
         open_to=open_to,
-    )
-
-
-def make_ledger(config: Config, rebuild: Rebuilding | None = None) -> Ledger:
-    """The engine for the URL, wrapped for outages if it is reached over a network."""
-    url = config.storage.ledger
-    if url.startswith("memory://"):
-        return MemoryLedger()
-    if url.startswith("sqlite"):
-        return SqliteLedger(Path(url.removeprefix("sqlite:///")), durability=config.storage.durability)
-    from gateway.ledger.redis import RedisLedger  # which most gateways do not have
-
-    backing = RedisLedger(
-        url, allow_eviction=config.storage.allow_eviction, durability=config.storage.durability, rebuild=rebuild
-    )
-    spool = Path(config.storage.spool)
-    return OutageLedger(backing, Spool(spool, process_name().replace(":", "-")), processes_hint=config.server.workers)
-
-
-def _forwarder(
-    tokenizer: Tokenizer, ids: Ids, environment: MutableMapping[str, str], settings: Mapping[str, Any]
-) -> Forwarder:
-    mock = MockLane(
-        count=lambda text: tokenizer.count_text("o200k_base", text),
-        count_prompt=tokenizer.count_prompt_now,
-        now_s=time.time,
-        new_id=ids.new,
-    )
-    return Forwarder(
-        direct=DirectLane(environment=environment),
-        litellm=LiteLLMLane(environment=environment, settings=settings),
-        mock=mock,
-        environment=environment,
     )

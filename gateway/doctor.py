@@ -21,7 +21,7 @@ from gateway.store.tables import SCHEMA_REVISION
 from policies.settings import conflicts
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 Status = Literal["ok", "warn", "fail"]
 # Windows of budgets follow the ledger's clock; logs and keys' expiry follow this machine's.

@@ -25,7 +25,7 @@ from policies.budgets import Link, run_account
 from policies.reservation import Balance
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 # The run that the call would begin, if it names none and none is known here.
 NEW_RUN: Final = "implicit-new"

@@ -25,7 +25,7 @@ from gateway.store.database import StoreUnavailable
 from policies.budgets import Budget, Scope
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 _REFRESH_S: Final = 2.0
 # How often the books are compared, on runs that were seen lately. Only a few of them, because each costs a query.

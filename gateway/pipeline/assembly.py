@@ -15,7 +15,7 @@ from gateway.pipeline.reserving import Reserving
 from gateway.runs.registry import RunRegistry
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 
 def admission_for(

@@ -18,7 +18,7 @@ from gateway.runs.control import RunControl
 from gateway.runs.view import RunViews
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 
 def make_api_services(parts: Parts, access: Access) -> ApiServices:

@@ -18,7 +18,7 @@ from gateway.store.database import Database
 from policies.budgets import Budget
 
 if TYPE_CHECKING:
-    from gateway.app import Parts
+    from gateway.parts import Parts
 
 Q = TypeVar("Q", bound=ProjectQuery)
 B = TypeVar("B")
