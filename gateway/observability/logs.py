@@ -6,7 +6,6 @@ a URL). By pattern: keys of ours and of common kinds, which a client may have se
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import sys
@@ -102,8 +101,11 @@ def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> 
     logging.basicConfig(level=max(logging.WARNING, _LEVELS[level]), handlers=[handler], force=True)
 
 
-class _Lossy(io.TextIOBase):
-    """What is logged must not end the call that it is about when the log cannot be written, perhaps because the disk is full."""
+class _Lossy:
+    """What is logged must not end the call that it is about when the log cannot be written, perhaps because the disk is full.
+
+    Not an `io` class: those flush when they are deleted, and at the exit of Python 3.13 there is nothing left to do that with.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
