@@ -217,7 +217,8 @@ class CallHandler:
     async def drain(self) -> None:
         """Wait for settlements whose callers are already gone."""
         while self._settling:
-            await asyncio.gather(*self._settling, return_exceptions=True)
+            # Not `gather`: from Python 3.12 on it does not yield if all are done, and then their callbacks never empty the set.
+            await asyncio.wait(self._settling)
 
     async def _answer_error(
         self,
