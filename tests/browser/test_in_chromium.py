@@ -190,9 +190,9 @@ def test_run_is_paused_resumed_and_given_a_budget(page: Page) -> None:
 def test_timeline_bar_opens_its_call(page: Page) -> None:
     page.goto("/admin/runs/r-1")
     page.locator(".lane a").first.click()
-    assert page.locator("li.call:target details[open]").count() == 1
+    page.locator("li.call:target details[open]").wait_for()
     page.reload()
-    assert page.locator("li.call:target details[open]").count() == 1, "the URL names the call"
+    page.locator("li.call:target details[open]").wait_for()  # the URL names the call
 
 
 def test_review_button_appears_only_after_an_edit(page: Page) -> None:
