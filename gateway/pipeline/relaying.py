@@ -28,8 +28,6 @@ CounterFor = Callable[[Call], CounterFactory]
 # How much of a stream is kept to judge its answer afterwards. A longer answer is not judged.
 _JUDGED_BYTES_MAX: Final = 1024 * 1024
 _STREAM_HEADERS: Final = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
-# Where an answer is in each protocol. A failed answer of Responses has an error beside an empty output.
-_CONTENT_FIELDS: Final = ("choices", "content", "output", "data", "results")
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "cache-control"})
 
 
@@ -251,7 +249,10 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
 
 
 def _error_instead_of_answer(call: Call, answer: UpstreamAnswer) -> GatewayError | None:
-    """The error that some providers send with status 200. A client would look for an answer in it."""
+    """The error that some providers send with status 200. A client would look for an answer in it.
+
+    A failed answer of Responses, which has an error beside an empty output, is an answer.
+    """
     if call.protocol.is_binary or b'"error"' not in answer.body:
         return None
     try:
@@ -260,7 +261,7 @@ def _error_instead_of_answer(call: Call, answer: UpstreamAnswer) -> GatewayError
         return None
     if not isinstance(body, dict) or not body.get("error"):
         return None
-    if any(body.get(name) is not None for name in _CONTENT_FIELDS):
+    if body.get(call.protocol.answer_field) is not None:
         return None
     return _as_error(upstream_event_error(body["error"]), answer)
 

@@ -21,6 +21,7 @@ CHOICES_MAX: Final = 128
 class ChatProtocol:
     name: ProtocolName = "chat"
     counted_as: Literal["chat"] = "chat"
+    answer_field: Final = "choices"
     streams = True
     is_binary = False
 

@@ -25,6 +25,7 @@ OUTPUT_TOKENS_DEFAULT: Final = 16
 class CompletionsProtocol:
     name: ProtocolName = "completions"
     counted_as: Literal["completions"] = "completions"
+    answer_field: Final = "choices"
     streams = True
     is_binary = False
 

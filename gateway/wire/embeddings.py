@@ -17,6 +17,7 @@ INPUTS_MAX: Final = 100_000
 class EmbeddingsProtocol(BufferedProtocol):
     name: ProtocolName = "embeddings"
     counted_as: Literal["embeddings"] = "embeddings"
+    answer_field: Final = "data"
 
     def parse(self, raw: bytes) -> Request:
         body = parse_object(raw)

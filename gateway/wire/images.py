@@ -26,6 +26,7 @@ _SHAPES: Final = {"1024x1024": 0, "1024x1536": 1, "1536x1024": 2}
 class ImagesProtocol(BufferedProtocol):
     name: ProtocolName = "images"
     counted_as: Literal["completions"] = "completions"  # `prompt` is counted in the same way
+    answer_field: Final = "data"
 
     def parse(self, raw: bytes) -> Request:
         body = parse_object(raw)

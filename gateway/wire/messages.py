@@ -36,6 +36,7 @@ _DELTA_TEXTS: Final = ("text", "partial_json", "thinking")
 class MessagesProtocol:
     name: ProtocolName = "messages"
     counted_as: Literal["messages"] = "messages"
+    answer_field: Final = "content"
     streams = True
     is_binary = False
 

@@ -17,6 +17,7 @@ MODEL_DEFAULT: Final = "omni-moderation-latest"
 class ModerationsProtocol(BufferedProtocol):
     name: ProtocolName = "moderations"
     counted_as: Literal["embeddings"] = "embeddings"  # its `input` is counted in the same way
+    answer_field: Final = "results"
 
     def parse(self, raw: bytes) -> Request:
         body = parse_object(raw)

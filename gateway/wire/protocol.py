@@ -107,6 +107,10 @@ class WireProtocol(Protocol):
         """The protocol by whose rules the prompt is counted; None: it has no text."""
 
     @property
+    def answer_field(self) -> str:
+        """The field of a whole JSON answer that holds what the model produced; empty if none does."""
+
+    @property
     def streams(self) -> bool:
         """Whether the answer can be streamed. False: it always comes whole."""
 

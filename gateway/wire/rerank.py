@@ -24,6 +24,7 @@ _TOKENS_OF_A_PIECE: Final = 500
 class RerankProtocol(BufferedProtocol):
     name: ProtocolName = "rerank"
     counted_as: Literal["embeddings"] = "embeddings"  # `query` and `documents` are counted in the same way
+    answer_field: Final = "results"
 
     def parse(self, raw: bytes) -> Request:
         body = parse_object(raw)

@@ -37,6 +37,7 @@ _STORED_INPUT: Final = ("previous_response_id", "conversation", "prompt")
 class ResponsesProtocol:
     name: ProtocolName = "responses"
     counted_as: Literal["responses"] = "responses"
+    answer_field: Final = "output"
     streams = True
     is_binary = False
 

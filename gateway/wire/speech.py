@@ -26,6 +26,7 @@ _TOKENS_PER_SECOND: Final = 21  # of audio: 12 USD per million tokens make the d
 class SpeechProtocol(BufferedProtocol):
     name: ProtocolName = "speech"
     counted_as: Literal["embeddings"] = "embeddings"  # its `input` is counted in the same way
+    answer_field: Final = ""
     is_binary = True
 
     def parse(self, raw: bytes) -> Request:

@@ -27,6 +27,7 @@ _LISTS: Final = frozenset({"timestamp_granularities", "include"})
 class TranscriptionsProtocol(BufferedProtocol):
     name: ProtocolName = "transcriptions"
     counted_as: None = None
+    answer_field: Final = "text"
     is_binary = True  # subtitles and plain text are not JSON
 
     def parse(self, raw: bytes) -> Request:
