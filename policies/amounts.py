@@ -28,6 +28,16 @@ class Amount:
     def __sub__(self, other: Amount) -> Amount:
         return Amount(self.tokens - other.tokens, self.nano_usd - other.nano_usd, self.requests - other.requests)
 
+    def excess_over(self, other: Amount) -> Amount:
+        """What is above the other, unit by unit; never negative."""
+        if self.tokens <= other.tokens and self.nano_usd <= other.nano_usd and self.requests <= other.requests:
+            return ZERO
+        return Amount(
+            max(0, self.tokens - other.tokens),
+            max(0, self.nano_usd - other.nano_usd),
+            max(0, self.requests - other.requests),
+        )
+
     def unitwise_max(self, other: Amount) -> Amount:
         """The larger of both, unit by unit."""
         return Amount(
@@ -38,6 +48,10 @@ class Amount:
         if unit == "tokens":
             return self.tokens
         return self.nano_usd if unit == "nano_usd" else self.requests
+
+    def values(self) -> tuple[int, int, int]:
+        """In the order of `UNITS`."""
+        return self.tokens, self.nano_usd, self.requests
 
 
 ZERO: Final = Amount()
@@ -56,6 +70,10 @@ class Limit:
             return self.tokens
         return self.nano_usd if unit == "nano_usd" else self.requests
 
+    def values(self) -> tuple[int | None, int | None, int | None]:
+        """In the order of `UNITS`."""
+        return self.tokens, self.nano_usd, self.requests
+
     def tightened_by(self, other: Limit) -> Limit:
         """The smaller of both, unit by unit."""
         return Limit(
@@ -65,7 +83,7 @@ class Limit:
         )
 
     def capped_by(self, cap: Limit) -> Limit:
-        """This limit, but at most `whole`, unit by unit; unlimited units stay unlimited."""
+        """This limit, but at most `cap`, unit by unit; unlimited units stay unlimited."""
         smaller = self.tightened_by(cap)
         return Limit(*(None if self.of(unit) is None else smaller.of(unit) for unit in UNITS))
 

@@ -230,19 +230,12 @@ class Book:
             raise LookupError(f"reservation {reservation_id!r} is due and is not there")
         accounts = self._accounts(project, reservation.accounts)
         booked = self._write_booking(project, expire(project, reservation, accounts, now_ms)).booked
-        return ExpiredReservation(
-            reservation.id, project, reservation.owner, booked, _released(reservation.held, booked)
-        )
+        released = reservation.held.excess_over(booked)
+        return ExpiredReservation(reservation.id, project, reservation.owner, booked, released)
 
     def _is_claimable(self, position: str, consumer: str, now_ms: int) -> bool:
         holder, since_ms = self._claims.get(position, (consumer, 0))
         return holder == consumer or since_ms + CLAIM_MS <= now_ms
-
-
-def _released(held: Amount, booked: Amount) -> Amount:
-    """The part of a hold that was released; nothing after an overrun."""
-    rest = held - booked
-    return Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))
 
 
 class DictStorage:

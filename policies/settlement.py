@@ -97,7 +97,7 @@ def settle(
     kind, entry_id = (EntryKind.LATE, f"{reservation.id}:late") if late else (EntryKind.SETTLED, reservation.id)
     # A pending reservation has booked nothing, and an expired one holds nothing any more.
     difference, freed = (used - reservation.booked, ZERO) if late else (used, reservation.held)
-    overrun = overrun_of(used, reservation.held)
+    overrun = used.excess_over(reservation.held)
     entry_overrun = overrun - reservation.overrun if late else overrun
     entry = OutboxEntry("", entry_id, kind, project, difference, now_ms, reservation.draft, detail, entry_overrun)
     resolved = _resolved_reservation(reservation, state, used, overrun, now_ms, draft=b"")
@@ -122,7 +122,7 @@ def expire(project: str, reservation: Reservation, accounts: Sequence[Account], 
     if state is None:
         return _unchanged(reservation, accounts)
     booked = expiry_amount(reservation)
-    overrun = overrun_of(booked, reservation.held)
+    overrun = booked.excess_over(reservation.held)
     entry = OutboxEntry(
         "", f"{reservation.id}:lost", EntryKind.EXPIRED, project, booked, now_ms, reservation.draft, b"", overrun
     )  # fmt: skip
@@ -134,15 +134,6 @@ def expire(project: str, reservation: Reservation, accounts: Sequence[Account], 
 def expiry_amount(reservation: Reservation) -> Amount:
     """The amount booked for a reservation whose owner died: all that it held, and any reported use beyond that."""
     return reservation.held.unitwise_max(reservation.progress) if reservation.on_lost is OnLost.CHARGE else ZERO
-
-
-def overrun_of(used: Amount, held: Amount) -> Amount:
-    """Use beyond the hold, per unit; never negative."""
-    if used.tokens <= held.tokens and used.nano_usd <= held.nano_usd and used.requests <= held.requests:
-        return ZERO
-    return Amount(
-        max(0, used.tokens - held.tokens), max(0, used.nano_usd - held.nano_usd), max(0, used.requests - held.requests)
-    )
 
 
 def _unchanged(reservation: Reservation, accounts: Sequence[Account]) -> Booking:

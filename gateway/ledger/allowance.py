@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from policies.amounts import UNLIMITED, ZERO, Amount, Limit
+from policies.amounts import UNITS, UNLIMITED, ZERO, Amount, Limit
 from policies.reservation import (
     Account,
     Balance,
@@ -99,7 +99,7 @@ class Allowance:
         key = (project, reservation_id)
         found = self._reservations.pop(key)
         freed = self._locally_held(project, found)
-        beyond = _nonnegative_difference(used, self._held_by_ledger.pop(key, ZERO))
+        beyond = used.excess_over(self._held_by_ledger.pop(key, ZERO))
         self._add_to_accounts(project, found.accounts, ZERO - freed, beyond)
         return found.held
 
@@ -108,12 +108,10 @@ class Allowance:
         seen = self._seen_balances.get((project, hold.account))
         limit = (hold.limit if seen is None else seen.limit).tightened_by(hold.tighten)
         used = ZERO if seen is None else seen.settled + seen.reserved
-        share = Limit(*(self._share(limit, used, index) for index in range(3)))
+        share = Limit(*(self._share(limit.of(unit), used.of(unit)) for unit in UNITS))
         return replace(hold, limit=share, tighten=UNLIMITED)
 
-    def _share(self, limit: Limit, used: Amount, index: int) -> int | None:
-        most = (limit.tokens, limit.nano_usd, limit.requests)[index]
-        taken = (used.tokens, used.nano_usd, used.requests)[index]
+    def _share(self, most: int | None, taken: int) -> int | None:
         return None if most is None else max(0, most - taken) // self._processes
 
     def _account(self, project: str, name: str) -> Account:
@@ -138,9 +136,3 @@ class Allowance:
             for name, account in zip(placement.reservation.accounts, placement.accounts, strict=True):
                 self._accounts[project, name] = account
         return placement.decision
-
-
-def _nonnegative_difference(whole: Amount, part: Amount) -> Amount:
-    """`whole` − `part`, but never negative."""
-    rest = whole - part
-    return Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))

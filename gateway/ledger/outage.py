@@ -45,7 +45,6 @@ from gateway.ledger.retries import retry_at_startup
 from gateway.ledger.spool import RecordedEvent, Settlement, Spool, SpoolRecord
 from policies.amounts import ZERO, Amount, Limit
 from policies.reservation import Balance, Decision, Demand, Gate, Granted, Hold, Refusal, State
-from policies.settlement import overrun_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -207,7 +206,7 @@ class OutageLedger:
             done = await self._call(project, self._book, record)
         except LedgerUnavailable:
             await self._spool_records([record])
-            overrun = ZERO if record.request is None else overrun_of(record.used, record.held)
+            overrun = ZERO if record.request is None else record.used.excess_over(record.held)
             done = Resolution(State.SETTLED, True, record.used, overrun, ())
         except LedgerError as error:
             await self._reject_record(record, error)

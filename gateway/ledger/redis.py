@@ -17,21 +17,19 @@ from gateway.ledger import checks, redis_outbox
 from gateway.ledger import redis_scripts as scripts
 from gateway.ledger.port import EntryKind, ExpiredReservation, LedgerError, OutboxEntry, Progress, Reserve, Resolution
 from gateway.ledger.redis_batches import BATCH_SIZE, batched, gather_all
-from gateway.ledger.redis_connection import Argument, Reply
+from gateway.ledger.redis_connection import Argument
 from gateway.ledger.redis_errors import port_error
 from gateway.ledger.redis_projects import EPOCH_KEY, OUTBOX_SCAN_S, Project, Projects, Rebuild
 from gateway.ledger.redis_server_checks import check_durability, check_servers
 from gateway.ledger.redis_topology import make_topology, parse_url
 from gateway.ledger.redis_values import (
     amount_at,
-    amount_list,
     amount_of_text,
     balance_at,
     balances_at,
     decision_of,
     demand_list,
     hold_lists,
-    limit_list,
     request_json,
     resolution_of,
     restored_decisions,
@@ -115,7 +113,7 @@ class RedisLedger:
         state = self._projects.of(project)
         accounts = tuple(hold.account for hold in request.holds)
         keys = state.chain(request.id, accounts)
-        reply = await self._run_script(state, scripts.RESERVE, keys, request_json(request), request.draft, request.id)
+        reply = await self._projects.run(state, scripts.RESERVE, keys, request_json(request), request.draft, request.id)
         decision = decision_of(reply, request.id, accounts)
         if reply[0] and isinstance(decision, Granted):
             state.remember_reservation(request.id, accounts, request.draft)
@@ -128,7 +126,7 @@ class RedisLedger:
         accounts = tuple(hold.account for hold in holds)
         payload = orjson.dumps([demand_list(extra), hold_lists(holds)])
         keys = state.chain(reservation_id, accounts)
-        reply = await self._run_script(state, scripts.EXTEND, keys, payload, self._new_change_id())
+        reply = await self._projects.run(state, scripts.EXTEND, keys, payload, self._new_change_id())
         return decision_of(reply, reservation_id, accounts)
 
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
@@ -137,16 +135,14 @@ class RedisLedger:
         gone: list[str] = []
         for batch in batched(progress):
             keys = [state.meta, state.key("due"), *(state.key("hold", sign.id) for sign in batch)]
-            payload = orjson.dumps(
-                [ttl_ms, [[sign.id, *amount_list(sign.amount), sign.on_lost or ""] for sign in batch]]
-            )
-            reply = await self._run_script(state, scripts.RENEW, keys, payload)
+            payload = orjson.dumps([ttl_ms, [[sign.id, *sign.amount.values(), sign.on_lost or ""] for sign in batch]])
+            reply = await self._projects.run(state, scripts.RENEW, keys, payload)
             gone.extend(name.decode() for name in reply[1])
         return tuple(gone)
 
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
         checks.check_amount("used", used)
-        payload = (orjson.dumps(amount_list(used)), detail, self._new_change_id())
+        payload = (orjson.dumps(used.values()), detail, self._new_change_id())
         state = self._projects.of(project)
         own = state.own_reservations.get(reservation_id)
         done = await self._resolve(project, scripts.SETTLE, reservation_id, payload)
@@ -170,14 +166,14 @@ class RedisLedger:
         state = self._projects.of(project)
         accounts = tuple(hold.account for hold in request.holds)
         payload = (
-            orjson.dumps(amount_list(used)),
+            orjson.dumps(used.values()),
             detail,
             self._new_change_id(),
             request_json(request, held),
             request.draft,
         )
         keys = state.chain(request.id, accounts)
-        reply = await self._run_script(state, scripts.SETTLE, keys, request.id, *payload)
+        reply = await self._projects.run(state, scripts.SETTLE, keys, request.id, *payload)
         state.own_reservations.pop(request.id, None)
         return resolution_of(reply, accounts)
 
@@ -202,11 +198,11 @@ class RedisLedger:
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
         state = self._projects.of(project)
         keys = [state.meta, *state.account_keys(tuple(accounts))]
-        return balances_at(await self._run_script(state, scripts.BALANCES, keys), 1, accounts)
+        return balances_at(await self._projects.run(state, scripts.BALANCES, keys), 1, accounts)
 
     async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
         checks.check_limit(limit)
-        return await self._set_on_account(project, scripts.OVERRIDE, account, orjson.dumps(limit_list(limit)))
+        return await self._set_on_account(project, scripts.OVERRIDE, account, orjson.dumps(limit.values()))
 
     async def set_gate(self, project: str, account: str, gate: Gate) -> Balance:
         return await self._set_on_account(project, scripts.GATE, account, gate.value.encode())
@@ -215,7 +211,7 @@ class RedisLedger:
         checks.check_count("silence_ms", silence_ms)
         state = self._projects.of(project)
         keys = [state.meta, state.key("run", workflow), state.key("keep")]
-        run: bytes = (await self._run_script(state, scripts.CURRENT_RUN, keys, candidate, str(silence_ms)))[1]
+        run: bytes = (await self._projects.run(state, scripts.CURRENT_RUN, keys, candidate, str(silence_ms)))[1]
         return run.decode()
 
     async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
@@ -257,8 +253,8 @@ class RedisLedger:
         state = self._projects.of(project)
         keys = [state.meta, state.key("keep"), state.key("account", account)]
         decided = restored_decisions(gate, override)
-        await self._run_script(
-            state, scripts.RESTORE, keys, orjson.dumps(amount_list(settled)), str(keep_ms), "", *decided
+        await self._projects.run(
+            state, scripts.RESTORE, keys, orjson.dumps(settled.values()), str(keep_ms), "", *decided
         )
 
     async def epoch(self) -> str:
@@ -287,11 +283,6 @@ class RedisLedger:
             living: int = await call(PROCESSES_KEY, "ZCARD", PROCESSES_KEY)
         return living
 
-    async def _run_script(
-        self, project: Project, script: scripts.Script, keys: Sequence[str], *arguments: Argument
-    ) -> Reply:
-        return await self._projects.run(project, script, keys, *arguments)
-
     async def _project_names(self) -> list[str]:
         with port_error():
             return await self._projects.names()
@@ -305,7 +296,7 @@ class RedisLedger:
     ) -> Resolution:
         state = self._projects.of(project)
         accounts = await self._accounts_of(state, reservation_id)
-        reply = await self._run_script(state, script, state.chain(reservation_id, accounts), reservation_id, *payload)
+        reply = await self._projects.run(state, script, state.chain(reservation_id, accounts), reservation_id, *payload)
         state.own_reservations.pop(reservation_id, None)
         return resolution_of(reply, accounts)
 
@@ -328,18 +319,18 @@ class RedisLedger:
 
     async def _expire(self, project: Project, reservation_id: str) -> ExpiredReservation | None:
         accounts = await self._accounts_of(project, reservation_id)
-        reply = await self._run_script(project, scripts.EXPIRE, project.chain(reservation_id, accounts), reservation_id)
+        reply = await self._projects.run(
+            project, scripts.EXPIRE, project.chain(reservation_id, accounts), reservation_id
+        )
         if not reply[0]:
             return None
         booked, held = amount_at(reply, 2), amount_at(reply, 5)
-        rest = held - booked
-        released = Amount(max(0, rest.tokens), max(0, rest.nano_usd), max(0, rest.requests))
-        return ExpiredReservation(reservation_id, project.name, reply[1].decode(), booked, released)
+        return ExpiredReservation(reservation_id, project.name, reply[1].decode(), booked, held.excess_over(booked))
 
     async def _set_on_account(self, project: str, script: scripts.Script, account: str, value: bytes) -> Balance:
         state = self._projects.of(project)
         keys = [state.meta, state.key("keep"), state.key("account", account)]
-        return balance_at(await self._run_script(state, script, keys, value, str(KEEP_MS)), 1, account)
+        return balance_at(await self._projects.run(state, script, keys, value, str(KEEP_MS)), 1, account)
 
     async def _purge(self, project: Project, now_ms: int, limit: int) -> int:
         until_ms, index, forgotten = max(now_ms, project.seen_ms), project.key("keep"), 0
@@ -349,7 +340,7 @@ class RedisLedger:
                 keys = await self._topology.call(project.meta, "ZRANGEBYSCORE", *query)
             if not keys:
                 break
-            reply = await self._run_script(
+            reply = await self._projects.run(
                 project, scripts.PURGE, [project.meta, index, *(key.decode() for key in keys)]
             )
             forgotten += reply[1]

@@ -306,8 +306,7 @@ class Projects:
             account: str, settled: Amount, keep_ms: int, gate: Gate | None = None, override: Limit | None = None
         ) -> None:
             keys = [project.meta, project.key("keep"), project.key("account", account), project.key("rebuild")]
-            amount = orjson.dumps([settled.tokens, settled.nano_usd, settled.requests])
-            arguments = (amount, str(keep_ms), token, *restored_decisions(gate, override))
+            arguments = (orjson.dumps(settled.values()), str(keep_ms), token, *restored_decisions(gate, override))
             await self._evaluate(RESTORE, keys, NO_EPOCH, 0, arguments)
 
         try:

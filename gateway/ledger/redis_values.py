@@ -24,14 +24,6 @@ _REFUSALS: Final = {reason.value.encode(): reason for reason in Refusal}
 _UNIT_OF: Final[tuple[Unit | None, ...]] = (None, *UNITS)  # 1-based, as in Lua; 0 for no unit
 
 
-def amount_list(amount: Amount) -> list[int]:
-    return [amount.tokens, amount.nano_usd, amount.requests]
-
-
-def limit_list(limit: Limit) -> list[int | None]:
-    return [limit.tokens, limit.nano_usd, limit.requests]
-
-
 def demand_list(demand: Demand) -> list[int]:
     return [
         demand.prompt_tokens,
@@ -48,12 +40,12 @@ def restored_decisions(gate: Gate | None, override: Limit | None) -> tuple[bytes
     """As arguments of the script; empty leaves the value unchanged."""
     return (
         b"" if gate is None else gate.value.encode(),
-        b"" if override is None else orjson.dumps(limit_list(override)),
+        b"" if override is None else orjson.dumps(override.values()),
     )
 
 
 def hold_lists(holds: Sequence[Hold]) -> list[list[int | None]]:
-    return [[*limit_list(one.limit), *limit_list(one.tighten), one.enforce, one.keep_ms] for one in holds]
+    return [[*one.limit.values(), *one.tighten.values(), one.enforce, one.keep_ms] for one in holds]
 
 
 def request_json(request: Reserve, held: Amount | None = None) -> bytes:
@@ -66,7 +58,7 @@ def request_json(request: Reserve, held: Amount | None = None) -> bytes:
         hold_lists(request.holds),
     ]
     if held is not None:
-        fields.append(amount_list(held))
+        fields.append(held.values())
     return orjson.dumps(fields)
 
 
@@ -135,8 +127,8 @@ def entry_arguments(entries: Sequence[OutboxEntry]) -> list[bytes]:
         [
             entry.id,
             entry.kind.value,
-            *amount_list(entry.amount),
-            *amount_list(entry.overrun),
+            *entry.amount.values(),
+            *entry.overrun.values(),
             entry.at_ms,
         ]
         for entry in entries

@@ -253,8 +253,8 @@ def _record_fields(record: SpoolRecord) -> dict[str, Any]:
     return {
         "project": record.project,
         "id": record.reservation_id,
-        "used": _amount_fields(record.used),
-        "held": _amount_fields(record.held),
+        "used": record.used.values(),
+        "held": record.held.values(),
         "detail": b64encode(record.detail).decode(),
         "request": None if request is None else _request_fields(request),
     }
@@ -268,14 +268,6 @@ def _parse_record(fields: dict[str, Any]) -> SpoolRecord:
     return Settlement(fields["project"], fields["id"], used, b64decode(fields["detail"]), request, held)
 
 
-def _amount_fields(amount: Amount) -> list[int]:
-    return [amount.tokens, amount.nano_usd, amount.requests]
-
-
-def _limit_fields(limit: Limit) -> list[int | None]:
-    return [limit.tokens, limit.nano_usd, limit.requests]
-
-
 def _request_fields(request: Reserve) -> dict[str, Any]:
     """What booking needs. The demand is omitted, as it was only needed for the grant."""
     return {
@@ -284,8 +276,7 @@ def _request_fields(request: Reserve) -> dict[str, Any]:
         "on_lost": request.on_lost.value,
         "draft": b64encode(request.draft).decode(),
         "holds": [
-            [one.account, _limit_fields(one.limit), _limit_fields(one.tighten), one.enforce, one.keep_ms]
-            for one in request.holds
+            [one.account, one.limit.values(), one.tighten.values(), one.enforce, one.keep_ms] for one in request.holds
         ],
     }
 
@@ -307,8 +298,8 @@ def _entry_fields(entry: OutboxEntry) -> dict[str, Any]:
         "id": entry.id,
         "kind": entry.kind.value,
         "project": entry.project,
-        "amount": _amount_fields(entry.amount),
-        "overrun": _amount_fields(entry.overrun),
+        "amount": entry.amount.values(),
+        "overrun": entry.overrun.values(),
         "at_ms": entry.at_ms,
         "draft": b64encode(entry.draft).decode(),
         "detail": b64encode(entry.detail).decode(),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from policies.amounts import AMOUNT_MAX, ZERO, Amount, Limit
 from policies.reservation import Account, Balance, OnLost, Reservation, State
-from policies.settlement import Booking, EntryKind, OutboxEntry, Resolution, expire, overrun_of, settle, void
+from policies.settlement import Booking, EntryKind, OutboxEntry, Resolution, expire, settle, void
 
 HELD = Amount(50, 500, 1)
 PENDING = Reservation(
@@ -66,7 +66,7 @@ def test_expire_books_the_hold_or_greater_progress_if_losses_are_charged(
     assert [one.reserved for one in accounts] == [ZERO, HELD]
     assert accounts[0].settled == booked
     assert booking.entry == OutboxEntry(
-        "", "c1:lost", EntryKind.EXPIRED, "p", booked, 70_000, b"draft", b"", overrun_of(booked, HELD)
+        "", "c1:lost", EntryKind.EXPIRED, "p", booked, 70_000, b"draft", b"", booked.excess_over(HELD)
     )
 
 
@@ -110,13 +110,13 @@ def test_expiry_and_late_settlement_add_up_to_the_usage(progress: Amount, used: 
     late = settle("p", reservation, accounts, used, b"", 2)
     final, after = written(late)
     assert (final.state, final.booked, final.draft) == (State.LATE, used, b"")
-    assert (late.resolution.booked, late.resolution.overrun) == (used, overrun_of(used, HELD))
+    assert (late.resolution.booked, late.resolution.overrun) == (used, used.excess_over(HELD))
     assert [one.settled for one in after] == [used, used + Amount(7)]
     assert [one.reserved for one in after] == [ZERO, HELD]
     assert lost.entry is not None
     assert late.entry is not None
     assert lost.entry.amount + late.entry.amount == used
-    assert lost.entry.overrun + late.entry.overrun == overrun_of(used, HELD)
+    assert lost.entry.overrun + late.entry.overrun == used.excess_over(HELD)
     assert (late.entry.id, late.entry.kind, late.entry.draft) == ("c1:late", EntryKind.LATE, b"draft")
 
 
@@ -140,7 +140,7 @@ def test_settled_counter_saturates_at_its_maximum_and_at_zero() -> None:
     ],
 )
 def test_overrun_is_the_usage_above_the_hold_in_each_unit(used: Amount, beyond: Amount) -> None:
-    assert overrun_of(used, HELD) == beyond
+    assert used.excess_over(HELD) == beyond
     entry = settle("p", PENDING, STANDING, used, b"", 0).entry
     assert entry is not None
     assert entry.overrun == beyond
