@@ -52,7 +52,7 @@ _DETAIL: Final = b'{"status":200,"input_tokens":412,"output_tokens":180,"duratio
 
 def ledger_at(url: str) -> Ledger:
     if url.startswith("sqlite"):
-        return SqliteLedger.from_url(url)
+        return SqliteLedger(Path(url.removeprefix("sqlite:///")))
     from gateway.ledger.redis import RedisLedger
 
     return RedisLedger(url)

@@ -22,7 +22,7 @@ import orjson
 from sqlalchemy import func, select
 
 from gateway.budgets.budget_book import key_budgets
-from gateway.ledger.account_balances import balances_by_account
+from gateway.ledger.batches import balances_by_account
 from gateway.ledger.port import EntryKind, OutboxEntry
 from gateway.runs.view import own_budget
 from gateway.store import runs as runs_store

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.ledger.account_balances import balances_by_account
+from gateway.ledger.batches import balances_by_account
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.runs.view import usd
 from gateway.store.database import Database

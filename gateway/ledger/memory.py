@@ -20,15 +20,10 @@ R = TypeVar("R")
 class MemoryLedger:
     """`clock_ms` gives the time in ms since the epoch; the ledger's own clock follows it and never goes back."""
 
-    def __init__(
-        self,
-        *,
-        clock_ms: Callable[[], int] = wall_clock_ms,
-        new_epoch: Callable[[], str] = lambda: secrets.token_hex(8),
-    ) -> None:
+    def __init__(self, *, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
         self._clock = SteadyClock(clock_ms)
         self._book = Book(DictStorage())
-        self._epoch = new_epoch()
+        self._epoch = secrets.token_hex(8)
 
     async def open(self) -> None:
         """Nothing to connect to."""

@@ -24,6 +24,7 @@ import structlog
 
 from gateway.ledger import checks
 from gateway.ledger.allowance import Allowance
+from gateway.ledger.batches import batched, gather_all
 from gateway.ledger.circuit_breaker import CircuitBreaker
 from gateway.ledger.clock import wall_clock_ms
 from gateway.ledger.concurrency_limiter import ConcurrencyLimiter
@@ -40,8 +41,7 @@ from gateway.ledger.port import (
     Reserve,
     Resolution,
 )
-from gateway.ledger.redis_batches import batched, gather_all
-from gateway.ledger.retries import retry_at_startup
+from gateway.ledger.retries import retry_while_unavailable
 from gateway.ledger.spool import RecordedEvent, Settlement, Spool, SpoolRecord
 from policies.amounts import ZERO, Amount, Limit
 from policies.reservation import Balance, Decision, Demand, Gate, Granted, Hold, Refusal, State
@@ -49,6 +49,9 @@ from policies.reservation import Balance, Decision, Demand, Gate, Granted, Hold,
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# A second or two in total, if connections are refused or the deadline is short.
+_STARTUP_TRIES: Final = 10
+_STARTUP_PAUSE_S: Final = 0.1
 _PROBE_S: Final = 1.0
 # In normal operation, the gateway processes are counted once in so many rounds of `_probe_forever`.
 _COUNT_PROCESSES_EVERY: Final = 10
@@ -127,7 +130,8 @@ class OutageLedger:
             raise LedgerError(f"the spool of the ledger cannot be written: {error}") from error
         self._lag.start()
         try:
-            await retry_at_startup(self._end_outage)
+            # No call waits yet, and the first answers of a cold system are slow.
+            await retry_while_unavailable(self._end_outage, tries=_STARTUP_TRIES, pause_s=_STARTUP_PAUSE_S)
         except LedgerUnavailable as error:
             self._start_outage(str(error))
         except LedgerError:

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.ledger import redis_scripts as scripts
+from gateway.ledger.batches import batched, gather_all
 from gateway.ledger.port import OutboxEntry
-from gateway.ledger.redis_batches import batched, gather_all
 from gateway.ledger.redis_errors import port_error
 from gateway.ledger.redis_projects import Projects
 from gateway.ledger.redis_values import entry_arguments, entry_of

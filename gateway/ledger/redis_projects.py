@@ -21,8 +21,8 @@ from urllib.parse import quote
 import orjson
 import structlog
 
+from gateway.ledger.batches import batched
 from gateway.ledger.port import CountersMissing, LedgerError, LedgerUnavailable, OutboxEntry
-from gateway.ledger.redis_batches import batched
 from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisReplyError, Reply
 from gateway.ledger.redis_errors import as_port_error
 from gateway.ledger.redis_scripts import ADOPT, FENCE, RECORD, RESTORE, Script

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from gateway.ledger.port import CountersMissing, LedgerUnavailable
 
 T = TypeVar("T")
-
-# A second or two in total, if connections are refused or the deadline is short.
-_STARTUP_TRIES: Final = 10
-_STARTUP_PAUSE_S: Final = 0.1
 
 
 async def retry_while_unavailable(operation: Callable[[], Awaitable[T]], *, tries: int, pause_s: float = 0.0) -> T:
@@ -28,8 +24,3 @@ async def retry_while_unavailable(operation: Callable[[], Awaitable[T]], *, trie
         except LedgerUnavailable:
             await asyncio.sleep(pause_s)
     return await operation()
-
-
-async def retry_at_startup(operation: Callable[[], Awaitable[T]]) -> T:
-    """Retry at start-up: no call waits yet, and the first answers of a cold system are slow."""
-    return await retry_while_unavailable(operation, tries=_STARTUP_TRIES, pause_s=_STARTUP_PAUSE_S)

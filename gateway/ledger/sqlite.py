@@ -7,8 +7,6 @@ the commit. A started operation completes even if its caller stops waiting: its 
 from __future__ import annotations
 
 import asyncio
-import secrets
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,24 +45,11 @@ class SqliteLedger:
         *,
         clock_ms: Callable[[], int] = wall_clock_ms,
         durability: Durability = "normal",
-        new_epoch: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
         self._path = path
         self._clock_ms = clock_ms
         self._durability = durability
-        self._new_epoch = new_epoch
         self._worker: SqliteWorker | None = None
-
-    @classmethod
-    def from_url(cls, url: str, *, durability: Durability = "normal") -> SqliteLedger:
-        """`sqlite:///relative/path`, `sqlite:////absolute/path`; `sqlite://` is a new file in a temporary folder."""
-        scheme, separator, rest = url.partition("://")
-        if scheme != "sqlite" or not separator or (rest and not rest.startswith("/")):
-            raise LedgerError(f"{url!r} is not a ledger: say sqlite:///path/to/file")
-        path = rest[1:]
-        return cls(
-            Path(path) if path else Path(tempfile.mkdtemp(prefix="farebox-")) / "ledger.db", durability=durability
-        )
 
     async def open(self) -> None:
         """Raises `LedgerError` if another process uses the file (with its pid), or if it is damaged, foreign, or of a newer version."""
@@ -193,7 +178,7 @@ class SqliteLedger:
         return await worker.perform_long(worker.book.purge, limit)
 
     def _open_file(self) -> SqliteFile:
-        return SqliteFile(self._path, self._durability, self._new_epoch)
+        return SqliteFile(self._path, self._durability)
 
     def _open_worker(self) -> SqliteWorker:
         if self._worker is None:

@@ -6,8 +6,8 @@ Errors are `LedgerError`s that say what to do.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,7 @@ class SqliteFile:
     acknowledged last (the `-wal` was deleted, or only the main file was copied), and is refused.
     """
 
-    def __init__(self, path: Path, durability: Durability, new_epoch: Callable[[], str]) -> None:
+    def __init__(self, path: Path, durability: Durability) -> None:
         self._path = path
         self._wal_path = path.with_name(path.name + "-wal")
         with ExitStack() as undo:
@@ -45,7 +45,7 @@ class SqliteFile:
                     path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
                 )
                 undo.callback(self.connection.close)
-                self._prepare(durability, wal_was_there, new_epoch)
+                self._prepare(durability, wal_was_there)
             except sqlite3.Error as error:
                 raise self.explain(error) from error
             undo.pop_all()
@@ -117,13 +117,13 @@ class SqliteFile:
     def _rescue_path(self) -> Path:
         return self._path.with_name(f"{self._path.name}.rescued")
 
-    def _prepare(self, durability: Durability, wal_was_there: bool, new_epoch: Callable[[], str]) -> None:
+    def _prepare(self, durability: Durability, wal_was_there: bool) -> None:
         # No one else may open this file: before SQLite 3.51.3 two connections can corrupt a WAL.
         self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         self.connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'strict' else 'NORMAL'}")
         self.connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()  # see `checkpoint`
         if self._is_empty():
-            self._create(new_epoch())
+            self._create()
         else:
             self._check_version()
             self.connection.execute("PRAGMA journal_mode = WAL").fetchall()
@@ -137,12 +137,12 @@ class SqliteFile:
         (tables,) = self.connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         return bool(tables == 0) and self._pragma("application_id") == 0
 
-    def _create(self, epoch: str) -> None:
+    def _create(self) -> None:
         self.connection.execute("PRAGMA journal_mode = WAL").fetchall()
         self.connection.execute("BEGIN IMMEDIATE")
         for statement in TABLES:
             self.connection.execute(statement)
-        rows = [("epoch", epoch), ("clean", 0), ("highest_ms", 0)]
+        rows = [("epoch", secrets.token_hex(8)), ("clean", 0), ("highest_ms", 0)]
         self.connection.executemany("INSERT INTO meta (key, value) VALUES (?, ?)", rows)
         self.connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self.connection.execute(f"PRAGMA user_version = {VERSION}")

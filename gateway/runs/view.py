@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from gateway.ledger.account_balances import balances_by_account
+from gateway.ledger.batches import balances_by_account
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.store import runs as runs_store
 from gateway.store.database import Database

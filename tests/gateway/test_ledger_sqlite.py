@@ -281,19 +281,3 @@ async def test_durability_sets_the_synchronous_level(tmp_path: Path) -> None:
         assert (await worker.perform(current_thread) == threading.get_ident()) == (durability == "normal")
         assert await worker.perform(lambda _, worker=worker: worker._file._pragma("synchronous")) == level
         await ledger.close()
-
-
-async def test_sqlite_urls_are_resolved_and_others_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for url, file in [("sqlite:///here/ledger.db", "here/ledger.db"), (f"sqlite:///{tmp_path}/there.db", "there.db")]:
-        ledger = SqliteLedger.from_url(url)
-        await ledger.open()
-        await ledger.close()
-        assert (tmp_path / file).is_file()
-    ledger = SqliteLedger.from_url("sqlite://")
-    await ledger.open()
-    assert isinstance(await ledger.reserve("p", request("c1")), Granted)
-    await ledger.close()
-    for url in ("redis://x", "sqlite:/x", "sqlite", "sqlite://host/x", ""):
-        with pytest.raises(LedgerError, match="say sqlite:///path/to/file"):
-            SqliteLedger.from_url(url)

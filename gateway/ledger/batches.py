@@ -1,16 +1,23 @@
-"""Processes many keys in batches, so that Redis serves other callers in between."""
+"""Works through many items in batches, so that the ledger serves other callers in between."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
+
+from policies.reservation import Balance
 
 T = TypeVar("T")
 
 # How many commands of one job are in flight at once.
 BATCH_SIZE: Final = 64
+_ACCOUNTS_AT_ONCE: Final = 200
+
+
+class BalanceReader(Protocol):
+    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]: ...
 
 
 def batched(items: Iterable[T], size: int = BATCH_SIZE) -> Iterable[list[T]]:
@@ -29,3 +36,11 @@ async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
             raise outcome
         results.append(outcome)
     return results
+
+
+async def balances_by_account(ledger: BalanceReader, project: str, accounts: Iterable[str]) -> dict[str, Balance]:
+    """Raises LedgerUnavailable."""
+    balances: dict[str, Balance] = {}
+    for batch in batched(accounts, _ACCOUNTS_AT_ONCE):
+        balances |= zip(batch, await ledger.balances(project, batch), strict=True)
+    return balances
