@@ -307,6 +307,9 @@ def _entry_for(
         entry = entries[account] = _AccountEntry(
             scope, subject.scope_id(scope), window, enforce=not observed, resets_at_ms=ends
         )
+    elif ends is not None and entry.resets_at_ms is not None:
+        # Windows of two time zones may begin together and end apart, when only one of them changes its clocks.
+        entry.resets_at_ms = min(entry.resets_at_ms, ends)
     return entry
 
 

@@ -122,6 +122,16 @@ def test_day_window_resets_at_midnight_of_the_budgets_time_zone() -> None:
     assert link.resets_at_ms == 1_795_026_600_000  # 2026-11-18 18:30 UTC is midnight there
 
 
+def test_windows_of_two_time_zones_that_begin_together_end_with_the_first_of_them() -> None:
+    """On 2026-03-29 London's clocks go forward at 01:00 UTC, so its day begins with that of UTC and ends an hour before it."""
+    noon, end_in_london = 1_774_785_600_000, 1_774_825_200_000
+    utc, london = (Budget(Scope.KEY, TOKENS, window=Window.DAY, timezone=zone) for zone in ("UTC", "Europe/London"))
+    for budgets in ((utc, london), (london, utc)):
+        assert chain_for(UNTAGGED, budgets, RunLimits(), noon).ends_at_ms() == end_in_london
+        after = chain_for(UNTAGGED, budgets, RunLimits(), end_in_london)
+        assert sorted(accounts(after)) == ["key/ci@day:1774742400000", "key/ci@day:1774825200000"]
+
+
 def test_observed_budget_counts_on_an_account_beside_the_enforced_one() -> None:
     found = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.RUN, Limit(tokens=10), mode=Mode.OBSERVE))
     assert found.link("run/r-1").hold.limit == TOKENS
