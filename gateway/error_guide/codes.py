@@ -254,8 +254,9 @@ CODES: Final[dict[str, Guide]] = _scope_codes() | {
         "504",
     ),
     "upstream_broken": Guide(
-        "The provider's answer ended too early, or is not valid HTTP.",
-        "What was relayed is booked. Retry the call; if it happens often, check what is between the gateway and the provider.",
+        "The provider's answer ended too early, is not valid HTTP or JSON, or has no answer in it.",
+        "What was relayed is booked, or the prompt if nothing was. Retry the call; if it happens often, check what is between the "
+        "gateway and the provider.",
         "502",
     ),
     "content_policy_violation": Guide(

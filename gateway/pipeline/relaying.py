@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import orjson
 
@@ -17,6 +18,7 @@ from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.response_headers import budget_note, call_headers, encoded
+from gateway.upstream.error_bodies import json_message
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
 from gateway.wire.openai_errors import upstream_event_error
 from gateway.wire.protocol import BinaryProtocol, CounterFactory, Relay
@@ -99,8 +101,9 @@ class Relaying:
         self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome, settle: Settle
     ) -> None:
         outcome.reached = True
-        read_usage(call, answer, outcome, self._counter_for(call))
-        error = None if outcome.usage or outcome.output_tokens_seen else _error_instead_of_answer(call, answer)
+        body = read_usage(call, answer, outcome, self._counter_for(call))
+        is_answer = isinstance(body, dict) and body.get(call.protocol.answer_field) is not None
+        error = None if is_answer else _error_instead_of_answer(call, answer, body, outcome)
         if error is not None:
             outcome.status, outcome.code = "error", error.code
             await settle(outcome)
@@ -228,17 +231,14 @@ def _usage_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
     return replace(usage, output_tokens=output_tokens_seen)
 
 
-def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> None:
-    """Take the usage that the provider reports; if it reports none, or no output, count the output."""
+def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> Any:
+    """Take the usage that the provider reports; if it reports none, or no output, count the output. Returns the decoded body."""
     if call.protocol.is_binary:
         outcome.usage = cast(BinaryProtocol, call.protocol).usage_of_bytes(call.request, answer.body)
-        return
-    try:
-        body = orjson.loads(answer.body)
-    except orjson.JSONDecodeError:
-        body = None
+        return None
+    body = _decoded(answer.body)
     if not isinstance(body, dict):
-        return
+        return body
     outcome.usage = plausible_usage(call.request, call.price, call.protocol.usage(body))
     if call.request.has_output and (outcome.usage is None or not outcome.usage.output_tokens):
         counter = new_counter()
@@ -246,24 +246,39 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
         outcome.output_tokens_seen = counter.tokens
         if outcome.usage is not None:
             outcome.usage = replace(outcome.usage, output_tokens=counter.tokens)
+    return body
 
 
-def _error_instead_of_answer(call: Call, answer: UpstreamAnswer) -> GatewayError | None:
-    """The error that some providers send with status 200. A client would look for an answer in it.
-
-    A failed answer of Responses, which has an error beside an empty output, is an answer.
-    """
-    if call.protocol.is_binary or b'"error"' not in answer.body:
-        return None
+def _decoded(body: bytes) -> Any:
+    """None if it is not JSON. NaN, huge numbers and half a surrogate pair are not JSON either, but some servers write them and most
+    clients read them."""
     try:
-        body = orjson.loads(answer.body)
+        return orjson.loads(body)
     except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(body, dict) or not body.get("error"):
+
+
+def _error_instead_of_answer(call: Call, answer: UpstreamAnswer, body: Any, outcome: Outcome) -> GatewayError | None:
+    """The error for a success without the protocol's answer in it: the provider's own if it sent one, as some do with status 200."""
+    if call.protocol.is_binary:
         return None
-    if body.get(call.protocol.answer_field) is not None:
+    fields = body if isinstance(body, dict) else {}
+    if fields.get("error"):
+        return _as_error(upstream_event_error(fields["error"]), answer)
+    # Other servers have other names for a list of results: Voyage calls a ranking `data`, and TEI sends a bare list.
+    if not call.request.has_output and any(isinstance(value, list) for value in (body, *fields.values())):
         return None
-    return _as_error(upstream_event_error(body["error"]), answer)
+    fault = "is not valid JSON" if body is None else f"has no {call.protocol.answer_field!r}, and so no answer in it"
+    booked = "the prompt, as we count it," if outcome.usage is None else "the usage that it reports"
+    message = f"The provider answered {answer.status} with a body that {fault}. It may bill this call, so {booked} was booked."
+    said = json_message(fields)
+    if said is not None:
+        message += f" It said: {said if answer.clean is None else answer.clean(said)}"
+    return UpstreamFailure(message, code="upstream_broken")
 
 
 def _as_error(error: StreamBroken | UpstreamError, answer: UpstreamAnswer) -> GatewayError:

@@ -186,7 +186,7 @@ class DirectLane:
             headers["content-type"] = _EVENTS
             pieces = _single_piece(events_of(call.protocol, body))
             return UpstreamAnswer(status, headers, deployment, "direct", pieces=pieces, clean=clean)
-        return UpstreamAnswer(status, headers, deployment, "direct", body=body)
+        return UpstreamAnswer(status, headers, deployment, "direct", body=body, clean=clean)
 
     async def _body(self, response: HttpAnswer, timeouts: Timeouts, *, is_error: bool) -> bytes:
         bytes_max = self._limits.error_bytes_max if is_error else self._limits.answer_bytes_max

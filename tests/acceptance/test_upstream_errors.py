@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from openai import OpenAI
 
 from tests.acceptance.serving import PROMPT_TOKENS, Served, model, serving
 from tests.fake_provider import FakeProvider
-from tests.farebox_process import tagged
+from tests.farebox_process import Reply, tagged
 
 pytestmark = pytest.mark.xdist_group("acceptance-errors")
 
@@ -22,12 +23,14 @@ def _models(provider: FakeProvider) -> list[dict[str, Any]]:
     url = provider.openai_url
     claude = model(provider.anthropic_url, "claude", upstream="anthropic/claude-sonnet-4-5")
     dead = model("http://127.0.0.1:9/v1", "dead")
+    ranker = model(url, "ranker", upstream="hosted_vllm/ranker")
     return [
         model(url),
         model(url, "shaky", upstream="openai/gpt-4.1-mini"),
         model(url, "backup"),
         claude,
         dead,
+        ranker,
     ]
 
 
@@ -162,6 +165,85 @@ def test_error_object_with_status_200_is_a_502_that_books_the_prompt(served: Ser
     assert (call["status"], call["output_tokens"], call["usage_source"]) == ("error", 0, "estimated")
     assert call["input_tokens"] > 0
     assert served.gateway.get(f"/api/runs/{run}").json()["tokens"]["reserved"] == 0
+
+
+_USAGE = {"prompt_tokens": 8, "completion_tokens": 4, "total_tokens": 12}
+_BODY_FIELDS: dict[str, dict[str, Any]] = {
+    "chat/completions": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 20},
+    "messages": {"model": "claude", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 20},
+    "embeddings": {"input": "hi"},
+    "responses": {"input": "hi", "max_output_tokens": 20},
+    "rerank": {"model": "ranker", "query": "hi", "documents": ["one", "two"]},
+}
+
+
+def _answered_with(served: Served, path: str, body: str) -> tuple[Reply, dict[str, Any]]:
+    """The reply when the provider answers 200 with this body, and the call's record."""
+    run = f"r-{uuid.uuid4()}"
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    served.provider.script(raw=head + body)
+    reply = served.gateway.request("POST", f"/v1/{path}", {"model": "fake"} | _BODY_FIELDS[path], tagged("wf", run))
+    (call,) = served.gateway.get(f"/api/runs/{run}/calls").json()["calls"]
+    return reply, call
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "missing"),
+    [
+        ("chat/completions", "{}", "has no 'choices'"),
+        ("chat/completions", '{"choices": null, "message": "sk-upstream-key has expired"}', "has no 'choices'"),
+        ("chat/completions", "[]", "has no 'choices'"),
+        ("chat/completions", '{"id": "x", "choi', "is not valid JSON"),
+        ("messages", '{"type": "message"}', "has no 'content'"),
+        ("embeddings", "{}", "has no 'data'"),
+        ("responses", '{"id": "x"}', "has no 'output'"),
+    ],
+)
+def test_success_without_an_answer_in_it_is_a_502_that_books_the_prompt_and_says_so(
+    served: Served, path: str, body: str, missing: str
+) -> None:
+    reply, call = _answered_with(served, path, body)
+    assert reply.status == 502
+    message = reply.json()["error"]["message"]
+    assert missing in message
+    assert "so the prompt, as we count it, was booked." in message
+    assert "upstream-key" not in message
+    assert (call["status"], call["output_tokens"], call["usage_source"]) == ("error", 0, "estimated")
+    assert call["input_tokens"] > 0
+    run = served.gateway.get(f"/api/runs/{reply.headers['x-workflow-run-id']}").json()
+    assert (run["tokens"]["settled"], run["tokens"]["reserved"]) == (call["input_tokens"], 0)
+
+
+def test_success_with_usage_but_without_an_answer_is_a_502_that_books_the_usage(served: Served) -> None:
+    reply, call = _answered_with(served, "chat/completions", json.dumps({"usage": _USAGE}))
+    assert reply.status == 502
+    assert "so the usage that it reports was booked." in reply.json()["error"]["message"]
+    assert (call["status"], call["input_tokens"], call["output_tokens"]) == ("error", 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}),
+        ("messages", {"type": "message", "content": [], "stop_reason": "refusal"}),
+        ("responses", {"status": "failed", "output": [], "error": {"code": "server_error", "message": "no"}}),
+        ("rerank", {"object": "list", "data": [{"index": 0, "relevance_score": 0.5}]}),
+        ("rerank", [{"index": 0, "score": 0.5}]),
+    ],
+    ids=["content-filter", "refusal", "failed-response", "voyage", "tei"],
+)
+def test_valid_answer_of_an_odd_shape_is_relayed_unchanged(served: Served, path: str, body: Any) -> None:
+    reply, call = _answered_with(served, path, json.dumps(body))
+    assert (reply.status, reply.json(), call["status"]) == (200, body, "ok")
+
+
+@pytest.mark.parametrize("oddity", ["NaN", "1e999", '"\\ud83d"'], ids=["nan", "huge", "half-a-surrogate"])
+def test_usage_is_booked_from_an_answer_that_strict_json_refuses(served: Served, oddity: str) -> None:
+    choice = f'{{"message": {{"role": "assistant", "content": "one two"}}, "logprobs": {oddity}}}'
+    body = f'{{"choices": [{choice}], "usage": {json.dumps(_USAGE)}}}'
+    reply, call = _answered_with(served, "chat/completions", body)
+    assert (reply.status, reply.body.decode()) == (200, body)
+    assert (call["input_tokens"], call["output_tokens"], call["usage_source"]) == (8, 4, "provider")
 
 
 def test_unreachable_provider_is_a_502_and_costs_nothing(served: Served) -> None:
