@@ -427,7 +427,7 @@ def is_equivalent(before: str, after: str, ask: str) -> bool:
         return False
     starts = [re.search(r"(?m)^[\[{]", text) for text in (before, after)]
     if looks_like_json(before[starts[0].start() :].split("\n```")[0] if starts[0] else ""):
-        values = [
+        values: list[object] = [
             json.loads(text[start.start() :].split("\n```")[0])
             for text, start in zip((before, after), starts, strict=True)
             if start

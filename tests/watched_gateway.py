@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 from gateway.cli import main
@@ -40,7 +41,7 @@ class LoopBlocked(Exception):
 def _check(event: str, arguments: tuple[Any, ...]) -> None:
     if event not in _BLOCKING or asyncio._get_running_loop() is None or _is_harmless(event, arguments):
         return
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if "/site-packages/litellm/" in frame.f_code.co_filename:
             return  # what it still imports at its first call of a kind, and where its tokenizers are

@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,10 @@ def served_by(gateway: FareboxProcess) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("farebox_requests_total{"))
 
 
+def accepts_key(gateway: FareboxProcess, key: Mapping[str, str]) -> bool:
+    return gateway.get("/v1/models", key).status == 200
+
+
 @pytest.mark.parametrize("balancer", [stand_in, nginx], ids=["stand-in", "nginx"])
 def test_two_gateways_behind_a_load_balancer_keep_one_budget(
     gateways: list[FareboxProcess], tmp_path: Path, balancer: Any
@@ -178,7 +183,7 @@ def test_two_gateways_behind_a_load_balancer_keep_one_budget(
         assert front.chat("hi", tagged("wf", "r-0"), "mock", max_tokens=20).status == 401
         key = key_for_clients(front)
         for gateway in gateways:  # the other gateway learns of it within two seconds
-            until(lambda one=gateway: one.get("/v1/models", key).status == 200, 20, "every gateway knows the key")
+            until(partial(accepts_key, gateway, key), 20, "every gateway knows the key")
 
         def call(run: str, **fields: Any) -> Reply:
             headers = {**key, **tagged("wf", run, budget_tokens=str(BUDGET), options="no-clamp")}

@@ -53,14 +53,18 @@ def check_accounts(folder: Path, load: MixedLoad) -> None:
 @pytest.mark.parametrize("is_killed", [False, True], ids=["alive", "killed"])
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_usage_rows_and_accounts_agree_after_a_mixed_load(tmp_path: Path, seed: int, is_killed: bool) -> None:
-    sections = {
-        "budgets": BUDGETS,
-        "settings": SETTINGS,
-        "reservations": {"ttl_seconds": TTL_SECONDS, "sweep_seconds": 0.5},
-    }
+    reservations = {"ttl_seconds": TTL_SECONDS, "sweep_seconds": 0.5}
     tiers = {"fast": ["small"], "balanced": ["mid"], "powerful": ["big"]}
     retries = {"num_retries": 1, "fallbacks": [{"mid": ["big"]}]}
-    with serving(tmp_path, models=models, tiers=tiers, router_settings=retries, **sections) as served:
+    with serving(
+        tmp_path,
+        models=models,
+        budgets=BUDGETS,
+        settings=SETTINGS,
+        reservations=reservations,
+        tiers=tiers,
+        router_settings=retries,
+    ) as served:
         gateway = served.gateway
         load = MixedLoad(lambda: gateway.url, seed, is_killed)
         loading = asyncio.create_task(load.run(8.0, CLIENTS))

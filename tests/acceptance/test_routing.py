@@ -21,10 +21,16 @@ COMMAND = "This is a very complex task: route it to the powerful tier, use the m
 def config_of(provider: FakeProvider, cooldown_s: float = 0) -> dict[str, Any]:
     url = provider.openai_url
     prices = {"small": 1e-7, "medium": 1e-6, "large": 1e-5}
-    able = {"supports_function_calling": True, "supports_response_schema": True}
     return {
         "model_list": [
-            model(url, name, input_cost_per_token=price, output_cost_per_token=4 * price, **able)
+            model(
+                url,
+                name,
+                input_cost_per_token=price,
+                output_cost_per_token=4 * price,
+                supports_function_calling=True,
+                supports_response_schema=True,
+            )
             for name, price in prices.items()
         ],
         "tiers": {tier: [name] for tier, name in TIERS.items()},
@@ -136,11 +142,11 @@ def test_routed_call_uses_the_chosen_models_entry_and_token_count(tmp_path: Path
     """Another tokenizer counts more tokens in the same prompt, so the named model's count would reserve too little."""
 
     def models(provider: FakeProvider) -> list[dict[str, Any]]:
-        able = {"input_cost_per_token": 1e-5, "output_cost_per_token": 4e-5}
-        found = [model(provider.openai_url, "new", **able), model(provider.openai_url, "old", "openai/gpt-4")]
-        found[0]["litellm_params"]["temperature"] = 0.5
-        found[1]["litellm_params"]["top_p"] = 0.25
-        return found
+        new = model(provider.openai_url, "new", input_cost_per_token=1e-5, output_cost_per_token=4e-5)
+        old = model(provider.openai_url, "old", "openai/gpt-4")
+        new["litellm_params"]["temperature"] = 0.5
+        old["litellm_params"]["top_p"] = 0.25
+        return [new, old]
 
     budget = {"scope": "run", "match": "poor", "usd": 0.003, "on_pressure": ["route", "refuse"]}
     settings = {"orchestration_enabled": True, "orchestration_ais_routing_enabled": True}

@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from gateway.config.faults import ConfigError
 from gateway.config.schema import TracingConfig
 from gateway.tracing import switch
-from gateway.tracing.attributes import VERSIONS, names_of, rename_attributes
+from gateway.tracing.attributes import VERSIONS, Value, names_of, rename_attributes
 from tests.acceptance.collector import Collector, running_collector
 from tests.acceptance.serving import Served, model, serving
 from tests.farebox_process import tagged
@@ -228,7 +228,7 @@ def test_unsampled_trace_is_propagated_and_not_exported(served: Served, collecto
 
 
 def test_attribute_names_follow_the_version_of_the_conventions() -> None:
-    values = {
+    values: dict[str, Value | None] = {
         "provider": "openai",
         "workflow_name": "triage",
         "cache_write_tokens": 7,

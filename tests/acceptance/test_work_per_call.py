@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import orjson
 import pytest
@@ -38,8 +39,10 @@ from tests.bare_server import bare_server
 from tests.fake_provider import FakeProvider
 from tests.redis_server import RedisServer, running_server
 
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 CALLS = 20
-OUR_CODE = tuple(str(Path(package.__file__).parent) for package in (gateway, policies))
+OUR_CODE = (*gateway.__path__, *policies.__path__)
 # What a call waits for. Renewing, sweeping and moving the outbox are done for many calls at once, in the background.
 ON_THE_PATH = ("reserve", "extend", "settle", "void", "balances", "current_run", "pending")
 # Not needed by a gateway with a SQLite ledger and store whose models take the fast lane. Each costs a start 2 MB or more, and up to 9 s.
@@ -133,11 +136,13 @@ def _watch_loop(work: Work) -> None:
         work.add("loop turns")
         once()
 
-    def counted_execute(executor: Any, *arguments: Any) -> Any:
+    def counted_execute(
+        executor: Executor | None, func: Callable[[*Arguments], Result], *arguments: *Arguments
+    ) -> asyncio.Future[Result]:
         # Events are moved to the store at intervals, in nine executor calls for all of them: how often depends on the machine.
         if getattr(executor, "_thread_name_prefix", "") != "store":
             work.add("threads")
-        return execute(executor, *arguments)
+        return execute(executor, func, *arguments)
 
     def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -> asyncio.Task[Any]:
         work.add("tasks")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,17 @@ CRASHES = Path(__file__).parent / "crashes"
 FORMS = sorted(set(PROTOCOLS.values()), key=lambda protocol: protocol.name)
 
 
+BytesTest = Callable[..., None]
+
+
 def stored_crashes(target: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((CRASHES / target).glob("*"))]
 
 
-def with_stored_crashes(target: str) -> Any:
+def with_stored_crashes(target: str) -> Callable[[BytesTest], BytesTest]:
     """Every stored crash is an example of its own."""
 
-    def decorate(test: Any) -> Any:
+    def decorate(test: BytesTest) -> BytesTest:
         for data in stored_crashes(target):
             test = example(data)(test)
         return test
@@ -192,7 +195,7 @@ def test_too_many_steps_are_a_400_on_every_route(served: Served) -> None:
     """Found by the test above: a run with too many steps was a 500."""
     many = [{"id": f"g-{at}", "steps": [{"id": f"s-{at}-{inner}"} for inner in range(100)]} for at in range(6)]
     for method, path in (("POST", "/api/runs"), ("POST", "/api/allocate"), ("PUT", "/api/workflows/many")):
-        body = {"workflow": "many", "steps": many} if path != "/api/workflows/many" else {"steps": many}
+        body: dict[str, Any] = {"workflow": "many", "steps": many} if path != "/api/workflows/many" else {"steps": many}
         if path == "/api/allocate":
             body["strategy"] = "equal"
         reply = served.gateway.request(method, path, body, AS_ADMIN)

@@ -229,9 +229,9 @@ def test_declaration_fault_is_shown_once_and_bidi_characters_are_escaped(client:
         assert (page.status, page.text.count("budget: must be an object")) == (400, 1)
     turned = json.dumps({"description": "pay \u202eeno on", "steps": []}, ensure_ascii=False)
     assert client.post("/admin/workflows/turned", {"action": "save", "declaration": turned}).status == 303
-    page = client.get("/admin/workflows/turned").text
-    assert "\u202e" not in page
-    assert "pay \\u202eeno on" in page
+    shown = client.get("/admin/workflows/turned").text
+    assert "\u202e" not in shown
+    assert "pay \\u202eeno on" in shown
     client.post("/admin/workflows/turned", {"action": "delete"})
 
 

@@ -274,11 +274,12 @@ def test_usage_is_filtered_and_downloaded(page: Page) -> None:
 
 
 def test_theme_follows_the_system_until_one_is_chosen(browser: Browser, gateway: FareboxProcess) -> None:
+    context = browser.new_context(base_url=gateway.url, color_scheme="dark")
+    page = context.new_page()
+
     def paper() -> str:
         return str(page.evaluate("getComputedStyle(document.body.parentElement).backgroundColor"))
 
-    context = browser.new_context(base_url=gateway.url, color_scheme="dark")
-    page = context.new_page()
     page.goto("/admin")
     dark = paper()
     page.get_by_role("button", name="Light").click()

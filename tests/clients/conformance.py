@@ -156,7 +156,14 @@ def event_verdict(path: str, value: dict[str, Any]) -> tuple[str, str]:
 def response_events() -> dict[str, dict[str, Any]]:
     members = get_args(get_args(ResponseStreamEvent)[0])
     names = sorted(get_args(member.model_fields["type"].annotation)[0] for member in members)
-    whole = {"id": "r", "object": "response", "status": "completed", "model": "m", "output": [], "usage": None}
+    whole: dict[str, object] = {
+        "id": "r",
+        "object": "response",
+        "status": "completed",
+        "model": "m",
+        "output": [],
+        "usage": None,
+    }
     return {
         name: {"type": name, "delta": "words", "response": whole, "item": {}, "part": {}, "message": "m", "code": "c"}
         for name in names

@@ -89,7 +89,10 @@ def test_tool_call_and_its_result_are_passed_on(served: Served, client: anthropi
     block = first.content[0]
     assert block.type == "tool_use"
     assert (first.stop_reason, block.name, block.input) == ("tool_use", "weather", {"city": "Bremen"})
-    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": block.id, "content": "rain"}]}
+    result: anthropic.types.MessageParam = {
+        "role": "user",
+        "content": [{"type": "tool_result", "tool_use_id": block.id, "content": "rain"}],
+    }
     served.provider.script(text=TEXT)
     second = client.messages.create(
         messages=[*MESSAGES, {"role": "assistant", "content": first.content}, result], **asked

@@ -45,7 +45,8 @@ def settled(served: Served, run: str) -> int:
 def message(client: anthropic.Anthropic, run: str, stream: bool, **fields: Any) -> anthropic.types.Message:
     request: Any = {"model": "fake", "max_tokens": 100, "messages": QUESTION, "extra_headers": roomy(run), **fields}
     if not stream:
-        return client.messages.create(**request)
+        answer: anthropic.types.Message = client.messages.create(**request)
+        return answer
     with client.messages.stream(**request) as opened:
         return opened.get_final_message()
 
@@ -148,7 +149,7 @@ def test_response_stream_from_an_anthropic_model_has_openai_events(served: Serve
     with gpt.responses.create(
         model="claude", input=QUESTION, stream=True, extra_headers=roomy("x-response-events")
     ) as events:
-        kinds = [event.type for event in events]
+        kinds: list[str] = [event.type for event in events]
     assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
     assert kinds.count("response.output_text.delta") >= 1
     order = [kinds.index(f"response.{name}") for name in ("output_item.added", "output_text.delta", "output_text.done")]

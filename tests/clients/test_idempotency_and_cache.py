@@ -193,7 +193,7 @@ def test_cache_hit_costs_nothing_and_is_marked(served: Served) -> None:
 def test_different_request_or_cache_off_is_a_cache_miss(
     served: Served, second: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    asked = {"content": f"asked anew {second} {headers}"}
+    asked: dict[str, Any] = {"content": f"asked anew {second} {headers}"}
     ask(served, "c-miss", **asked)
     assert "x-farebox-cache" not in ask(served, "c-miss", headers, **{**asked, **second}).headers
     assert served.seen() == 2

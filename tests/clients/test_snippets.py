@@ -7,6 +7,7 @@ import os
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -48,9 +49,9 @@ def expect_scenario(served: Served) -> None:
     served.provider.script(text=TEXT, times=None)
 
 
-def check(served: Served, name: str, report: dict[str, object], refused_before: float) -> None:
+def check(served: Served, name: str, report: dict[str, Any], refused_before: float) -> None:
     assert report["streamed"] == TEXT
-    tool, arguments = report["tool"]  # type: ignore[misc]
+    tool, arguments = report["tool"]
     assert (tool, json.loads(arguments)) == ("weather", {"city": "Bremen"})
     shown = run_of(served, f"s-{name}")
     assert shown["workflow"] == "roomy"

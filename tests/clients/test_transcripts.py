@@ -19,14 +19,18 @@ from tests.clients.serving_clients import run_of
 pytestmark = pytest.mark.xdist_group("clients-transcripts")
 
 FOLDER = Path(__file__).parent / "transcripts"
-EXCHANGES = [
-    pytest.param(file.stem, exchange, id=f"{file.stem}: {exchange['what']}")
+Exchange = dict[str, Any]
+EXCHANGES: list[tuple[str, Exchange]] = [
+    (file.stem, exchange)
     for file in sorted(FOLDER.glob("*.json"))
     for exchange in json.loads(file.read_text())["exchanges"]
 ]
-STREAMED = [param for param in EXCHANGES if "events" in param.values[1]]
+STREAMED = [(client, exchange) for client, exchange in EXCHANGES if "events" in exchange]
 FORWARDED = ("anthropic-beta", "anthropic-version", "openai-beta")
-Exchange = dict[str, Any]
+
+
+def names(exchanges: list[tuple[str, Exchange]]) -> list[str]:
+    return [f"{client}: {exchange['what']}" for client, exchange in exchanges]
 
 
 def sse_text(exchange: Exchange, newline: str = "\n") -> str:
@@ -59,7 +63,7 @@ def without_comments(text: str) -> str:
     return "".join(block + "\n\n" for block in text.split("\n\n") if block.strip() and not block.startswith(":"))
 
 
-@pytest.mark.parametrize(("client", "exchange"), EXCHANGES)
+@pytest.mark.parametrize(("client", "exchange"), EXCHANGES, ids=names(EXCHANGES))
 def test_exchange_is_forwarded_and_answered_unchanged(served: Served, client: str, exchange: Exchange) -> None:
     run = run_name("t", exchange)
     if "events" in exchange:
@@ -94,7 +98,7 @@ def assert_forwarded_whole(served: Served, exchange: Exchange) -> None:
     assert not strangers & served.last.headers.keys()
 
 
-@pytest.mark.parametrize(("client", "exchange"), STREAMED)
+@pytest.mark.parametrize(("client", "exchange"), STREAMED, ids=names(STREAMED))
 def test_crlf_line_endings_give_the_same_events(served: Served, client: str, exchange: Exchange) -> None:
     answer_with(served, sse_text(exchange, "\r\n"), "text/event-stream")
     reply = send(served, exchange, run_name("t-crlf", exchange))
@@ -103,7 +107,7 @@ def test_crlf_line_endings_give_the_same_events(served: Served, client: str, exc
     assert said[: len(wanted) - 1] == wanted[:-1]
 
 
-@pytest.mark.parametrize(("client", "exchange"), STREAMED)
+@pytest.mark.parametrize(("client", "exchange"), STREAMED, ids=names(STREAMED))
 def test_refused_stream_gets_a_json_error(served: Served, client: str, exchange: Exchange) -> None:
     headers = {**exchange["headers"], "x-workflow-run-id": f"t-refused-{client}", "x-workflow-budget-tokens": "20"}
     reply = served.gateway.request("POST", exchange["path"], exchange["body"], headers)
@@ -115,7 +119,7 @@ def test_refused_stream_gets_a_json_error(served: Served, client: str, exchange:
 
 @pytest.mark.parametrize("client", ["claude-code", "codex"])
 def test_session_header_names_the_run(served: Served, client: str) -> None:
-    exchange = next(param.values[1] for param in STREAMED if param.values[0] == client)
+    exchange = next(exchange for of, exchange in STREAMED if of == client)
     answer_with(served, sse_text(exchange), "text/event-stream")
     reply = served.gateway.request("POST", exchange["path"], exchange["body"], exchange["headers"])
     session = exchange["headers"].get("x-claude-code-session-id") or exchange["headers"]["session_id"]
@@ -123,7 +127,7 @@ def test_session_header_names_the_run(served: Served, client: str) -> None:
 
 
 def test_thinking_budget_is_clamped_below_the_output_cap(served: Served) -> None:
-    exchange = next(param.values[1] for param in STREAMED if "thinking" in param.values[1]["body"])
+    exchange = next(exchange for _, exchange in STREAMED if "thinking" in exchange["body"])
     answer_with(served, sse_text(exchange), "text/event-stream")
     headers = {**exchange["headers"], "x-workflow-run-id": "t-thinking", "x-workflow-budget-tokens": "9000"}
     reply = served.gateway.request("POST", exchange["path"], exchange["body"], headers)

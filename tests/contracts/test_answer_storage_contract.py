@@ -117,7 +117,7 @@ async def test_too_large_answer_is_not_kept_and_releases_its_claim(storage: Answ
 async def test_one_of_20_concurrent_claims_succeeds(storage: AnswerStorage) -> None:
     found = await asyncio.gather(*(storage.claim(slot(), b"f", f"owner {n}") for n in range(20)))
     assert found.count(None) == 1
-    assert found.count(Claimed(b"f")) == 19  # type: ignore[arg-type]
+    assert found.count(Claimed(b"f")) == 19
 
 
 async def test_claim_ends_when_its_answer_is_kept(storage: AnswerStorage) -> None:

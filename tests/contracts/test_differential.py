@@ -85,7 +85,7 @@ def workload(seed: int) -> list[tuple[str, str, dict[str, Any], dict[str, str]]]
         run = f"{workflow}-{chance.randint(1, 2)}"
         if chance.random() < 0.08:
             action = chance.choice(["pause", "resume", "resume", "complete", "budget"])
-            body = {"tokens": chance.randint(100, 3000)} if action == "budget" else {}
+            body: dict[str, Any] = {"tokens": chance.randint(100, 3000)} if action == "budget" else {}
             steps.append(("POST", f"/api/runs/{run}/{action}", body, {}))
             continue
         headers = {

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gateway.ledger.port import EntryKind, OutboxEntry
+from gateway.ledger.port import EntryKind
 from gateway.store import audit, keys, runs, settings, usage
 from gateway.store.audit import AuditEvent, AuditFilter
 from gateway.store.database import Database, SchemaMismatch, StoreInUse
@@ -260,8 +260,7 @@ async def test_concurrent_writers_store_each_entry_once(db: Database) -> None:
 async def test_invalid_entry_is_dead_lettered_and_the_rest_is_stored(
     db: Database, fault: dict[str, Any], reason: str
 ) -> None:
-    good = entry("good")
-    bad = OutboxEntry(**{name: getattr(good, name) for name in good.__slots__} | {"id": "bad"} | fault)
+    bad = replace(entry("bad"), **fault)
     done = await usage.insert_entries(db, [entry("a"), bad, entry("b")], NOW_MS)
     assert (done.inserted, done.dead_lettered) == (2, 1)
     assert sorted(row["id"] for row in await rows_of(db)) == ["a", "b"]
@@ -274,7 +273,7 @@ async def test_invalid_entry_is_dead_lettered_and_the_rest_is_stored(
 
 async def test_unusual_but_valid_values_are_stored(db: Database) -> None:
     """Texts that are long together, or not ASCII; fields that are null; a whole number written as a float."""
-    long = {name: name[0] * 400 for name in ("workflow", "agent", "user")}
+    long: dict[str, Any] = {name: name[0] * 400 for name in ("workflow", "agent", "user")}
     given = {
         "input_tokens": 7.0,
         "output_tokens": None,

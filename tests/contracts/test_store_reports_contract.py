@@ -6,6 +6,7 @@ import csv
 import io
 import random
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -97,13 +98,13 @@ def _add_event(found: dict[str, int], event: OutboxEntry, fields: dict[str, Any]
     found["saved_tokens"] += fields["saved_tokens"]
 
 
-RANGES = [
-    {},
-    {"from_ms": START_MS + 7 * HOUR_MS + 1234},
-    {"to_ms": START_MS + 30 * HOUR_MS + 99},
-    {"from_ms": START_MS + HOUR_MS, "to_ms": START_MS + 20 * HOUR_MS},
-    {"from_ms": START_MS + 10 * HOUR_MS + 5, "to_ms": START_MS + 10 * HOUR_MS + HOUR_MS // 2},
-    {"from_ms": START_MS + 8 * HOUR_MS + 77, "to_ms": START_MS + 33 * HOUR_MS + 1},
+RANGES: list[tuple[int | None, int | None]] = [
+    (None, None),
+    (START_MS + 7 * HOUR_MS + 1234, None),
+    (None, START_MS + 30 * HOUR_MS + 99),
+    (START_MS + HOUR_MS, START_MS + 20 * HOUR_MS),
+    (START_MS + 10 * HOUR_MS + 5, START_MS + 10 * HOUR_MS + HOUR_MS // 2),
+    (START_MS + 8 * HOUR_MS + 77, START_MS + 33 * HOUR_MS + 1),
 ]
 FILTERS: list[dict[str, str]] = [
     {},
@@ -118,12 +119,11 @@ async def test_every_report_equals_the_sums_of_its_events(db: Database) -> None:
     events = some_events()
     for start in range(0, len(events), 70):
         await usage.insert_entries(db, events[start : start + 70], NOW_MS)
-    for at, times in enumerate(RANGES):
+    for number, (from_ms, to_ms) in enumerate(RANGES):
         for names in FILTERS:
-            wanted = UsageFilter(**names, **times)  # type: ignore[arg-type]
-            for group_by in list(GroupBy)[
-                at % 3 :: 3
-            ]:  # every grouping with every filter, a third of them with each range
+            wanted = UsageFilter(from_ms=from_ms, to_ms=to_ms, **names)
+            # Every grouping with every filter, a third of them with each range.
+            for group_by in list(GroupBy)[number % 3 :: 3]:
                 expected = expected_report(events, group_by, wanted)
                 found = await usage_report.report(db, group_by, wanted)
                 assert {row.group: row.sums for row in found.rows} == expected, (group_by, wanted)
@@ -132,18 +132,18 @@ async def test_every_report_equals_the_sums_of_its_events(db: Database) -> None:
 
 
 async def test_calls_without_a_run_are_a_group_of_the_run_report(db: Database) -> None:
-    names = {"run": "", "workflow": "", "step": "", "intent": "", "actions": ""}
+    no_names: dict[str, Any] = {"run": "", "workflow": "", "step": "", "intent": "", "actions": ""}
     answered = {"status": "ok", "saved_tokens": 1}
     untagged = [
-        entry(f"u{number}", number + 1, at_ms=START_MS + number * HOUR_MS // 3, detail=answered, **names)
+        entry(f"u{number}", number + 1, at_ms=START_MS + number * HOUR_MS // 3, detail=answered, **no_names)
         for number in range(90)
     ]
     events = [*some_events(100), *untagged]
     await usage.insert_entries(db, events, NOW_MS)
     filters: list[dict[str, str]] = [{}, {"project": "default"}, {"workflow": ""}, {"workflow": "w1"}, {"run": ""}]
-    for times in RANGES:
-        for given in filters:
-            wanted = UsageFilter(**given, **times)  # type: ignore[arg-type]
+    for from_ms, to_ms in RANGES:
+        for names in filters:
+            wanted = UsageFilter(from_ms=from_ms, to_ms=to_ms, **names)
             expected = expected_report(events, GroupBy.RUN, wanted)
             found = await usage_report.report(db, GroupBy.RUN, wanted)
             assert {row.group: row.sums for row in found.rows} == expected, wanted
@@ -256,12 +256,11 @@ async def test_active_and_cancelled_runs_do_not_count_towards_the_sample_limit(
 async def test_days_of_groups_equal_the_daily_report_of_each_group(db: Database, cut_ms: int) -> None:
     """With `cut_ms` the range cuts a day and an hour, so that all three kinds of sums are read."""
     await usage.insert_entries(db, some_events(), NOW_MS)
-    span = {"from_ms": START_MS + cut_ms, "to_ms": START_MS + 2 * DAY_MS + cut_ms}
-    wanted = UsageFilter(project="default", **span)
+    wanted = UsageFilter(project="default", from_ms=START_MS + cut_ms, to_ms=START_MS + 2 * DAY_MS + cut_ms)
     found = await usage_report.days_of_groups(db, GroupBy.STEP, ["plan", ""], wanted)
     assert {group for group, _ in found} == {"plan", ""}
     for group in ("plan", ""):
-        alone = await usage_report.report(db, GroupBy.DAY, UsageFilter(project="default", step=group, **span))
+        alone = await usage_report.report(db, GroupBy.DAY, replace(wanted, step=group))
         assert {day: sums for (name, day), sums in found.items() if name == group} == {
             row.group: row.sums for row in alone.rows
         }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, Table, insert, inspect, select
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, RowMapping
 from sqlalchemy.types import Boolean, Float, Integer
 
 from gateway.store import partitions, settings
@@ -65,7 +65,7 @@ def fill(connection: Connection) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def all_rows(connection: Connection) -> dict[str, list[Mapping[str, Any]]]:
+def all_rows(connection: Connection) -> dict[str, list[RowMapping]]:
     return {table.name: list(connection.execute(select(table)).mappings()) for table in tables_of(connection)}
 
 

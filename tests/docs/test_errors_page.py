@@ -87,7 +87,8 @@ def events_in_source() -> dict[str, set[str]]:
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             if ast.unparse(node.func) == "getattr(_log, level)":  # a warning for an outage, an error for a fault
-                found.setdefault(*texts(node.args[0]), set()).update(("warning", "error"))  # type: ignore[misc]
+                for event in texts(node.args[0]):
+                    found.setdefault(event, set()).update(("warning", "error"))
             on, _, called = ast.unparse(node.func).rpartition(".")
             if on.endswith("_log") and called in LEVELS:
                 for event in texts(node.args[0]) - {"event"}:

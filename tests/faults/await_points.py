@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 PACKAGE = "gateway.pipeline"
@@ -155,7 +155,7 @@ class _Marked(ast.NodeTransformer):
             item.context_expr = self._call("within", item.context_expr, item.context_expr)
         return node
 
-    def _in(self, node: Any) -> ast.AST:
+    def _in(self, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         self._inside.append(node.name)
         self.generic_visit(node)
         self._inside.pop()
@@ -173,14 +173,11 @@ class _Loader(importlib.machinery.SourceFileLoader):
         super().__init__(name, path)
         self._faults = faults
 
-    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> Any:
-        tree = _Marked(self._faults, self.name).visit(ast.parse(data, path))
-        return compile(ast.fix_missing_locations(tree), path, "exec", optimize=_optimize)
-
-    def get_code(self, fullname: str) -> Any:
+    def get_code(self, fullname: str) -> CodeType:
         """From the source, always: the cached bytecode is that of the product."""
         path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
+        tree = _Marked(self._faults, self.name).visit(ast.parse(self.get_data(path), path))
+        return compile(ast.fix_missing_locations(tree), path, "exec")
 
     def exec_module(self, module: ModuleType) -> None:
         module.__dict__["__faults__"] = self._faults

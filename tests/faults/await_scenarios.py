@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from tests.faults.await_points import Faults, install
 
 if TYPE_CHECKING:
     from gateway.app import Application
+    from policies.reservation import Balance
     from tests.fake_provider import FakeProvider
 
 LIMIT = 1_000_000
@@ -369,7 +371,7 @@ async def inspect_after_kills(folder: Path, faults: Faults) -> dict[str, Any]:
         async with parts.store.read() as connection:
             rows = [dict(row._mapping) for row in await connection.execute(text("SELECT * FROM token_usage"))]
         runs = sorted({row["run"] for row in rows if row["run"]})
-        balances = []
+        balances: list[Balance] = []
         for start in range(0, len(runs), 100):
             balances += await parts.ledger.balances("default", [f"run/{run}" for run in runs[start : start + 100]])
         sums = {run: sum(row["total_tokens"] for row in rows if row["run"] == run) for run in runs}
@@ -391,13 +393,13 @@ async def inspect_after_kills(folder: Path, faults: Faults) -> dict[str, Any]:
     }
 
 
-def run_forked(work: Callable[[], Any], result: Path | None = None) -> int:
+def run_forked(work: Callable[[], Coroutine[Any, Any, object]], result: Path | None = None) -> int:
     """In a child of its own, before any loop or thread: what it returns goes to `result`. Returns how it ended, below 0 a signal."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            found = work()
+            found = asyncio.run(work())
             if result is not None:
                 result.write_text(json.dumps(found))
             code = 0
@@ -412,7 +414,7 @@ def kill_everywhere(folder: Path, faults: Faults, every: int) -> dict[str, Any]:
 
     known, apart = folder / "reached.json", folder / "without-a-fault"
     apart.mkdir()
-    assert run_forked(lambda: asyncio.run(reached_points(apart, faults)), known) == 0
+    assert run_forked(partial(reached_points, apart, faults), known) == 0
     reached = json.loads(known.read_text())
     tried: dict[str, Scenario] = {}
     for scenario in SCENARIOS:
@@ -421,10 +423,10 @@ def kill_everywhere(folder: Path, faults: Faults, every: int) -> dict[str, Any]:
     chosen = list(tried.items())[::every]
     endings: dict[int, int] = {}
     for point, scenario in chosen:
-        code = run_forked(lambda at=point, what=scenario: asyncio.run(run_until_killed(folder, faults, what, at)))
+        code = run_forked(partial(run_until_killed, folder, faults, scenario, point))
         endings[code] = endings.get(code, 0) + 1
     found = folder / "found.json"
-    assert run_forked(lambda: asyncio.run(inspect_after_kills(folder, faults)), found) == 0
+    assert run_forked(partial(inspect_after_kills, folder, faults), found) == 0
     return {"points": len(chosen), "endings": endings, **json.loads(found.read_text())}
 
 

@@ -235,7 +235,7 @@ def faulty_fleet(
         provider = stack.enter_context(ProviderThread())
         proxies = [loop.run(_proxy(redis)) for _ in range(size)]
         for proxy in proxies:
-            stack.callback(lambda proxy=proxy: loop.run(proxy.close()))
+            stack.callback(_close, loop, proxy)
         budgets = [{"scope": "run", "match": "wf", "tokens": limit_tokens, "on_pressure": ["refuse"]}]
         config = settings_for(
             redis.url,
@@ -254,6 +254,10 @@ async def _proxy(redis: RedisServer) -> ChaosProxy:
     proxy = ChaosProxy(redis.port)
     await proxy.start()
     return proxy
+
+
+def _close(loop: LoopThread, proxy: ChaosProxy) -> None:
+    loop.run(proxy.close())
 
 
 def _spooled_in(gateway: FareboxProcess) -> int:

@@ -51,7 +51,7 @@ class Store:
         self.unsaved = [entry.id async for entries in unsaved for entry in entries]
         await self.ready.wait()
         for account, count in self.settled.items():
-            await restore(account, tokens(count), KEEP_MS)
+            await restore(account, tokens(count), KEEP_MS, None, None)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ async def test_failed_rebuild_is_repeated_by_the_next_call(server: RedisServer) 
         rebuilds += 1
         if rebuilds == 1:
             raise LedgerUnavailable("the store is away")
-        await restore("run:r", tokens(95), KEEP_MS)
+        await restore("run:r", tokens(95), KEEP_MS, None, None)
 
     async with ledger_at(server.url, rebuild=rebuild) as ledger:
         with pytest.raises(LedgerUnavailable, match="the store is away"):

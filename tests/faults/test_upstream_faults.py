@@ -195,19 +195,19 @@ async def test_malformed_error_body_yields_a_readable_message(
     assert json.loads(answer.body)["error"]["message"].startswith(message)
 
 
-def packed(body: bytes, length: int) -> dict[str, str]:
+def gzip_reply(body: bytes, length: int) -> str:
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {length}\r\n\r\n"
-    return {"raw": head + body.decode("latin-1")}
+    return head + body.decode("latin-1")
 
 
 async def test_bytes_after_the_end_of_a_gzip_answer_are_ignored(provider: FakeProvider, lane: DirectLane) -> None:
-    provider.script(**packed(gzip.compress(b'{"id": "m"}') + b"and on" * 10_000, 10_000_000))
+    provider.script(raw=gzip_reply(gzip.compress(b'{"id": "m"}') + b"and on" * 10_000, 10_000_000))
     assert (await lane.send(deployment(provider.openai_url), call())).body == b'{"id": "m"}'
 
 
 async def test_truncated_gzip_answer_raises_broken(provider: FakeProvider, lane: DirectLane) -> None:
     part = gzip.compress(b'{"id": "m"}')[:-8]
-    provider.script(**packed(part, len(part)))
+    provider.script(raw=gzip_reply(part, len(part)))
     with pytest.raises(UpstreamBroken, match="damaged"):
         await lane.send(deployment(provider.openai_url), call())
 

@@ -278,7 +278,11 @@ async def test_reset_clears_the_run_and_keeps_usage_totals(api: Api) -> None:
 async def test_declared_budget_of_the_parent_workflow_limits_child_runs(api: Api, mode: str, status: int) -> None:
     await api.put("/api/workflows/elder", {"budget_tokens": 150, "mode": mode, "steps": []})
     assert (await api.chat("above", workflow="elder", body={"max_tokens": 20})).status_code == 200
-    inside = {"x-workflow-parent-run-id": "above", "x-workflow-options": "no-clamp", "body": {"max_tokens": 100}}
+    inside: dict[str, Any] = {
+        "x-workflow-parent-run-id": "above",
+        "x-workflow-options": "no-clamp",
+        "body": {"max_tokens": 100},
+    }
     replies = [await api.chat(f"inside-{number}", workflow="younger", **inside) for number in range(9)]
     assert replies[-1].status_code == status
     if status == 402:

@@ -133,11 +133,13 @@ async def test_operations_wait_while_the_thread_works(ledger: SqliteLedger) -> N
 async def test_after_a_slow_operation_the_thread_takes_over_for_a_while(
     ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def slow(_: object) -> int:
+        time.sleep(2 * sqlite_worker.SLOW_BATCH_S)
+        return threading.get_ident()
+
     monkeypatch.setattr(sqlite_worker, "THREAD_ONLY_S", 0.3)
     worker = ledger._open_worker()
-    assert await worker.perform(
-        lambda _: time.sleep(2 * sqlite_worker.SLOW_BATCH_S) or threading.get_ident()
-    ) == current_thread(0)
+    assert await worker.perform(slow) == threading.get_ident()
     assert await worker.perform(current_thread) != threading.get_ident()
     await asyncio.sleep(0.3)
     assert await worker.perform(current_thread) == threading.get_ident()

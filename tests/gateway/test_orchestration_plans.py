@@ -88,7 +88,7 @@ async def test_calls_of_a_planned_step_get_its_declared_or_classified_intent(tmp
         await farebox.declare("declared", steps=steps)
         for workflow, run in (("letters", "announced"), ("declared", "called")):
             headers = [
-                (await farebox.call(workflow, run, step, text, **tags)).headers["x-workflow-intent"].split("; ")
+                (await farebox.call(workflow, run, step, text, headers=tags)).headers["x-workflow-intent"].split("; ")
                 for step, text, tags in (
                     ("pick", prompt, {}),
                     ("pick", prompt, {"intent": "send"}),
@@ -102,8 +102,11 @@ async def test_calls_of_a_planned_step_get_its_declared_or_classified_intent(tmp
                 ("summarize", "source=model"),
                 ("transform", "source=model"),
             ]
-            call = {"model": "mock", "messages": [{"role": "user", "content": "Here it is."}]}
-            call["tags"] = {"workflow": workflow, "run": run, "step": "short"}
+            call = {
+                "model": "mock",
+                "messages": [{"role": "user", "content": "Here it is."}],
+                "tags": {"workflow": workflow, "run": run, "step": "short"},
+            }
             explained = await farebox.ask("POST", "/api/explain", call)
             assert (explained["intent"]["intent"], explained["intent"]["source"]) == ("summarize", "model")
 
@@ -350,7 +353,7 @@ async def test_default_step_is_not_learned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_other_process", [False, True])
 @pytest.mark.parametrize("kind", ["announced", "declared", "unplanned"])
 async def test_raised_run_budget_reaches_a_step_that_is_used_up(
-    tmp_path: Path, kind: str, is_other_process: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_other_process: bool
 ) -> None:
     """Another gateway is not notified: it asks the ledger before it refuses."""
     async with orchestrated(tmp_path, max_tokens_per_workflow=400) as farebox:
@@ -362,7 +365,7 @@ async def test_raised_run_budget_reaches_a_step_that_is_used_up(
         while (await farebox.call("two", "r1", "a", words(40))).status_code == 200:
             pass
         if is_other_process:
-            farebox.orchestration.budget_changed = lambda _project, _run: None  # type: ignore[method-assign]
+            monkeypatch.setattr(farebox.orchestration, "budget_changed", lambda _project, _run: None)
         await farebox.ask("POST", "/api/runs/r1/budget", {"tokens": 4000})
         more = await farebox.call("two", "r1", "a", words(300), output_max=100)
         assert (more.status_code, more.headers["x-budget-run-limit"]) == (200, "4000")

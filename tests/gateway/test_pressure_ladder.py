@@ -52,7 +52,7 @@ class Scenario:
             protocol=PROTOCOLS["/v1/chat/completions"],
             principal=Principal("", "local", "p"),
             request=Request(body={}, model="large", output_tokens_max=cap, media_tokens=media),
-            tags=Tags("w", "r", options=tuple(options)),
+            tags=Tags("w", "r", options=frozenset(options)),
             run="r",
             model="large",
             chain=Chain(links, ladder=parse_ladder(ladder), wait_ms=wait_ms),

@@ -212,8 +212,9 @@ async def test_output_cap_of_another_protocol_is_refused(
     provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName, field: str
 ) -> None:
     """LiteLLM would overwrite the reserved cap with such a field: Gemini's `max_output_tokens`, Bedrock's `maxTokens`."""
+    cap: dict[str, Any] = {field: 8000}
     for name in ("gemini", "openai"):
-        answer = await lane.send(deployment(provider, name), call(protocol, **{field: 8000}))
+        answer = await lane.send(deployment(provider, name), call(protocol, **cap))
         assert answer.status == 400
         assert field in json.loads(answer.body)["error"]["message"]
     assert provider.requests == []

@@ -133,8 +133,8 @@ async def test_coheres_stream_without_its_last_event_is_broken(provider: FakePro
 
 
 def openai_lines(*texts: str, reason: str | None = "stop") -> str:
-    head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in texts]
+    head: dict[str, object] = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    choices: list[object] = [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in texts]
     choices += [{"index": 0, "delta": {}, "finish_reason": reason}] if reason else []
     return stream_of(*({**head, "choices": [choice]} for choice in choices)) + "data: [DONE]\n\n"
 

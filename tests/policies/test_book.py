@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from policies.reservation import (
     KEEP_MS,
     RESOLVED_KEEP_MS,
     Account,
+    Balance,
     Demand,
     Gate,
     Granted,
@@ -97,13 +99,14 @@ def test_expire_due_resolves_only_due_reservations_up_to_the_limit() -> None:
 
 
 def test_gate_override_and_restore_renew_the_keep_time_of_an_account() -> None:
-    for touch in (
+    changes: list[Callable[[Book], Balance | None]] = [
         lambda book: book.set_gate("p", "run", Gate.PAUSED, 50),
         lambda book: book.set_override("p", "run", Limit(5), 50),
         lambda book: book.restore("p", "run", Amount(3), KEEP_MS, None, None, 50),
-    ):
+    ]
+    for change in changes:
         storage = DictStorage()
-        balance = touch(Book(storage))
+        balance = change(Book(storage))
         assert balance is None or balance.account == "run"
         assert (storage.forget_expired(49 + KEEP_MS, 9), storage.forget_expired(50 + KEEP_MS, 9)) == (0, 1)
 
