@@ -48,6 +48,9 @@ TARGETS: Final = {
         Target("litellm-bare", "Starlette + litellm.acompletion", "litellm-bare", connections_max=64),
         Target("vllm-router", "vLLM's router (Rust)", "vllm-router", is_peer=True),
         Target("litellm", "LiteLLM's proxy", "litellm", is_peer=True, connections_max=64),
+        Target(
+            "litellm-budgets", "LiteLLM's proxy, budgets in Redis", "litellm-budgets", is_peer=True, connections_max=64
+        ),
         Target("portkey", "Portkey's gateway", "portkey", headers=peers.PORTKEY_HEADERS, is_peer=True),
     )
 }
@@ -77,6 +80,7 @@ class Fleet:
             "litellm-bare": lambda: start_litellm_passthrough(self._running, upstream),
             "vllm-router": lambda: peers.start_vllm_router(self._running, self._mock.url),
             "litellm": lambda: peers.start_litellm(self._running, upstream),
+            "litellm-budgets": lambda: self._litellm_with_budgets(upstream, name),
             "portkey": lambda: peers.start_portkey(self._running),
         }
         try:
@@ -87,6 +91,10 @@ class Fleet:
     def _with_redis(self, upstream: str, name: str) -> Server:
         url = self._stack.enter_context(redis_server(self._cores))
         return start_farebox(self._running, upstream, name=name, ledger=url)
+
+    def _litellm_with_budgets(self, upstream: str, name: str) -> Server:
+        url = self._stack.enter_context(redis_server(self._cores))
+        return peers.start_litellm(self._running, upstream, name=name, budgets_in=url)
 
     def headers(self, target: Target) -> dict[str, str]:
         """A client key, which the mock does not read, and the headers by which a peer finds the upstream."""

@@ -1,7 +1,8 @@
 """Other gateways, installed on demand into `.farebox-bench/`, in the versions that are pinned here.
 
 Each is configured as its documents say for production, without a database, and with nothing on that Farebox does for a tagged
-call: no budgets, no usage rows, one key where a peer insists on it. What is compared is therefore their bare forwarding.
+call: no budgets, no usage rows, one key where a peer insists on it. What is compared is therefore their bare forwarding. The
+exception is LiteLLM's proxy with those of its budgets that need no database.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -26,26 +28,33 @@ PORTKEY_HEADERS: Final = {"x-portkey-provider": "openai", "x-portkey-custom-host
 CLIENT_KEY: Final = "sk-bench-0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 VLLM_ROUTER_VERSION: Final = "0.1.17"
 _HERE: Final = Path(__file__).parent
+_USD_PLENTY: Final = 1_000_000
 _INSTALL_SECONDS: Final = 900.0
 # `import litellm` alone takes 9 s of CPU on a slow machine, its proxy twice that.
 _LITELLM_READY_SECONDS: Final = 180.0
 
 
-def start_litellm(running: Servers, upstream: str) -> Server:
-    """Raises `NotStarted`."""
+def start_litellm(running: Servers, upstream: str, *, name: str = "litellm", budgets_in: str | None = None) -> Server:
+    """`budgets_in`: URL of the Redis in which a budget for each provider and each model is kept. Raises `NotStarted`."""
     program = _installed_litellm()
-    config = running.folder / "litellm.yaml"
+    config = running.folder / f"{name}.yaml"
     entries = [
         {
-            "model_name": f"bench-{name}",
-            "litellm_params": {"model": f"openai/bench-{name}", "api_base": upstream, "api_key": "upstream-key"},
+            "model_name": f"bench-{path}",
+            "litellm_params": {
+                "model": f"openai/bench-{path}",
+                "api_base": upstream,
+                "api_key": "upstream-key",
+                **_model_limits(budgets_in),
+            },
         }
-        for name in PATHS
+        for path in PATHS
     ]
-    config.write_text(yaml.safe_dump({"model_list": entries, "litellm_settings": {"num_retries": 0}}))
+    settings = {"litellm_settings": {"num_retries": 0}, "router_settings": _provider_budget(budgets_in)}
+    config.write_text(yaml.safe_dump({"model_list": entries, **settings}))
     command = [str(program), "--config", str(config), "--host", "127.0.0.1", "--num_workers", "1", "--port"]
     return running.start(
-        "litellm",
+        name,
         lambda port: [*command, str(port)],
         ready_path="/health/liveliness",
         ready_seconds=_LITELLM_READY_SECONDS,
@@ -56,6 +65,22 @@ def start_litellm(running: Servers, upstream: str) -> Server:
             "LITELLM_MASTER_KEY": CLIENT_KEY,
         },
     )
+
+
+def _model_limits(redis_url: str | None) -> dict[str, Any]:
+    """A price, which budgets need, and a budget of the model; neither is ever reached."""
+    if redis_url is None:
+        return {}
+    price = {"input_cost_per_token": 1e-7, "output_cost_per_token": 4e-7}
+    return {**price, "max_budget": _USD_PLENTY, "budget_duration": "1d"}
+
+
+def _provider_budget(redis_url: str | None) -> dict[str, Any]:
+    if redis_url is None:
+        return {}
+    redis = urlsplit(redis_url)
+    budgets = {"openai": {"budget_limit": _USD_PLENTY, "time_period": "1d"}}
+    return {"provider_budget_config": budgets, "redis_host": redis.hostname, "redis_port": redis.port}
 
 
 def start_portkey(running: Servers) -> Server:
