@@ -274,11 +274,13 @@ class Application:
     def _control(self) -> ASGIApp:
         # A tenth of the imports of a start, and 7 MB, for requests that most processes never get.
         from gateway.admin.application import admin_routes
-        from gateway.endpoints.api.assembly import make_api, make_api_services
+        from gateway.endpoints.api.application import api_routes
+        from gateway.endpoints.api.assembly import make_api_services
 
         services, new_id = make_api_services(self.parts, self.access), self.parts.ids.new
         pages = LazyApplication(lambda: _application(admin_routes(services), new_id))
-        return _application([Mount("/api", make_api(services)), PrefixRoute("/admin", pages)], new_id)
+        api = _application(api_routes(services), new_id)
+        return _application([Mount("/api", api), PrefixRoute("/admin", pages)], new_id)
 
     async def _announce_first_login(self) -> None:
         is_open = self.access.is_open() and is_loopback(self.config.server.host)

@@ -103,6 +103,11 @@ class Limit:
 UNLIMITED: Final = Limit()
 
 
+def usd(nano_usd: int) -> float:
+    """For people and for JSON; budgets are compared in nano-USD."""
+    return nano_usd / NANO_USD_PER_USD
+
+
 def usd_text(nano_usd: int) -> str:
     """The amount in USD: plain digits, exact, as short as possible."""
     dollars, nano = divmod(abs(nano_usd), NANO_USD_PER_USD)

@@ -71,6 +71,9 @@ def _shared_links(page_request: PageRequest, subject: Subject) -> list[Link]:
     ]
     limits = RunLimits(observe=is_observed(page_request, subject.workflow))
     chain = chain_for(
-        subject, (*page_request.services.budgets(), *budgets_of_key), limits, page_request.services.parts.clock.now_ms()
+        subject,
+        (*page_request.services.parts.budgets(), *budgets_of_key),
+        limits,
+        page_request.services.parts.clock.now_ms(),
     )
     return [link for link in chain.links if link.scope not in (Scope.STEP, Scope.RUN)]

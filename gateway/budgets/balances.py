@@ -12,10 +12,10 @@ from typing import Final
 
 from gateway.ledger.batches import balances_by_account
 from gateway.ledger.port import Ledger, LedgerUnavailable
-from gateway.runs.view import usd
 from gateway.store.database import Database
 from gateway.store.usage_report import names_seen
 from gateway.timestamps import iso
+from policies.amounts import usd
 from policies.budgets import Budget, Link, RunLimits, Scope, Subject, chain_for
 from policies.reservation import Balance
 

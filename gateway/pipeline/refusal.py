@@ -9,7 +9,7 @@ from typing import Any, Final
 from gateway.errors import BudgetRefusal, GatewayError
 from gateway.pipeline.call import Call
 from gateway.timestamps import iso
-from policies.amounts import NANO_USD_PER_USD, Unit, usd_text
+from policies.amounts import Unit, usd, usd_text
 from policies.budgets import Link, Scope
 from policies.reservation import Gate, Refusal, Refused
 
@@ -176,7 +176,7 @@ def _metadata(call: Call, link: Link, refused: Refused, unit: Unit) -> dict[str,
     balance = refused.balance
 
     def value(amount: int | None) -> int | float | None:
-        return amount if amount is None or unit != "nano_usd" else amount / NANO_USD_PER_USD
+        return amount if amount is None or unit != "nano_usd" else usd(amount)
 
     return {
         "scope": link.scope.value,

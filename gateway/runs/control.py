@@ -24,7 +24,7 @@ from gateway.runs.view import RunView, RunViews, own_budget
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
 from gateway.store.runs import Run, RunOfOtherWorkflow
-from policies.amounts import Limit
+from policies.amounts import UNITS, Limit
 from policies.budgets import run_account
 from policies.reservation import Gate
 
@@ -136,9 +136,9 @@ class RunControl:
         if found.state in runs_store.FINAL_STATES:
             return _finished(run, found.state)
         before = own_budget(found.plan)
-        budget = Limit(*(change.get(unit, before.of(unit)) for unit in ("tokens", "nano_usd", "requests")))
+        budget = Limit(*(change.get(unit, before.of(unit)) for unit in UNITS))
         await self._ledger.set_override(project, run_account(run), budget)
-        await runs_store.set_plan(self._store, project, run, {**found.plan, "budget": _stored(budget)})
+        await runs_store.set_plan(self._store, project, run, {**found.plan, "budget": asdict(budget)})
         if found.state == "exhausted":  # as its latest call reported, under the previous budget
             await runs_store.set_state(self._store, project, run, "active", self._now_ms())
         self._orchestration.budget_changed(project, run)
@@ -205,7 +205,7 @@ def _planned_run(project: str, request: RunRequest, plan: RunPlan, now_ms: int) 
     names = ("strategy", "pool_tokens", "limit_tokens", "ais")
     stored: dict[str, Any] = {name: getattr(plan, name) for name in names}
     if not request.budget.is_unlimited:
-        stored["budget"] = _stored(request.budget)
+        stored["budget"] = asdict(request.budget)
     return Run(
         project,
         request.run,
@@ -218,10 +218,6 @@ def _planned_run(project: str, request: RunRequest, plan: RunPlan, now_ms: int) 
         plan=stored,
         steps=tuple(stored_step(request.run, at, step) for at, step in enumerate(plan.steps, 1)),
     )
-
-
-def _stored(budget: Limit) -> dict[str, int | None]:
-    return {"tokens": budget.tokens, "nano_usd": budget.nano_usd, "requests": budget.requests}
 
 
 def _unknown(run: str) -> Denied:

@@ -17,7 +17,7 @@ from gateway.store.database import Database
 from gateway.store.runs import Run, RunFilter, RunStep, Sums
 from gateway.timestamps import iso
 from policies.allocation import Overage, overage_of
-from policies.amounts import NANO_USD_PER_USD, UNLIMITED, ZERO, Amount, Limit, Unit
+from policies.amounts import UNITS, UNLIMITED, ZERO, Amount, Limit, Unit, usd
 from policies.budgets import Budget, RunLimits, Scope, Subject, chain_for, run_account, step_account
 from policies.reservation import Balance, Gate
 
@@ -223,8 +223,6 @@ class RunViews:
         sums = run.sums
         settled, reserved, source = _standing(balance, sums)
         limit = self.limit(run, balance)
-        overrun = Amount(sums.overrun_tokens, sums.overrun_nano_usd)
-        saved = Amount(sums.saved_tokens, sums.saved_nano_usd)
         return RunLine(
             run=run.run,
             workflow=run.workflow,
@@ -233,8 +231,8 @@ class RunViews:
             parent_run=run.parent_run,
             state=_state(run, balance, limit, settled + reserved),
             state_reason="loop_detected" if balance is not None and balance.gate is Gate.LOOPING else "",
-            tokens=_tokens(limit, settled, reserved, overrun, saved),
-            cost_usd=_dollars(limit, settled, reserved, overrun, saved),
+            tokens=_tokens(limit, settled, reserved, sums),
+            cost_usd=_dollars(limit, settled, reserved, sums),
             requests=Requests(*_figures("requests", limit, settled, reserved), overrun=0, saved=0),
             calls=sums.calls,
             refused=sums.refused,
@@ -251,9 +249,7 @@ class RunViews:
         settled, reserved, _ = _standing(balance, sums)
         limit = self._budgeted(run, Scope.STEP, step.step).tightened_by(Limit(tokens=step.hard_limit_tokens))
         limit = (limit if balance is None else limit.tightened_by(balance.limit)).capped_by(whole)
-        overrun = Amount(sums.overrun_tokens, sums.overrun_nano_usd)
-        saved = Amount(sums.saved_tokens, sums.saved_nano_usd)
-        tokens = _tokens(limit, settled, reserved, overrun, saved)
+        tokens = _tokens(limit, settled, reserved, sums)
         return StepView(
             step=step.step,
             intent=step.intent,
@@ -268,7 +264,7 @@ class RunViews:
             hard_limit_tokens=step.hard_limit_tokens,
             reason=str(step.plan.get("reason", "")),
             tokens=tokens,
-            cost_usd=_dollars(limit, settled, reserved, overrun, saved),
+            cost_usd=_dollars(limit, settled, reserved, sums),
             calls=sums.calls,
             refused=sums.refused,
             errors=sums.errors,
@@ -287,10 +283,6 @@ def own_budget(plan: Mapping[str, Any]) -> Limit:
     return Limit(budget.get("tokens"), budget.get("nano_usd"), budget.get("requests"))
 
 
-def usd(nano_usd: int) -> float:
-    return nano_usd / NANO_USD_PER_USD
-
-
 def _standing(balance: Balance | None, sums: Sums) -> tuple[Amount, Amount, Source]:
     stored = Amount(sums.total_tokens, sums.cost_nano_usd, sums.requests)
     # After its keep time the ledger has forgotten a run, and reports zero.
@@ -306,8 +298,7 @@ def _state(run: Run, balance: Balance | None, limit: Limit, used: Amount) -> Run
         return run.state  # type: ignore[return-value]
     if balance is not None and balance.gate in _OF_GATE:
         return _OF_GATE[balance.gate]
-    units: tuple[Unit, ...] = ("tokens", "nano_usd", "requests")
-    limits = ((limit.of(unit), used.of(unit)) for unit in units)
+    limits = ((limit.of(unit), used.of(unit)) for unit in UNITS)
     is_full = any(most is not None and taken >= most for most, taken in limits)
     return "exhausted" if is_full or (run.state == "exhausted" and not limit.is_unlimited) else "active"
 
@@ -317,19 +308,19 @@ def _figures(unit: Unit, limit: Limit, settled: Amount, reserved: Amount) -> tup
     return most, booked, held, None if most is None else most - booked - held
 
 
-def _tokens(limit: Limit, settled: Amount, reserved: Amount, overrun: Amount, saved: Amount) -> Tokens:
-    return Tokens(*_figures("tokens", limit, settled, reserved), overrun=overrun.tokens, saved=saved.tokens)
+def _tokens(limit: Limit, settled: Amount, reserved: Amount, sums: Sums) -> Tokens:
+    return Tokens(*_figures("tokens", limit, settled, reserved), overrun=sums.overrun_tokens, saved=sums.saved_tokens)
 
 
-def _dollars(limit: Limit, settled: Amount, reserved: Amount, overrun: Amount, saved: Amount) -> Dollars:
+def _dollars(limit: Limit, settled: Amount, reserved: Amount, sums: Sums) -> Dollars:
     most, booked, held, left = _figures("nano_usd", limit, settled, reserved)
     return Dollars(
         limit=None if most is None else usd(most),
         settled=usd(booked),
         reserved=usd(held),
         remaining=None if left is None else usd(left),
-        overrun=usd(overrun.nano_usd),
-        saved=usd(saved.nano_usd),
+        overrun=usd(sums.overrun_nano_usd),
+        saved=usd(sums.saved_nano_usd),
     )
 
 

@@ -27,7 +27,7 @@ from gateway.pipeline.exchange import Exchange
 from gateway.tracing.attributes import WORKFLOW_OPERATION, Value, operation_of, provider_of, rename_attributes
 from gateway.upstream.port import Deployment, Lane, UpstreamAnswer, UpstreamCall
 from gateway.wire.choices import usage_in
-from policies.amounts import NANO_USD_PER_USD, Amount
+from policies.amounts import Amount, usd
 from policies.pricing import Usage
 
 _W3C: Final = TraceContextTextMapPropagator()
@@ -64,7 +64,7 @@ class CallTrace:
         self._describe(call)
         self._set_attributes(
             settled_tokens=amount.tokens,
-            cost_usd=amount.nano_usd / NANO_USD_PER_USD,
+            cost_usd=usd(amount.nano_usd),
             overhead=call.timings.overhead_us / 1e6,
             saved_tokens=call.saved.tokens or None if usage is not None else None,
         )

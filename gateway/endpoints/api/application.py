@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
 
 import orjson
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.routing import Route as StarletteRoute
 
 from gateway.config.faults import counted_rightly
 from gateway.endpoints.api.openapi import document
 from gateway.endpoints.api.route import ApiRequest, ApiServices, Route
 from gateway.endpoints.api.schema import PATTERNS_IN_WORDS
-from gateway.endpoints.not_found import not_found_handler
+from gateway.endpoints.api.table import ROUTES
 from gateway.errors import BadRequest, GatewayError, LedgerOutage
 from gateway.ledger.port import LedgerUnavailable
 from gateway.store.database import StoreUnavailable
@@ -97,7 +96,7 @@ class Endpoint:
         return {name: value for name, value in body.items() if name not in read_only}
 
 
-def api_application(routes: Sequence[Route], services: ApiServices) -> Starlette:
+def api_routes(services: ApiServices) -> list[BaseRoute]:
     """To be mounted under /api."""
 
     async def openapi(request: Request) -> Response:
@@ -105,18 +104,15 @@ def api_application(routes: Sequence[Route], services: ApiServices) -> Starlette
             services.access.check(request, "viewer")
         except GatewayError as error:
             return error_response(error)
-        return Response(orjson.dumps(document(routes)), media_type="application/json")
+        return Response(orjson.dumps(document()), media_type="application/json")
 
-    served: list[Any] = [StarletteRoute("/openapi.json", openapi, methods=["GET"])]
-    served += [
-        StarletteRoute(_converted(route.path), Endpoint(route, services).serve, methods=[route.method])
-        for route in routes
+    return [
+        StarletteRoute("/openapi.json", openapi, methods=["GET"]),
+        *(
+            StarletteRoute(_converted(route.path), Endpoint(route, services).serve, methods=[route.method])
+            for route in ROUTES
+        ),
     ]
-    application = Starlette(
-        routes=served, exception_handlers={HTTPException: not_found_handler(services.parts.ids.new)}
-    )
-    application.router.redirect_slashes = False
-    return application
 
 
 def _converted(path: str) -> str:

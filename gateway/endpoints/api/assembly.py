@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio._backends._asyncio  # noqa: F401 - starlette would import it on the event loop, for the first stream
-from starlette.applications import Starlette
 
 from gateway.bookkeeping.catch_up import CatchUp
 from gateway.control import Snapshot
 from gateway.endpoints.access import Access
-from gateway.endpoints.api.application import api_application
 from gateway.endpoints.api.route import ApiServices
-from gateway.endpoints.api.table import ROUTES
 from gateway.ledger.clock import wall_clock_ms
 from gateway.runs.control import RunControl
 from gateway.runs.view import RunViews
@@ -46,9 +43,4 @@ def make_api_services(parts: Parts, access: Access) -> ApiServices:
         catch_up=catch_up,
         now_ms=wall_clock_ms,
     )
-    return ApiServices(parts, access, views, control, catch_up, parts.budgets, wall_clock_ms)
-
-
-def make_api(services: ApiServices) -> Starlette:
-    """To be mounted under /api."""
-    return api_application(ROUTES, services)
+    return ApiServices(parts, access, views, control, catch_up, wall_clock_ms)

@@ -11,10 +11,10 @@ from gateway.budgets.balances import BudgetAccount, accounts_of, balances_of
 from gateway.config.budgets import BudgetConfig
 from gateway.endpoints.api.route import ApiRequest, Deleted, Route, conflict, not_found
 from gateway.endpoints.api.schema import ListQuery, NoBody, ProjectQuery, Usd, paged
-from gateway.runs.view import usd
 from gateway.store import budgets as budgets_store
 from gateway.store.budgets import StoredBudget
 from gateway.timestamps import iso
+from policies.amounts import usd
 from policies.budgets import Budget
 from policies.pressure import ladder_items
 

@@ -14,11 +14,10 @@ from gateway.endpoints.api.schema import Name, Priority, ProjectQuery, Strict, T
 from gateway.errors import GatewayError
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.intake import principal_of
-from gateway.runs.view import usd
 from gateway.tags import PARENT_HEADER
 from gateway.timestamps import iso
 from gateway.wire.protocols import PROTOCOLS
-from policies.amounts import Unit
+from policies.amounts import Unit, usd
 from policies.budgets import Link
 from policies.intents import Intent
 from policies.pressure import ladder_items

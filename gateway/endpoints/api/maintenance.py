@@ -11,8 +11,7 @@ from gateway.bookkeeping.reconcile import Drift
 from gateway.doctor import Finding, examine
 from gateway.endpoints.api.route import ApiRequest, Route
 from gateway.endpoints.api.schema import Instant, NoBody, ProjectQuery, Strict, in_ms
-from gateway.runs.view import usd
-from policies.amounts import Amount
+from policies.amounts import Amount, usd
 from policies.budgets import RUN_KEEP_MS
 
 _FLUSH_MS = 10_000

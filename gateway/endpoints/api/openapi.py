@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -13,6 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from gateway import __version__
 from gateway.endpoints.api.route import Route
+from gateway.endpoints.api.table import ROUTES
 
 _TEMPLATE: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"{(\w+)}")
@@ -35,15 +35,11 @@ class ErrorBody:
     error: ErrorObject
 
 
-def document(routes: Sequence[Route]) -> dict[str, Any]:
-    return _document(tuple(routes))
-
-
-@lru_cache(maxsize=2)
-def _document(routes: tuple[Route, ...]) -> dict[str, Any]:
-    schemas, components = _schemas(routes)
+@cache
+def document() -> dict[str, Any]:
+    schemas, components = _schemas()
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
+    for route in ROUTES:
         paths.setdefault(f"/api{route.path}", {})[route.method.lower()] = _operation(route, schemas)
     return {
         "openapi": "3.1.0",
@@ -60,27 +56,26 @@ def _document(routes: tuple[Route, ...]) -> dict[str, Any]:
     }
 
 
-def _schemas(routes: Sequence[Route]) -> tuple[dict[Any, Any], dict[str, Any]]:
-    inputs: list[Any] = [("error", "serialization", TypeAdapter(ErrorBody))]
-    for at, route in enumerate(routes):
+def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
+    """The schema of each (route, mode): its body is validated, its answer serialised. And what these schemas refer to."""
+    inputs: list[Any] = [(ErrorBody, "serialization", TypeAdapter(ErrorBody))]
+    for route in ROUTES:
         if route.has_body:
-            inputs.append((f"body{at}", "validation", TypeAdapter(route.body)))
+            inputs.append((route, "validation", TypeAdapter(route.body)))
         if route.answer is not None:
-            inputs.append((f"answer{at}", "serialization", TypeAdapter(route.answer)))
+            inputs.append((route, "serialization", TypeAdapter(route.answer)))
     found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_TEMPLATE, schema_generator=GenerateJsonSchema)
-    named = {route: at for at, route in enumerate(routes)}
-    schemas: dict[Any, Any] = {"error": found["error", "serialization"]}
-    for route, at in named.items():
-        schemas[route, "body"] = found.get((f"body{at}", "validation"))
-        schemas[route, "answer"] = found.get((f"answer{at}", "serialization"))
-    return schemas, dict(definitions)
+    return dict(found), dict(definitions)
 
 
 def _operation(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": schemas[route, "answer"] or {}}}
+    content: dict[str, Any] = {"application/json": {"schema": schemas.get((route, "serialization"), {})}}
     if route.csv:
         content[_CSV] = {"schema": {"type": "string"}}
-    errors = {"description": "What was wrong.", "content": {"application/json": {"schema": schemas["error"]}}}
+    errors = {
+        "description": "What was wrong.",
+        "content": {"application/json": {"schema": schemas[ErrorBody, "serialization"]}},
+    }
     operation: dict[str, Any] = {
         "operationId": route.operation_id,
         "summary": route.summary,
@@ -90,7 +85,7 @@ def _operation(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
         "x-role": route.role,
     }
     if route.has_body:
-        body = {"application/json": {"schema": schemas[route, "body"]}}
+        body = {"application/json": {"schema": schemas[route, "validation"]}}
         operation["requestBody"] = {"required": route.body_required, "content": body}
     return operation
 

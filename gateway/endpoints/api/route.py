@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -15,7 +15,6 @@ from gateway.runs.view import RunViews
 from gateway.store import audit
 from gateway.store.audit import AuditEvent
 from gateway.store.database import Database
-from policies.budgets import Budget
 
 if TYPE_CHECKING:
     from gateway.parts import Parts
@@ -33,7 +32,6 @@ class ApiServices:
     views: RunViews
     control: RunControl
     catch_up: CatchUp
-    budgets: Callable[[], Sequence[Budget]]  # those of the file and those made at run time
     now_ms: Callable[[], int]
 
     @property

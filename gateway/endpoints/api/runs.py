@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, Field, model_validator
@@ -28,13 +28,13 @@ from gateway.endpoints.api.steps import StepBody, declared_steps
 from gateway.errors import BadRequest
 from gateway.runs.control import NO_SUCH_RUN, Action, Denied
 from gateway.runs.plan import RunRequest
-from gateway.runs.view import RunLines, RunView, usd
+from gateway.runs.view import RunLines, RunView
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.runs import RunFilter
 from gateway.store.usage_report import UsageFilter
 from gateway.timestamps import iso
-from policies.amounts import Limit
+from policies.amounts import Limit, usd
 
 StateName = Literal["active", "paused", "exhausted", "completed", "cancelled"]
 
@@ -159,7 +159,7 @@ async def create_run(request: ApiRequest[ProjectQuery, RunBody]) -> RunView:
         runs.note_parent(request.project, run, run_request.parent_run)
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error
-    await request.audit("run.initialised", run, run=run, workflow=body.workflow, budget=_units(run_request.budget))
+    await request.audit("run.initialised", run, run=run, workflow=body.workflow, budget=asdict(run_request.budget))
     return shown
 
 
@@ -258,10 +258,6 @@ def _denial(denied: Denied) -> BadRequest:
 
 def _no_run(run: str) -> BadRequest:
     return BadRequest(f"There is no run {run[:200]!r}.", status=404, code=NO_SUCH_RUN)
-
-
-def _units(limit: Limit) -> dict[str, int | None]:
-    return {"tokens": limit.tokens, "nano_usd": limit.nano_usd, "requests": limit.requests}
 
 
 _SAME_NAME = tuple(name for name in CallView.__slots__ if name not in ("at", "cost_usd", "saved_usd", "decisions"))

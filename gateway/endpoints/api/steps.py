@@ -19,7 +19,7 @@ from gateway.endpoints.api.schema import (
     Tokens,
     Usd,
 )
-from gateway.runs.view import usd
+from policies.amounts import usd
 from policies.declaration import DEPTH_MAX
 from policies.intents import Intent
 

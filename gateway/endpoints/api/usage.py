@@ -12,12 +12,12 @@ from starlette.responses import Response
 from gateway.endpoints.api.route import ApiRequest, ApiServices, Route
 from gateway.endpoints.api.schema import LIST_MAX, Instant, ListQuery, NoBody, Wanted, in_ms, page_start
 from gateway.errors import BadRequest
-from gateway.runs.view import usd
 from gateway.store import usage_report
 from gateway.store.keys import ApiKey
 from gateway.store.runs import Sums
 from gateway.store.usage_csv import to_csv
 from gateway.store.usage_report import GroupBy, ReportRow, UsageFilter
+from policies.amounts import usd
 from policies.holdout import Arm
 
 CSV_ROWS_MAX = 100_000
