@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from gateway.config.faults import ConfigError
 from gateway.config.loading import parse_config
 from gateway.endpoints.api.openapi import document
-from gateway.endpoints.api.table import ROUTES
 from gateway.errors import GatewayError
 from gateway.tags import read_tags, split_path
 from gateway.wire.body import parse_object
@@ -177,7 +176,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert "Traceback" not in running.gateway.log, running.gateway.log[-3000:]
 
 
-api = schemathesis.openapi.from_dict(json.loads(json.dumps(document(ROUTES))))
+api = schemathesis.openapi.from_dict(json.loads(json.dumps(document())))
 
 
 @api.parametrize()
