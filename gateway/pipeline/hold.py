@@ -18,6 +18,7 @@ _BYTES_BETWEEN_MAX: Final = 16_384
 # A fast provider's events arrive many at a time. Near the limit they are relayed one or two at a time, so that everything
 # the hold still covers reaches the client.
 _PART_BYTES_MIN: Final = 256
+_UNLIMITED: Final = 2**62
 
 
 class HoldKeeper:
@@ -84,12 +85,26 @@ class HoldKeeper:
         return True
 
     def _allowed_output_tokens(self) -> int:
-        """For models without an exact tokenizer our count is an upper bound by a factor, so the same factor raises what is allowed."""
-        call = self._call
-        if call.grant is None:
-            return 2**62
-        tokens = call.grant.output_tokens * call.request.choices
-        if call.deployment is None:
-            return tokens
-        counting = counting_for(call.deployment.model, call.deployment.provider)
-        return tokens if counting.exact else tokens * counting.factor_percent // 100
+        return _held_output(self._call)[1]
+
+
+def booked_output(call: Call, counted: int) -> int:
+    """What to book for an output of `counted` tokens whose provider has not reported its usage.
+
+    Without the model's own tokenizer a count is an upper bound: an answer that kept within its cap may be counted above it, up to
+    what the hold allows. It is booked as the whole hold then, and not as more than anybody has reported.
+    """
+    held, allowed = _held_output(call)
+    return min(counted, held) if counted <= allowed else counted
+
+
+def _held_output(call: Call) -> tuple[int, int]:
+    """The tokens held for the output of all choices, and how many that allows as we count them: where our count is an upper bound by
+    a factor, more by the same factor."""
+    if call.grant is None:
+        return _UNLIMITED, _UNLIMITED
+    tokens = call.grant.output_tokens * call.request.choices
+    if call.deployment is None:
+        return tokens, tokens
+    counting = counting_for(call.deployment.model, call.deployment.provider)
+    return tokens, -(-tokens * counting.factor_percent // 100)

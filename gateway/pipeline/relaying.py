@@ -16,7 +16,7 @@ from gateway.pipeline.cost_bounds import plausible_usage
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.heartbeat_port import InFlightCalls
-from gateway.pipeline.hold import HoldKeeper
+from gateway.pipeline.hold import HoldKeeper, booked_output
 from gateway.pipeline.response_headers import budget_note, call_headers, encoded
 from gateway.upstream.error_bodies import json_message
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
@@ -132,7 +132,7 @@ class Relaying:
         except asyncio.CancelledError:
             # Count again: the chunks since the last count have to be paid for too.
             outcome.output_tokens_seen = stream.relay.output_tokens
-            outcome.usage = _usage_so_far(stream.relay, outcome.output_tokens_seen)
+            outcome.usage = _usage_so_far(call, stream.relay, outcome.output_tokens_seen)
             if call.request.stream and not exchange.is_gone:
                 await exchange.abort(stream.relay.fail(stopping()))
             raise
@@ -149,14 +149,13 @@ class Relaying:
                     return
         relay = stream.relay
         outcome.output_tokens_seen = relay.output_tokens
-        outcome.usage = _usage_so_far(relay, outcome.output_tokens_seen)
+        outcome.usage = _usage_so_far(call, relay, outcome.output_tokens_seen)
         if not relay.is_finished:
             raise UpstreamBroken("The provider's stream ended in the middle of the answer.", bytes_received=True)
 
     async def _take(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, part: bytes) -> bool:
         """Relay one part of the stream. False: the hold does not cover the part, so the answer was cut before it."""
         relay, keeper = stream.relay, stream.keeper
-        seen_before = outcome.output_tokens_seen
         data = relay.feed(part)
         # A part that completes a long event yields the whole event.
         if keeper.is_due(max(len(part), len(data))):
@@ -164,8 +163,8 @@ class Relaying:
             self._in_flight.progressed(call, outcome.output_tokens_seen)
             if await self._is_beyond(stream, outcome.output_tokens_seen):
                 # A provider that has finished reports what it bills, including the part that the client will not get.
-                outcome.output_tokens_seen = min(outcome.output_tokens_seen, max(seen_before, keeper.allowed_tokens))
-                outcome.usage = _usage_so_far(relay, outcome.output_tokens_seen)
+                outcome.output_tokens_seen = min(outcome.output_tokens_seen, keeper.allowed_tokens)
+                outcome.usage = _usage_so_far(call, relay, outcome.output_tokens_seen)
                 stream.was_cut = True
                 await self._write(exchange, call, stream, relay.cut())
                 return False
@@ -212,7 +211,7 @@ class Relaying:
         """Most clients take a stream that just stops for a success, so end it with an error event."""
         outcome.status, outcome.code = "error", error.code
         outcome.output_tokens_seen = stream.relay.output_tokens
-        outcome.usage = _usage_so_far(stream.relay, outcome.output_tokens_seen)
+        outcome.usage = _usage_so_far(call, stream.relay, outcome.output_tokens_seen)
         settlement = await settle(outcome)
         if not call.request.stream:
             raise error
@@ -220,15 +219,18 @@ class Relaying:
         await exchange.abort(stream.relay.fail(error, budget_note(call, settlement.balances)))
 
 
-def _usage_so_far(relay: Relay, output_tokens_seen: int) -> Usage | None:
+def _usage_so_far(call: Call, relay: Relay, output_tokens_seen: int) -> Usage | None:
     """The provider's usage so far. Figures from the middle of a stream may lag behind the output seen since, and no text is
     worth 0 tokens."""
     usage = relay.usage
-    if usage is None or output_tokens_seen <= usage.output_tokens:
+    if usage is None:
+        usage = relay.prompt_usage
+        return None if usage is None else replace(usage, output_tokens=booked_output(call, output_tokens_seen))
+    if output_tokens_seen <= usage.output_tokens:
         return usage
     if relay.is_finished and usage.output_tokens and not relay.usage_lags:
         return usage
-    return replace(usage, output_tokens=output_tokens_seen)
+    return replace(usage, output_tokens=booked_output(call, output_tokens_seen))
 
 
 def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> Any:
@@ -245,7 +247,7 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
         counter.add(call.protocol.output_text(body))
         outcome.output_tokens_seen = counter.tokens
         if outcome.usage is not None:
-            outcome.usage = replace(outcome.usage, output_tokens=counter.tokens)
+            outcome.usage = replace(outcome.usage, output_tokens=booked_output(call, counter.tokens))
     return body
 
 

@@ -15,6 +15,7 @@ from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.cost_bounds import booked_cost, plausible_usage
 from gateway.pipeline.events import detail_of, draft_of, whole_event
+from gateway.pipeline.hold import booked_output
 from policies.amounts import ZERO, Amount
 from policies.pricing import Usage, cost_nano_usd
 from policies.reservation import State
@@ -157,7 +158,8 @@ class Settler:
         usage, source = plausible_usage(call.request, call.price, outcome.usage), "provider"
         if usage is None:
             tokens = await self._prompt_tokens(call)
-            usage = replace(call.request.units(), input_tokens=tokens, output_tokens=outcome.output_tokens_seen)
+            output_tokens = booked_output(call, outcome.output_tokens_seen)
+            usage = replace(call.request.units(), input_tokens=tokens, output_tokens=output_tokens)
             source = "estimated"
         if source == "estimated" or not usage.input_tokens + usage.output_tokens:
             reported_balances, usage = usage, _with_media(call, usage)

@@ -24,6 +24,7 @@ class EventRelay(ABC):
     def __init__(self, request: Request, counter: OutputCounter) -> None:
         self.usage: Usage | None = None
         self.usage_lags = False
+        self.prompt_usage: Usage | None = None
         self._request = request
         self._counter = counter
         self._splitter = sse.EventSplitter()

@@ -74,6 +74,10 @@ class Relay(Protocol):
         """The latest usage that the provider has reported, if any."""
 
     @property
+    def prompt_usage(self) -> Usage | None:
+        """What the provider reported for the prompt before the answer began, if it does. Its output is meaningless."""
+
+    @property
     def usage_lags(self) -> bool:
         """Whether the answer went on after that usage was reported, so that its output may be too low."""
 
