@@ -124,7 +124,7 @@ async def calls(folder: Path, count: int) -> list[Figure]:
     async def decide(call: Call) -> None:
         await orchestration.plan(call, control.snapshot)
         orchestration.model_for(call, control.snapshot)
-        orchestration.why_not(call, Rung.COMPRESS)
+        orchestration.skip_reason(call, Rung.COMPRESS)
 
     async def spent(call: Call) -> float:
         began_ns = time.process_time_ns()

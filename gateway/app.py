@@ -234,7 +234,7 @@ class Application:
             alerts=parts.alerts,
             now_ms=parts.clock.now_ms,
             prompts=admission,
-            answered=parts.orchestration.answered,
+            on_usage_reported=parts.orchestration.answered,
         )
         handler = CallHandler(
             intake=intake,

@@ -77,7 +77,7 @@ class PromptCompression:
     async def stop(self) -> None:
         await self._semantic.stop()
 
-    def why_not(self, call: Call, snapshot: Snapshot) -> str:
+    def skip_reason(self, call: Call, snapshot: Snapshot) -> str:
         """Why a call is not compressed; empty if it may be."""
         if not snapshot.settings.compression_enabled:
             return "compression is off"
@@ -93,13 +93,13 @@ class PromptCompression:
         self._caches.answered(_conversation(call), usage)
 
     async def compress(
-        self, call: Call, needed_tokens: int | None, *, pressed: bool = False, is_dry_run: bool = False
+        self, call: Call, needed_tokens: int | None, *, under_pressure: bool = False, is_dry_run: bool = False
     ) -> bool:
         """Shorten the prompt to `needed_tokens` (None: by the configured ratio), never below the minimum quality.
 
         Returns whether the prompt is smaller now. A call that was shortened before is shortened again from its original history, because
-        no text is shortened twice. `pressed`: the call does not fit as it is, so losses of the prompt cache do not count, and no model is
-        asked, as there is no budget for it. `is_dry_run`: a dry run, which asks no model and remembers nothing.
+        no text is shortened twice. `under_pressure`: the call does not fit as it is, so losses of the prompt cache do not count,
+        and no model is asked, as there is no budget for it. `is_dry_run`: a dry run, which asks no model and remembers nothing.
         """
         count = call.count
         if count is None:
@@ -108,7 +108,7 @@ class PromptCompression:
         if whole.count.tokens < _PROMPT_TOKENS_MIN:
             return False
         work, condensed, found = await self._shortest(
-            call, whole, needed_tokens, may_ask_model=not (pressed or is_dry_run)
+            call, whole, needed_tokens, may_ask_model=not (under_pressure or is_dry_run)
         )
         original = Prompt.of(whole.messages, whole.count.tokens)
         if found.messages is None or found.tokens_after >= count.reserve_tokens:
@@ -117,10 +117,10 @@ class PromptCompression:
             call.decisions.append({"compress": found.reason, "strategy": work.strategy} | _semantic_details(condensed))
             return False
         shorter = Prompt.of(found.messages, max(0, whole.count.tokens - found.tokens_saved))
-        asking_nano_usd = whole.asking_nano_usd + condensed.cost_nano_usd
-        gain = self._gain(call, found, original, shorter, asking_nano_usd)
+        condensing_nano_usd = whole.condensing_nano_usd + condensed.cost_nano_usd
+        gain = self._gain(call, found, original, shorter, condensing_nano_usd)
         # What asking has cost is spent either way, so it does not count here.
-        if not pressed and gain.net_nano_usd + gain.cost_nano_usd < 0:
+        if not under_pressure and gain.net_nano_usd + gain.cost_nano_usd < 0:
             self._note_sent(call, original, is_dry_run)
             lost = (
                 f"the prompt cache would lose {gain.cache_lost_nano_usd} nano-USD, {gain.saved_nano_usd} would be saved"
@@ -130,7 +130,7 @@ class PromptCompression:
             )
             return False
         self._note_sent(call, shorter, is_dry_run)
-        call.original = Original(whole.messages, whole.count, call.model, asking_nano_usd)
+        call.original = Original(whole.messages, whole.count, call.model, condensing_nano_usd)
         call.request.body = {**call.request.body, _HISTORY[call.protocol.name]: found.messages}
         _note(call, found, work.strategy, gain, condensed)
         return True

@@ -107,8 +107,8 @@ class Routing:
     def _compare_with(self, call: Call, asked: str) -> None:
         """Savings are measured against the named model; `auto` names none."""
         named = self._pool.of(asked)
-        if named and call.price_asked is None:
-            call.price_asked = self._prices.price(named[0])
+        if named and call.requested_price is None:
+            call.requested_price = self._prices.price(named[0])
 
     def _route_request(
         self, call: Call, snapshot: Snapshot, known: _ConversationRoute | None, may_reroute: bool

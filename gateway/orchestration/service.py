@@ -273,7 +273,7 @@ class Orchestration:
             self.trail.note("model.routed", call, chosen, asked=asked, why=_why(call))
         return chosen
 
-    def why_not(self, call: Call, rung: Rung) -> str:
+    def skip_reason(self, call: Call, rung: Rung) -> str:
         """Why a call is not compressed or rerouted; empty if it may be."""
         snapshot = self._snapshot()
         settings = snapshot.settings
@@ -283,13 +283,13 @@ class Orchestration:
             return "the run is held out, so that savings can be measured against it"
         if rung is Rung.COMPRESS:
             declared = self.declarations.of(snapshot.workflow(call.principal.project, call.tags.workflow or ""))
-            return self.compression.why_not(call, snapshot) if declared.compresses else "the workflow forbids it"
+            return self.compression.skip_reason(call, snapshot) if declared.compresses else "the workflow forbids it"
         return "" if self.routing.is_offered(settings) else "routing is off, or no model is in a tier"
 
-    async def compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
+    async def compress(self, call: Call, needed_tokens: int | None, *, under_pressure: bool = False) -> bool:
         before = call.saved.tokens
         try:
-            changed = await self.compression.compress(call, needed_tokens, pressed=pressed)
+            changed = await self.compression.compress(call, needed_tokens, under_pressure=under_pressure)
         except Exception:  # noqa: BLE001 - the original prompt is sent then
             self._note_failure(call)
             return False

@@ -81,9 +81,9 @@ class Admission:
         self._histories = StoredHistories()
         self._ladder = PressureLadder(
             planner=planner,
-            ask=self._ask,
+            try_reserve=self._try_reserve,
             demand=self._demand,
-            compress=partial(self._compress, pressed=True),
+            compress=partial(self._compress, under_pressure=True),
             reroute=self._reroute,
             output_tokens_min=rules.output_tokens_min,
             sleep=sleep,
@@ -91,11 +91,11 @@ class Admission:
         self._early = EarlyRungs(
             ledger=ledger,
             planner=planner,
-            why_not=self._ladder.why_not,
+            skip_reason=self._ladder.skip_reason,
             compress=self._compress,
             reroute=self._reroute,
             demand=self._demand,
-            ask=self._ask,
+            try_reserve=self._try_reserve,
             output_tokens_min=rules.output_tokens_min,
             sleep=sleep,
         )
@@ -121,7 +121,7 @@ class Admission:
         call.count = await self.count(call)
         ladder = call.chain.ladder
         is_early = bool(ladder.early) and ladder.share_of(Rung.COMPRESS) is not None
-        if not is_early and not self._ladder.why_not(call, Rung.COMPRESS):
+        if not is_early and not self._ladder.skip_reason(call, Rung.COMPRESS):
             await self._compress(call, None)
         if ladder.early:
             await self._early.take(call)
@@ -192,8 +192,8 @@ class Admission:
         call.reported_balances = decision.balances
         raise refusal_error(call, decision)
 
-    async def _compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
-        changed = await self._planner.compress(call, needed_tokens, pressed=pressed)
+    async def _compress(self, call: Call, needed_tokens: int | None, *, under_pressure: bool = False) -> bool:
+        changed = await self._planner.compress(call, needed_tokens, under_pressure=under_pressure)
         if changed:
             call.count = await self.count(call)
         return changed
@@ -206,7 +206,7 @@ class Admission:
             call.count = await self.count(call)
         return changed
 
-    async def _ask(self, call: Call, demand: Demand) -> Decision:
+    async def _try_reserve(self, call: Call, demand: Demand) -> Decision:
         request = Reserve(
             id=call.id,
             owner=self._rules.owner,
@@ -229,11 +229,11 @@ class Admission:
             call.actions.append("observe=would_refuse")
             call.decisions.append({"observed": list(granted.breaches)})
             self._planner.observed(call, granted.breaches)
-        own = call.request.output_tokens_max
-        limit = self._prices.output_tokens_max(cast(Deployment, call.deployment))
+        requested_max = call.request.output_tokens_max
+        model_max = self._prices.output_tokens_max(cast(Deployment, call.deployment))
         if call.holds_slices or not call.request.has_output:
             return
-        if granted.output_tokens < (own or limit or 2**62):
+        if granted.output_tokens < (requested_max or model_max or 2**62):
             call.output_cap = granted.output_tokens
         if granted.output_tokens < demand.output_tokens_max and "clamp" not in call.actions:
             call.actions.append("clamp")
@@ -242,25 +242,27 @@ class Admission:
         """The worst case: the whole prompt and the longest output, at the highest price that may apply."""
         request, count = call.request, cast(PromptCount, call.count)
         prompt_tokens = count.reserve_tokens + request.media_tokens
-        output_max = self.output_tokens_wanted(call) if request.has_output else 0
-        held = min(output_max, self._rules.slice_tokens) if call.holds_slices else output_max
-        worst = worst_case_cost(request, call.price, count, output_max)
+        output_tokens_max = self.output_tokens_max(call) if request.has_output else 0
+        held_output_tokens = (
+            min(output_tokens_max, self._rules.slice_tokens) if call.holds_slices else output_tokens_max
+        )
+        worst = worst_case_cost(request, call.price, count, output_tokens_max)
         return Demand(
             prompt_tokens=prompt_tokens,
-            output_tokens_max=held,
-            output_tokens_min=held,
+            output_tokens_max=held_output_tokens,
+            output_tokens_min=held_output_tokens,
             prompt_nano_usd=worst.prompt_nano_usd,
             output_nano_usd_per_token=worst.output_nano_usd_per_token,
             choices=request.choices,
         )
 
-    def output_tokens_wanted(self, call: Call) -> int:
+    def output_tokens_max(self, call: Call) -> int:
         """The longest output of each choice: the client's cap, but never more than the model's own maximum."""
-        limit = self._prices.output_tokens_max(cast(Deployment, call.deployment))
-        own = call.request.output_tokens_max
-        if own is None:
-            return limit or self._rules.output_tokens_unknown
-        return min(own, limit or OUTPUT_TOKENS_PLAUSIBLE_MAX)
+        model_max = self._prices.output_tokens_max(cast(Deployment, call.deployment))
+        requested_max = call.request.output_tokens_max
+        if requested_max is None:
+            return model_max or self._rules.output_tokens_unknown
+        return min(requested_max, model_max or OUTPUT_TOKENS_PLAUSIBLE_MAX)
 
     @staticmethod
     def _require_price(call: Call, limits_money: bool) -> None:

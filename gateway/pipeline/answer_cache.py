@@ -24,7 +24,7 @@ from gateway.pipeline.replay import canonical, storable_answer
 HEADER: Final = "x-farebox-cache"
 HIT_ACTION: Final = "cache=hit"
 # Actions that keep an answer out of the cache. A hit is among them: storing it again would extend its TTL forever.
-_NOT_KEPT: Final = ("clamp", "compress", "route", "fallback", "cut", HIT_ACTION)
+_UNCACHED_ACTIONS: Final = ("clamp", "compress", "route", "fallback", "cut", HIT_ACTION)
 TTL_SECONDS_MAX: Final = 86_400
 _log = structlog.get_logger(__name__)
 
@@ -49,14 +49,14 @@ class AnswerCache:
 
         Call this before admission, which may change the request.
         """
-        asked = exchange.headers.get(HEADER)
-        ttl_s = self._model_ttl_s(call.request.model) if asked is None else _seconds(asked)
+        header = exchange.headers.get(HEADER)
+        ttl_s = self._model_ttl_s(call.request.model) if header is None else _seconds(header)
         if not ttl_s:
             return None
-        versions = sorted(
+        version_headers = sorted(
             (name, value) for name, value in call.forwarded_headers.items() if not name.startswith("trace")
         )
-        key = hashlib.sha256(canonical([call.protocol.name, versions, call.request.body])).hexdigest()
+        key = hashlib.sha256(canonical([call.protocol.name, version_headers, call.request.body])).hexdigest()
         lookup = CacheLookup(Slot("cache", call.principal.project, key), ttl_s)
         exchange.keep_answer(partial(self._keep, lookup, call))
         return lookup
@@ -69,10 +69,10 @@ class AnswerCache:
             _log.warning("cache_unavailable", error=str(error))
             return None
 
-    async def _keep(self, lookup: CacheLookup, call: Call, answered: SentAnswer) -> None:
+    async def _keep(self, lookup: CacheLookup, call: Call, sent: SentAnswer) -> None:
         """Store the answer, unless the request was changed for this run only: clamped, compressed or rerouted."""
-        answer = storable_answer(answered)
-        if answer is None or any(action.startswith(_NOT_KEPT) for action in call.actions):
+        answer = storable_answer(sent)
+        if answer is None or any(action.startswith(_UNCACHED_ACTIONS) for action in call.actions):
             return
         try:
             await self._storage.put(lookup.slot, answer, lookup.ttl_s * 1000)

@@ -1,4 +1,4 @@
-"""One call on its way through the pipeline: who makes it, what it asks for, what was decided, and how it ended."""
+"""One call in the pipeline: its caller, its request, the decisions made on it, and how it ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from policies.values import value_class
 
 LOCAL_PROJECT: Final = "default"
 NO_CHAIN: Final = Chain(())
-UPSTREAM: Final = "upstream"  # the only stop whose time is spent by the provider
+UPSTREAM: Final = "upstream"  # the only stage whose time is spent by the provider
 
 
 @value_class
@@ -39,7 +39,7 @@ class Principal:
 
 
 class Timings:
-    """How long each stop took, for `server-timing`."""
+    """How long each stage took, for `server-timing`."""
 
     __slots__ = ("_entries", "_last_ns", "_started_ns", "_upstream_ns")
 
@@ -49,12 +49,13 @@ class Timings:
         self._entries: list[str] = []
 
     def stop(self, name: str) -> None:
-        now = perf_counter_ns()
-        took_ns = now - self._last_ns
-        self._last_ns = now
+        """End the stage `name`, and begin the next."""
+        now_ns = perf_counter_ns()
+        duration_ns = now_ns - self._last_ns
+        self._last_ns = now_ns
         if name == UPSTREAM:
-            self._upstream_ns += took_ns
-        self._entries.append(f"{name};dur={took_ns / 1e6:.3f}")
+            self._upstream_ns += duration_ns
+        self._entries.append(f"{name};dur={duration_ns / 1e6:.3f}")
 
     @property
     def elapsed_ms(self) -> int:
@@ -62,7 +63,7 @@ class Timings:
 
     @property
     def overhead_us(self) -> int:
-        """The time up to the last stop, without the provider's share."""
+        """The time up to the end of the last stage, without the provider's share."""
         return (self._last_ns - self._started_ns - self._upstream_ns) // 1000
 
     def header(self) -> str:
@@ -85,12 +86,12 @@ class Original:
     messages: Sequence[Any]
     count: PromptCount
     model: str  # whose tokenizer counted it
-    asking_nano_usd: int = 0
+    condensing_nano_usd: int = 0
 
 
 @dataclass(slots=True)
 class Call:
-    """Created at the first stop and filled in on the way. `id` is also the id of the reservation and of the usage event."""
+    """Created at the first stage and completed by the following ones. `id` is also the id of the reservation and of the usage event."""
 
     id: str
     protocol: WireProtocol
@@ -117,7 +118,7 @@ class Call:
     original: Original | None = None
     saved: Amount = ZERO
     # The price of the requested model, if another one answers: savings are measured against it.
-    price_asked: Price | None = None
+    requested_price: Price | None = None
     arm: Arm | None = None  # the run's side of the holdout; None: nothing is compared
     lane: Lane | None = None
     is_admitted: bool = False

@@ -51,5 +51,5 @@ def plausible_usage(request: Request, price: Price | None, usage: Usage | None) 
     """The provider's usage; None if it is many times what the model can read and write: our own count is used then."""
     if usage is None or price is None or not price.tokens_max or not request.has_output:
         return usage
-    most = price.tokens_max * request.choices
-    return usage if usage.input_tokens <= most and usage.output_tokens <= most else None
+    tokens_max = price.tokens_max * request.choices
+    return usage if usage.input_tokens <= tokens_max and usage.output_tokens <= tokens_max else None

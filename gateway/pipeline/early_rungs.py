@@ -1,4 +1,4 @@
-"""Rungs that are taken before a call stops fitting: as soon as no more than a given share of a budget is left.
+"""Rungs that are taken while a call still fits: as soon as no more than a given share of a budget is left.
 
 Only ladders that name shares use this, so only their calls pay for looking up what is left.
 """
@@ -17,7 +17,7 @@ from policies.pressure import Rung, TightestLimit, tightest_limit
 from policies.reservation import Decision, Demand, Refusal, Refused
 
 _WAIT_STEP_MS: Final = 100
-_NOTHING: Final = Demand(0, 0, 0, requests=0)
+_EMPTY_DEMAND: Final = Demand(0, 0, 0, requests=0)
 
 
 class EarlyRungs:
@@ -26,21 +26,21 @@ class EarlyRungs:
         *,
         ledger: Ledger,
         planner: Planner,
-        why_not: Callable[[Call, Rung], str],
+        skip_reason: Callable[[Call, Rung], str],
         compress: Callable[[Call, None], Awaitable[bool]],
         reroute: Callable[[Call, None], Awaitable[bool]],
         demand: Callable[[Call], Demand],
-        ask: Callable[[Call, Demand], Awaitable[Decision]],
+        try_reserve: Callable[[Call, Demand], Awaitable[Decision]],
         output_tokens_min: int,
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
         self._ledger = ledger
         self._planner = planner
-        self._why_not = why_not
+        self._skip_reason = skip_reason
         self._compress = compress
         self._reroute = reroute
         self._demand = demand
-        self._ask = ask
+        self._try_reserve = try_reserve
         self._output_tokens_min = output_tokens_min
         self._sleep = sleep
 
@@ -50,12 +50,12 @@ class EarlyRungs:
         for rung, share in call.chain.ladder.early:
             if tightest is None or tightest.share > share:
                 continue
-            why_not = self._why_not(call, rung)
-            noted = {"rung": rung, "left": round(tightest.share, 4), "from": share}
-            if why_not:
-                call.decisions.append(noted | {"result": "not tried", "why": why_not})
+            skip_reason = self._skip_reason(call, rung)
+            facts = {"rung": rung, "left": round(tightest.share, 4), "from": share}
+            if skip_reason:
+                call.decisions.append(facts | {"result": "not tried", "why": skip_reason})
                 continue
-            call.decisions.append(noted | {"result": "taken early", "account": tightest.account, "unit": tightest.unit})
+            call.decisions.append(facts | {"result": "taken early", "account": tightest.account, "unit": tightest.unit})
             tightest = await self._take_rung(call, rung, share, tightest)
 
     async def _take_rung(self, call: Call, rung: Rung, share: float, tightest: TightestLimit) -> TightestLimit | None:
@@ -78,17 +78,17 @@ class EarlyRungs:
         Never clamps below the shortest useful answer.
         """
         demand = self._demand(call)
-        left = tightest.remaining // 2
+        spendable = tightest.remaining // 2
         if tightest.unit == "tokens":
-            room = left - demand.prompt_tokens
+            room = spendable - demand.prompt_tokens
         elif tightest.unit == "nano_usd" and demand.output_nano_usd_per_token:
-            room = (left - demand.prompt_nano_usd) // demand.output_nano_usd_per_token
+            room = (spendable - demand.prompt_nano_usd) // demand.output_nano_usd_per_token
         else:
             return
-        least = max(
+        shortest = max(
             self._output_tokens_min, call.request.output_tokens_min_useful, self._planner.output_tokens_min_useful(call)
         )
-        cap = max(room // demand.choices, least)
+        cap = max(room // demand.choices, shortest)
         if cap < demand.output_tokens_max:
             call.request.output_tokens_max = call.output_cap = cap
             call.actions.append("clamp")
@@ -112,7 +112,7 @@ class EarlyRungs:
 
     async def _share_refusal(self, call: Call, share: float, tightest: TightestLimit) -> GatewayError:
         # Reserve nothing: the ledger records what the call tightens, and reports the balances of all accounts.
-        decision = await self._ask(call, _NOTHING)
+        decision = await self._try_reserve(call, _EMPTY_DEMAND)
         call.reported_balances = decision.balances
         if isinstance(decision, Refused):
             self._planner.refused(call, decision)

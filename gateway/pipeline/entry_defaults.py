@@ -14,21 +14,21 @@ def with_defaults_of(deployment: Deployment, request: Request) -> Request:
 
     Fields from the configuration may raise the cost, so they count for the reservation like the client's own.
     """
-    before = request.added
+    previous = request.added
     body = request.body
-    if before is not None:
-        body = {name: value for name, value in body.items() if name not in before.fields}
+    if previous is not None:
+        body = {name: value for name, value in body.items() if name not in previous.fields}
     fields = request_defaults(deployment, body)
-    if before is None:
+    if previous is None:
         if not fields:
             return request
-        before = AddedFields({}, request.choices, request.output_tokens_max)
-    added = AddedFields(fields, before.choices, before.output_tokens_max)
+        previous = AddedFields({}, request.choices, request.output_tokens_max)
+    added = AddedFields(fields, previous.choices, previous.output_tokens_max)
     cap = _cap(added)
-    if request.output_tokens_max != _cap(before):  # a budget has lowered it since
-        cap = min(capped for capped in (cap, request.output_tokens_max) if capped is not None)
-    number = fields.get("n")
-    choices = added.choices * max(1, number) if type(number) is int else added.choices
+    if request.output_tokens_max != _cap(previous):  # a budget has lowered it since
+        cap = min(limit for limit in (cap, request.output_tokens_max) if limit is not None)
+    default_choices = fields.get("n")
+    choices = added.choices * max(1, default_choices) if type(default_choices) is int else added.choices
     return replace(request, body={**fields, **body}, choices=choices, output_tokens_max=cap, added=added)
 
 

@@ -69,7 +69,7 @@ def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) ->
         event["input_tokens"], event["output_tokens"] = usage.input_tokens, usage.output_tokens
         event["cache_read_tokens"], event["cache_write_tokens"] = usage.cache_read_tokens, usage.cache_write_tokens
         event["reasoning_tokens"] = usage.reasoning_tokens
-    detail = seen_of(call)
+    detail = intensity_inputs(call)
     if call.decisions:
         detail["decisions"] = call.decisions
     if detail:
@@ -77,39 +77,39 @@ def detail_of(call: Call, outcome: Outcome, usage: Usage | None, source: str) ->
     return orjson.dumps(event)
 
 
-def seen_of(call: Call) -> dict[str, Any]:
+def intensity_inputs(call: Call) -> dict[str, Any]:
     """The inputs of an agent's intensity: tools offered, tool results in the request, and which retry it is.
 
     Tool calls are counted when their results come back at the end of the next request, so that those of streams count too.
     """
-    body, seen = call.request.body, {}
+    body, inputs = call.request.body, {}
     tools = body.get("tools")
     if isinstance(tools, list) and tools:
-        seen["tools"] = len(tools)
-        answered = tool_results(body.get("messages") or body.get("input"))
-        if answered:
-            seen["tool_calls"] = answered
+        inputs["tools"] = len(tools)
+        tool_calls = tool_results(body.get("messages") or body.get("input"))
+        if tool_calls:
+            inputs["tool_calls"] = tool_calls
     if call.retry:
-        seen["retry"] = call.retry
-    return {"seen": seen} if seen else {}
+        inputs["retry"] = call.retry
+    return {"seen": inputs} if inputs else {}
 
 
 def tool_results(messages: Any) -> int:
     """The number of tool results at the end of a conversation, in any protocol's format."""
     if not isinstance(messages, list):
         return 0
-    found = 0
+    count = 0
     for message in reversed(messages):
         if not isinstance(message, dict):
             break
         if message.get("role") == "tool" or message.get("type") == "function_call_output":
-            found += 1
+            count += 1
             continue
         content = message.get("content")
         if message.get("role") == "user" and isinstance(content, list):
-            found += sum(isinstance(part, dict) and part.get("type") == "tool_result" for part in content)
+            count += sum(isinstance(part, dict) and part.get("type") == "tool_result" for part in content)
         break
-    return found
+    return count
 
 
 def whole_event(call: Call, outcome: Outcome) -> bytes:

@@ -47,8 +47,8 @@ class ClientPresence:
         self.on_disconnect: Callable[[], None] | None = None
 
     def end(self) -> None:
-        is_news, self.is_over = not self.is_over, True
-        if is_news and self.on_disconnect is not None:
+        is_first, self.is_over = not self.is_over, True
+        if is_first and self.on_disconnect is not None:
             self.on_disconnect()
 
 
@@ -64,8 +64,8 @@ class Exchange:
             name.decode("latin-1"): value.decode("latin-1").rstrip(" \t") for name, value in reversed(scope["headers"])
         }
         self.is_answered = False
-        self.answered: SentAnswer | None = None  # None for streams
-        self.is_gone = False
+        self.sent_answer: SentAnswer | None = None  # None for streams
+        self.is_client_gone = False
         self._outlives_client = False
         self._keepers: list[Keeper] = []
         self._pieces: list[bytes] = []
@@ -82,8 +82,8 @@ class Exchange:
         """Raises `BadRequest` (413) as soon as the body is larger than `bytes_max`."""
         if self.headers.get("content-encoding", "identity") != "identity":
             raise BadRequest("Send the body without content-encoding.", status=415, code="unsupported_encoding")
-        declared = self.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > bytes_max:
+        content_length = self.headers.get("content-length", "")
+        if content_length.isdigit() and int(content_length) > bytes_max:
             raise BadRequest.too_large(bytes_max)
         parts: list[bytes] = []
         size, more = 0, True
@@ -107,12 +107,12 @@ class Exchange:
         self._outlives_client = True
 
     def watch(self, task: asyncio.Task[Any]) -> None:
-        """From now on, cancel `task` when the client disconnects; `is_gone` tells it why."""
+        """From now on, cancel `task` when the client disconnects; `is_client_gone` tells it why."""
         if self._outlives_client:
             return
 
         def cancel_call() -> None:
-            self.is_gone = True
+            self.is_client_gone = True
             task.cancel()
 
         presence = self._presence
@@ -139,10 +139,10 @@ class Exchange:
 
     async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.is_answered = True
-        given = list(headers)
+        header_list = list(headers)
         if self._keepers:
-            self._head = (status, tuple(given))
-        await self._send({"type": "http.response.start", "status": status, "headers": given})
+            self._head = (status, tuple(header_list))
+        await self._send({"type": "http.response.start", "status": status, "headers": header_list})
 
     async def write(self, data: bytes, more: bool = True) -> None:
         if self._keepers:
@@ -161,18 +161,18 @@ class Exchange:
         await self.write(data, more=False)
 
     async def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-        given = SentAnswer(status, tuple(headers), body)
+        sent = SentAnswer(status, tuple(headers), body)
         if self._keepers:
-            await self._keep(given)
+            await self._keep(sent)
         if self._answers_whole:
             self.is_answered = True
-            await self._send({"type": WHOLE_ANSWER, "status": status, "headers": given.headers, "body": body})
+            await self._send({"type": WHOLE_ANSWER, "status": status, "headers": sent.headers, "body": body})
         else:
-            await self.start(status, [*given.headers, (b"content-length", str(len(body)).encode())])
+            await self.start(status, [*sent.headers, (b"content-length", str(len(body)).encode())])
             await self.write(body, more=False)
-        self.answered = given
+        self.sent_answer = sent
 
-    async def _keep(self, answered: SentAnswer) -> None:
+    async def _keep(self, sent: SentAnswer) -> None:
         keepers, self._keepers = self._keepers, []
         for keeper in keepers:
-            await keeper(answered)
+            await keeper(sent)

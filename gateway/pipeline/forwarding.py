@@ -32,7 +32,7 @@ from policies.reservation import Demand
 from policies.routing import is_auto
 
 _log = structlog.get_logger(__name__)
-_SHOWN_MAX: Final = 300
+_LOGGED_CHARS_MAX: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ class Forwarding:
             if isinstance(failure, UpstreamAnswer):
                 return failure
             tried.append(failure.deployment.id)
-            following = await self._following(call, failure, tried)
-            if following is None:
+            next_deployment = await self._next_deployment(call, failure, tried)
+            if next_deployment is None:
                 return _final(failure)
             if failure.answer is not None and failure.answer.close is not None:
                 await failure.answer.close()
-            self._admission.use(call, following)
+            self._admission.use(call, next_deployment)
 
     async def _attempt(self, call: Call, send_observer: SendObserver | None) -> UpstreamAnswer | _Failure:
         deployment = call.deployment
@@ -92,7 +92,9 @@ class Forwarding:
             answer = await self._upstream.send(deployment, self._upstream_call(call, send_observer))
         except UpstreamError as error:
             self._pool.report(deployment, error.status)
-            _log.warning("upstream_failed", request_id=call.id, model=deployment.name, error=str(error)[:_SHOWN_MAX])
+            _log.warning(
+                "upstream_failed", request_id=call.id, model=deployment.name, error=str(error)[:_LOGGED_CHARS_MAX]
+            )
             call.is_with_upstream = False
             return _Failure(deployment, None, error)
         except BaseException:
@@ -120,16 +122,16 @@ class Forwarding:
             send_observer=send_observer,
         )
 
-    async def _following(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
+    async def _next_deployment(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
         """The deployment to try next, after any back-off that is due. None: this failure is final."""
         name = failure.deployment.name
         if not failure.is_context_window:
             sibling = self._pool.choose(name, tried)
             if self._should_retry(failure, len(tried), others=sibling is not None):
-                following = sibling or self._pool.choose(name, include_cooling_down=True)
-                if following is not None and await self._may_use(call, following):
+                candidate = sibling or self._pool.choose(name, include_cooling_down=True)
+                if candidate is not None and await self._may_use(call, candidate):
                     await self._wait(failure, len(tried), others=sibling is not None)
-                    return following
+                    return candidate
             elif sibling is not None:
                 self._pool.release(sibling)
         return await self._fallback(call, failure, tried)
@@ -137,26 +139,26 @@ class Forwarding:
     async def _fallback(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
         """A deployment of another model that the key may use and whose worst case fits the hold, or a larger one; None if there is none."""
         allowed = call.principal.allowed_models
-        for name in self._others(call, failure):
+        for name in self._fallback_models(call, failure):
             # Otherwise a caller could choose the model after all, by making its own fail: with too long a prompt, for example.
             if allowed and not is_among(name, allowed):
                 continue
-            following = self._pool.choose(name, tried)
-            if following is not None and await self._may_use(call, following):
+            candidate = self._pool.choose(name, tried)
+            if candidate is not None and await self._may_use(call, candidate):
                 call.actions.append(f"fallback={name}")
-                return following
+                return candidate
         return None
 
-    def _others(self, call: Call, failure: _Failure) -> tuple[str, ...]:
+    def _fallback_models(self, call: Call, failure: _Failure) -> tuple[str, ...]:
         """The models that may answer instead: the configured fallbacks, then the model that the caller named, if routing replaced it.
         The caller did not choose the replacement, so not even its 400 is final."""
-        named: tuple[str, ...] = ()
+        fallbacks: tuple[str, ...] = ()
         if self._should_fall_back(failure):
-            named = self._pool.fallbacks(call.model, context_window=failure.is_context_window)
-        asked = call.request.model
-        is_replaced = asked != call.model and not is_auto(asked)
+            fallbacks = self._pool.fallbacks(call.model, context_window=failure.is_context_window)
+        requested = call.request.model
+        is_replaced = requested != call.model and not is_auto(requested)
         is_unanswered = failure.error is None or not failure.error.bytes_received
-        return (*named, asked) if is_replaced and is_unanswered else named
+        return (*fallbacks, requested) if is_replaced and is_unanswered else fallbacks
 
     def _should_retry(self, failure: _Failure, attempts: int, *, others: bool) -> bool:
         if failure.error is not None:
@@ -178,29 +180,31 @@ class Forwarding:
     async def _wait(self, failure: _Failure, attempts: int, *, others: bool) -> None:
         await asyncio.sleep(self._pool.wait_s(attempts, retry_after_s=failure.retry_after_s, others=others))
 
-    async def _may_use(self, call: Call, following: Deployment) -> bool:
-        if await self._topped_up(call, following):
+    async def _may_use(self, call: Call, candidate: Deployment) -> bool:
+        if await self._hold_covers(call, candidate):
             return True
-        self._pool.release(following)
+        self._pool.release(candidate)
         return False
 
-    async def _topped_up(self, call: Call, following: Deployment) -> bool:
+    async def _hold_covers(self, call: Call, candidate: Deployment) -> bool:
         """Whether the hold covers this deployment too, topping it up if needed: its price, prompt count and added fields differ."""
         grant = call.grant
         if grant is None or call.count is None or not grant.held.requests:
             return True
-        price = self._admission.price_of(following)
+        price = self._admission.price_of(candidate)
         if price is None and call.chain.limits_money:
             return False
-        count = await self._admission.count(call, following)
-        request = with_defaults_of(following, call.request)
+        count = await self._admission.count(call, candidate)
+        request = with_defaults_of(candidate, call.request)
         worst = worst_case_cost(request, price, count, grant.output_tokens)
-        needed = worst.prompt_nano_usd + worst.output_nano_usd_per_token * grant.output_tokens * request.choices
-        tokens = count.reserve_tokens - call.count.reserve_tokens
-        tokens += grant.output_tokens * (request.choices - call.request.choices)
-        nano_usd = needed - grant.held.nano_usd
-        if tokens > 0 or nano_usd > 0:
-            extra = Demand(max(0, tokens), 0, 0, prompt_nano_usd=max(0, nano_usd), requests=0)
+        needed_nano_usd = (
+            worst.prompt_nano_usd + worst.output_nano_usd_per_token * grant.output_tokens * request.choices
+        )
+        extra_tokens = count.reserve_tokens - call.count.reserve_tokens
+        extra_tokens += grant.output_tokens * (request.choices - call.request.choices)
+        extra_nano_usd = needed_nano_usd - grant.held.nano_usd
+        if extra_tokens > 0 or extra_nano_usd > 0:
+            extra = Demand(max(0, extra_tokens), 0, 0, prompt_nano_usd=max(0, extra_nano_usd), requests=0)
             if await self._reserving.extend(call, extra) is None:
                 return False
         call.count = count

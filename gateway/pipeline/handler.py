@@ -1,4 +1,4 @@
-"""The story of one call, in the order in which it happens."""
+"""Handles one call: its stages, in the order in which they happen."""
 
 from __future__ import annotations
 
@@ -93,15 +93,15 @@ class CallHandler:
             _log.exception("call_failed", request_id=call_id)
             if call is not None and not call.is_admitted:
                 self._settler.not_admitted(call, "internal_error", "error")
-            fault = GatewayError("Something broke inside the gateway.")
-            await self._answer_error(exchange, protocol, fault, call, call_id, path_tags)
+            internal_error = GatewayError("Something broke inside the gateway.")
+            await self._answer_error(exchange, protocol, internal_error, call, call_id, path_tags)
 
     async def _serve_once(self, exchange: Exchange, call: Call) -> None:
-        async with self._idempotency.once(exchange, call) as kept:
-            if kept is None:
+        async with self._idempotency.once(exchange, call) as stored:
+            if stored is None:
                 await self._serve(exchange, call)
             else:
-                await self._replay(exchange, call, kept)
+                await self._replay(exchange, call, stored)
 
     async def _serve(self, exchange: Exchange, call: Call) -> None:
         if call.run is not None:
@@ -132,7 +132,7 @@ class CallHandler:
             self._admission.release_deployment(call)
             # The reservation may exist even though the ledger's reply never arrived; voiding it by its id is harmless if not.
             if call.count is not None and call.grant is None:
-                undo = self._started(self._undo_admission(call))
+                undo = self._start_task(self._undo_admission(call))
                 # An unreachable ledger replies late or never, so do not keep the client waiting for it.
                 if not isinstance(error, LedgerOutage):
                     await asyncio.shield(undo)
@@ -144,32 +144,35 @@ class CallHandler:
         except LedgerUnavailable:
             _log.warning("hold_left_to_sweeper", request_id=call.id)
 
-    async def _replay(self, exchange: Exchange, call: Call, kept: StoredAnswer) -> None:
+    async def _replay(self, exchange: Exchange, call: Call, stored: StoredAnswer) -> None:
         """Send the stored answer. Nothing is admitted or spent: the first call was."""
         call.actions.append("replay")
         await self.settle(call, Outcome())
-        headers = [*encoded(call_headers(call, ())), (b"content-type", kept.content_type), _REPLAYED]
-        await exchange.answer(200, headers, kept.body)
+        headers = [*encoded(call_headers(call, ())), (b"content-type", stored.content_type), _REPLAYED]
+        await exchange.answer(200, headers, stored.body)
 
     async def _forward(self, exchange: Exchange, call: Call, lookup: CacheLookup | None) -> None:
         outcome = Outcome()
-        ending = _SettleOnce(self, call)
+        settle_once = _SettleOnce(self, call)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we are in it
         exchange.watch(task)
         try:
-            kept = None if lookup is None else await self._cache.find(lookup)
-            if kept is not None:
+            stored = None if lookup is None else await self._cache.find(lookup)
+            if stored is not None:
                 call.actions.append(HIT_ACTION)
-                await self._answer_from_cache(exchange, call, kept, await ending.settle(outcome))
+                await self._answer_from_cache(exchange, call, stored, await settle_once.settle(outcome))
                 return
-            await self._relaying.relay(exchange, call, outcome, ending.settle)
+            await self._relaying.relay(exchange, call, outcome, settle_once.settle)
         except asyncio.CancelledError:
-            outcome.status, outcome.code = "cancelled", "client_closed" if exchange.is_gone else "gateway_stopping"
+            outcome.status, outcome.code = (
+                "cancelled",
+                "client_closed" if exchange.is_client_gone else "gateway_stopping",
+            )
             # A request in flight may have reached the provider, which will then bill it.
             outcome.reached = outcome.reached or call.is_with_upstream
             task.uncancel()
-            if not exchange.is_gone:
+            if not exchange.is_client_gone:
                 raise stopping() from None
         except GatewayError as error:
             outcome.status, outcome.code = "error", error.code
@@ -181,15 +184,19 @@ class CallHandler:
             raise
         finally:
             exchange.unwatch()
-            await ending.settle(outcome)
+            await settle_once.settle(outcome)
 
     async def _answer_from_cache(
-        self, exchange: Exchange, call: Call, kept: StoredAnswer, settlement: Settlement
+        self, exchange: Exchange, call: Call, stored: StoredAnswer, settlement: Settlement
     ) -> None:
         """Send a cached answer. The whole hold has been released, because no provider was called."""
         self._admission.release_deployment(call)
-        headers = [*encoded(call_headers(call, settlement.balances)), (b"content-type", kept.content_type), _CACHE_HIT]
-        await exchange.answer(200, headers, kept.body)
+        headers = [
+            *encoded(call_headers(call, settlement.balances)),
+            (b"content-type", stored.content_type),
+            _CACHE_HIT,
+        ]
+        await exchange.answer(200, headers, stored.body)
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
         """Settle even if the calling task is cancelled: the settlement is then repeated in a task of its own.
@@ -199,7 +206,7 @@ class CallHandler:
         try:
             return await self._settle(call, outcome)
         except asyncio.CancelledError:
-            await asyncio.shield(self._started(self._settle(call, outcome)))
+            await asyncio.shield(self._start_task(self._settle(call, outcome)))
             raise
 
     async def _settle(self, call: Call, outcome: Outcome) -> Settlement:
@@ -208,8 +215,8 @@ class CallHandler:
         finally:
             self._in_flight.finished(call)
 
-    def _started(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
+    def _start_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(coroutine)
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
         return task

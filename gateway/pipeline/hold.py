@@ -13,8 +13,8 @@ from policies.tokens import counting_for
 
 # Counting the output costs more than relaying it, so far from the limit it is done only now and then. Some text has fewer
 # bytes per token, but each event adds 100 bytes or more of framing.
-_BYTES_A_TOKEN: Final = 4
-_BYTES_BETWEEN_MAX: Final = 16_384
+_BYTES_PER_TOKEN: Final = 4
+_CHECK_INTERVAL_BYTES_MAX: Final = 16_384
 # A fast provider's events arrive many at a time. Near the limit they are relayed one or two at a time, so that everything
 # the hold still covers reaches the client.
 _PART_BYTES_MIN: Final = 256
@@ -27,10 +27,10 @@ class HoldKeeper:
     def __init__(self, call: Call, reserving: Reserving, *, slice_tokens: int) -> None:
         self._call = call
         self._reserving = reserving
-        self._slice = slice_tokens if call.holds_slices else 0
-        self._wanted = slice_tokens
+        self._slice_tokens = slice_tokens if call.holds_slices else 0
+        self._extension_tokens = slice_tokens
         self._is_bound = call.grant is not None and call.chain.is_enforced and bool(call.grant.held.requests)
-        self._margin = self._slice // 4
+        self._margin_tokens = self._slice_tokens // 4
         self._is_exhausted = False
         self.allowed_tokens = self._allowed_output_tokens()
         self._bytes_left = self._bytes_until_check(0)
@@ -54,31 +54,33 @@ class HoldKeeper:
     async def covers(self, output_tokens: int) -> bool:
         """Whether the hold covers this many tokens. Extends it first if needed, as far as the budgets allow."""
         if not self._is_bound:
-            self._bytes_left = _BYTES_BETWEEN_MAX
+            self._bytes_left = _CHECK_INTERVAL_BYTES_MAX
             return True
-        while output_tokens + self._margin > self.allowed_tokens and not self._is_exhausted:
-            self._is_exhausted = not await self._extend(max(self._wanted, output_tokens - self.allowed_tokens))
+        while output_tokens + self._margin_tokens > self.allowed_tokens and not self._is_exhausted:
+            self._is_exhausted = not await self._extend(
+                max(self._extension_tokens, output_tokens - self.allowed_tokens)
+            )
         self._bytes_left = self._bytes_until_check(output_tokens)
         return output_tokens <= self.allowed_tokens
 
     def _bytes_until_check(self, output_tokens: int) -> int:
         if not self._is_bound:
-            return _BYTES_BETWEEN_MAX
-        ahead_tokens = self.allowed_tokens - self._margin - output_tokens
-        return max(1, min(_BYTES_BETWEEN_MAX, ahead_tokens * _BYTES_A_TOKEN))
+            return _CHECK_INTERVAL_BYTES_MAX
+        ahead_tokens = self.allowed_tokens - self._margin_tokens - output_tokens
+        return max(1, min(_CHECK_INTERVAL_BYTES_MAX, ahead_tokens * _BYTES_PER_TOKEN))
 
     async def _extend(self, tokens: int) -> bool:
         call = self._call
-        wanted = max(1, -(-tokens // call.request.choices))
-        own = call.request.output_tokens_max
-        if self._slice and own is not None and call.grant is not None:
-            wanted = min(wanted, own - call.grant.output_tokens)
-        if wanted <= 0:
+        extra_tokens = max(1, -(-tokens // call.request.choices))
+        requested_max = call.request.output_tokens_max
+        if self._slice_tokens and requested_max is not None and call.grant is not None:
+            extra_tokens = min(extra_tokens, requested_max - call.grant.output_tokens)
+        if extra_tokens <= 0:
             return False
         rate = 0
         if call.count is not None:
-            rate = worst_case_cost(call.request, call.price, call.count, wanted).output_nano_usd_per_token
-        extra = Demand(0, wanted, 1, output_nano_usd_per_token=rate, choices=call.request.choices, requests=0)
+            rate = worst_case_cost(call.request, call.price, call.count, extra_tokens).output_nano_usd_per_token
+        extra = Demand(0, extra_tokens, 1, output_nano_usd_per_token=rate, choices=call.request.choices, requests=0)
         if await self._reserving.extend(call, extra) is None:
             return False
         self.allowed_tokens = self._allowed_output_tokens()

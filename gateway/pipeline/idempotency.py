@@ -44,13 +44,13 @@ class Idempotency:
         """
         slot = _slot(exchange.headers[HEADER], call)
         fingerprint = hashlib.sha256(canonical([call.protocol.name, call.request.body])).digest()
-        found = await self._claim(slot, fingerprint, call.id)
-        if found is not None:
-            if found.fingerprint != fingerprint:
+        stored = await self._claim(slot, fingerprint, call.id)
+        if stored is not None:
+            if stored.fingerprint != fingerprint:
                 raise _conflict("was used for another request", {"x-should-retry": "false"})
-            if not isinstance(found, StoredAnswer):
+            if not isinstance(stored, StoredAnswer):
                 raise _conflict("belongs to a call that is still under way", {"retry-after": "1"})
-            yield found
+            yield stored
             return
         exchange.keep_answer(partial(self._keep, slot, fingerprint))
         exchange.outlive_client()
@@ -81,8 +81,8 @@ class Idempotency:
             with contextlib.suppress(AnswerStorageUnavailable):
                 await self._storage.release(slot, owner)
 
-    async def _keep(self, slot: Slot, fingerprint: bytes, answered: SentAnswer) -> None:
-        answer = storable_answer(answered, fingerprint)
+    async def _keep(self, slot: Slot, fingerprint: bytes, sent: SentAnswer) -> None:
+        answer = storable_answer(sent, fingerprint)
         if answer is None:
             return
         try:
@@ -97,14 +97,14 @@ class Idempotency:
                 await self._storage.renew(slot, owner)
 
 
-def _slot(name: str, call: Call) -> Slot:
-    if not 0 < len(name) <= KEY_CHARS_MAX or not (name.isascii() and name.isprintable()):
+def _slot(key: str, call: Call) -> Slot:
+    if not 0 < len(key) <= KEY_CHARS_MAX or not (key.isascii() and key.isprintable()):
         raise BadRequest.header(HEADER, f"must be 1 to {KEY_CHARS_MAX} printable characters")
     principal = call.principal
-    return Slot("idempotency", principal.project, hashlib.sha256(canonical([principal.key_id, name])).hexdigest())
+    return Slot("idempotency", principal.project, hashlib.sha256(canonical([principal.key_id, key])).hexdigest())
 
 
-def _conflict(what: str, headers: dict[str, str]) -> BadRequest:
+def _conflict(problem: str, headers: dict[str, str]) -> BadRequest:
     return BadRequest(
-        f"Header {HEADER}: this key {what}.", status=409, code="idempotency_conflict", param=HEADER, headers=headers
+        f"Header {HEADER}: this key {problem}.", status=409, code="idempotency_conflict", param=HEADER, headers=headers
     )

@@ -1,4 +1,4 @@
-"""The first stops: authenticate the caller, read the request and its tags."""
+"""The first stages: authenticate the caller, read the request and its tags."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DENIED_HEADERS: Final = frozenset(
         "x-target-url",
     }
 )
-# The few client headers that mean something to a provider.
+# The client headers that are forwarded to the provider.
 _FORWARDED: Final = (
     "anthropic-beta",
     "anthropic-version",
@@ -126,8 +126,8 @@ class Intake:
 
     def _principal_of(self, key: ApiKey) -> Principal:
         """Cached for each key until it changes: then the snapshot holds another object."""
-        made_of, principal = self._principals.get(key.id, (None, None))
-        if principal is None or made_of is not key:
+        cached_key, principal = self._principals.get(key.id, (None, None))
+        if principal is None or cached_key is not key:
             if len(self._principals) >= _PRINCIPALS_MAX:
                 self._principals.clear()
             principal = principal_of(key)
@@ -153,21 +153,21 @@ def check_model(model: str, principal: Principal, is_model: Callable[[str], bool
 
 def credential_of(headers: Mapping[str, str]) -> str | None:
     """Raises `BadRequest` for two different credentials, because we could only guess which one counts."""
-    found: str | None = None
+    credential: str | None = None
     for name in _CREDENTIAL_HEADERS:
         value = headers.get(name)
         if value is None:
             continue
-        plain = value[7:].strip() if name == "authorization" and value[:7].lower() == "bearer " else value.strip()
-        if found is not None and plain != found:
+        candidate = value[7:].strip() if name == "authorization" and value[:7].lower() == "bearer " else value.strip()
+        if credential is not None and candidate != credential:
             raise BadRequest.header(name, "differs from another credential of the same request")
-        found = plain
-    return found or None
+        credential = candidate
+    return credential or None
 
 
 def principal_of(key: ApiKey) -> Principal:
-    named = {"workflow": key.workflow, "agent": key.agent, **key.tags}
-    defaults = {name: value for name, value in named.items() if value}
+    tags = {"workflow": key.workflow, "agent": key.agent, **key.tags}
+    defaults = {name: value for name, value in tags.items() if value}
     concurrency = key.limits.get("concurrency")
     return Principal(
         key_id=key.id,

@@ -36,7 +36,7 @@ _Key = tuple[str, str, str, int]
 
 @dataclass(slots=True)
 class _Entry:
-    seen: RepeatCount
+    repeats: RepeatCount
     under_way: int = 0
 
 
@@ -45,9 +45,9 @@ class Turn:
     """One call as the breaker sees it, from `begin` to `end`."""
 
     keys: tuple[_Key, ...]
-    before: tuple[RepeatCount, ...]  # restored if the call fails
-    times: int
-    what: str  # request, tools
+    previous: tuple[RepeatCount, ...]  # restored if the call fails
+    occurrences: int
+    repeated: str  # request or tools
 
 
 class LoopBreaker:
@@ -68,19 +68,19 @@ class LoopBreaker:
         body = call.request.body
         if not self._all_requests and not is_conversation(body):
             return None
-        place = (call.principal.project, call.run, call.tags.step)
-        keys = [(*place, hash((len(raw), raw[-_TAIL_BYTES:])))]
-        request = self._note(keys[0], raw)
+        scope = (call.principal.project, call.run, call.tags.step)
+        keys = [(*scope, hash((len(raw), raw[-_TAIL_BYTES:])))]
+        request = self._count_occurrence(keys[0], raw)
         tools = last_tool_turn(body)
         if tools is None:
             return Turn(tuple(keys), (request[0],), request[1], "request")
-        keys.append((*place, hash(tools)))
-        turned = self._note(keys[1], None)
-        what = "tools" if turned[1] >= request[1] else "request"
-        return Turn(tuple(keys), (request[0], turned[0]), max(request[1], turned[1]), what)
+        keys.append((*scope, hash(tools)))
+        tool_turn = self._count_occurrence(keys[1], None)
+        repeated = "tools" if tool_turn[1] >= request[1] else "request"
+        return Turn(tuple(keys), (request[0], tool_turn[0]), max(request[1], tool_turn[1]), repeated)
 
     def is_loop(self, turn: Turn) -> bool:
-        return turn.times > self._repeats
+        return turn.occurrences > self._repeats
 
     async def trip(self, call: Call, turn: Turn) -> BudgetRefusal:
         """Close the run for all gateways, and reset the count, so that a resumed run starts afresh."""
@@ -88,28 +88,35 @@ class LoopBreaker:
             self._entries.pop(key, None)
         run = call.run or ""
         self._alerts.tell(
-            "loop_detected", call.id, project=call.principal.project, run=run, step=call.tags.step, repeated=turn.what
+            "loop_detected",
+            call.id,
+            project=call.principal.project,
+            run=run,
+            step=call.tags.step,
+            repeated=turn.repeated,
         )
         try:
             await self._ledger.set_gate(call.principal.project, run_account(run), Gate.LOOPING)
         except LedgerUnavailable as error:
             _log.warning("loop_not_closed", run=run, error=str(error))
-        return loop_detected(call, what=turn.what, times=turn.times)
+        return loop_detected(call, repeated=turn.repeated, occurrences=turn.occurrences)
 
     def end(self, turn: Turn, exchange: Exchange | None) -> None:
         """`exchange` is None for a call that failed. A failed call is not counted, since the next one is its retry."""
         failed = (
-            exchange is None or exchange.is_gone or (exchange.answered is not None and exchange.answered.status >= 400)
+            exchange is None
+            or exchange.is_client_gone
+            or (exchange.sent_answer is not None and exchange.sent_answer.status >= 400)
         )
-        for key, before in zip(turn.keys, turn.before, strict=True):
+        for key, previous in zip(turn.keys, turn.previous, strict=True):
             entry = self._entries.get(key)
             if entry is not None:
                 entry.under_way -= 1
                 if failed:
-                    entry.seen = before
+                    entry.repeats = previous
 
-    def _note(self, key: _Key, raw: bytes | None) -> tuple[RepeatCount, int]:
-        """Count one more occurrence of `key`. Returns what was seen before, and the new count."""
+    def _count_occurrence(self, key: _Key, raw: bytes | None) -> tuple[RepeatCount, int]:
+        """Count one more occurrence of `key`. Returns the previous repeat count, and the new number of repeats."""
         entry = self._entries.get(key)
         if entry is None:
             self._entries[key] = _Entry(RepeatCount(), 1)
@@ -117,8 +124,8 @@ class LoopBreaker:
                 self._entries.popitem(last=False)
             return RepeatCount(0), 1
         self._entries.move_to_end(key)
-        before = entry.seen
+        previous = entry.repeats
         if not entry.under_way:
-            entry.seen = count_repeat(before, 0 if raw is None else hash(raw))
+            entry.repeats = count_repeat(previous, 0 if raw is None else hash(raw))
         entry.under_way += 1
-        return before, entry.seen.count
+        return previous, entry.repeats.count

@@ -23,13 +23,13 @@ class Planner(Protocol):
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The public name of the model to call. Raises `BadRequest` for an `auto` that no model can serve."""
 
-    async def compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
+    async def compress(self, call: Call, needed_tokens: int | None, *, under_pressure: bool = False) -> bool:
         """Shorten the prompt to `needed_tokens` if possible (None: by the configured ratio). Returns whether it was changed.
 
-        `pressed`: the call does not fit as it is.
+        `under_pressure`: the call does not fit as it is.
         """
 
-    def why_not(self, call: Call, rung: Rung) -> str:
+    def skip_reason(self, call: Call, rung: Rung) -> str:
         """Why a call may not be compressed or rerouted at all; empty if it may be."""
 
     async def reroute(self, call: Call, refused: Refused | None) -> bool:

@@ -43,14 +43,14 @@ class _ClimbState:
 
 
 class PressureLadder:
-    """`ask` asks the ledger, `demand` computes what the call in its current form may cost, `compress` shortens its prompt, and `reroute`
-    chooses a cheaper model."""
+    """`try_reserve` asks the ledger, `demand` computes what the call in its current form may cost, `compress` shortens its prompt,
+    and `reroute` chooses a cheaper model."""
 
     def __init__(
         self,
         *,
         planner: Planner,
-        ask: Callable[[Call, Demand], Awaitable[Decision]],
+        try_reserve: Callable[[Call, Demand], Awaitable[Decision]],
         demand: Callable[[Call], Demand],
         compress: Callable[[Call, int], Awaitable[bool]],
         reroute: Callable[[Call, Refused], Awaitable[bool]],
@@ -58,7 +58,7 @@ class PressureLadder:
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
         self._planner = planner
-        self._ask = ask
+        self._try_reserve = try_reserve
         self._demand = demand
         self._compress = compress
         self._reroute = reroute
@@ -68,23 +68,23 @@ class PressureLadder:
     async def climb(self, call: Call) -> tuple[Demand, Decision]:
         """The last demand, and the ledger's decision on it."""
         climb = _ClimbState(self._demand(call))
-        rungs = [rung for rung in call.chain.ladder.tried if not self.why_not(call, rung)]
+        rungs = [rung for rung in call.chain.ladder.tried if not self.skip_reason(call, rung)]
         first: Rung | None = None
         if rungs and rungs[0] is Rung.CLAMP:
             # A clamped request is granted as much as fits, up to the whole call, so there is no need to ask for the whole first.
             first = Rung.CLAMP
             climb.tried.add(_attempt(first, None, call.model))
             climb.demand, climb.is_clamped = self._clamped(call, climb.demand), True
-        await self._ask_again(call, climb, first)
-        tried = -1
-        while not climb.is_over and len(climb.tried) > tried:
-            tried = len(climb.tried)
+        await self._reserve_again(call, climb, first)
+        tried_before = -1
+        while not climb.is_over and len(climb.tried) > tried_before:
+            tried_before = len(climb.tried)
             for rung in rungs:
-                await self._take(call, climb, rung)
-        assert climb.decision is not None  # noqa: S101 - set by `_ask_again` above
+                await self._try_rung(call, climb, rung)
+        assert climb.decision is not None  # noqa: S101 - set by `_reserve_again` above
         return climb.demand, climb.decision
 
-    def why_not(self, call: Call, rung: Rung) -> str:
+    def skip_reason(self, call: Call, rung: Rung) -> str:
         """Why a rung of the ladder is not tried; empty if it is. Callers may forbid rungs."""
         if call.tags.options and f"no-{rung}" in call.tags.options:
             return f"the caller forbids it with no-{rung}"
@@ -96,9 +96,9 @@ class PressureLadder:
             case Rung.WAIT:
                 return "" if call.chain.wait_ms > 0 else "the budget gives no time to wait"
             case _:
-                return self._planner.why_not(call, rung)
+                return self._planner.skip_reason(call, rung)
 
-    async def _take(self, call: Call, climb: _ClimbState, rung: Rung) -> None:
+    async def _try_rung(self, call: Call, climb: _ClimbState, rung: Rung) -> None:
         refused = climb.refused
         attempt = _attempt(rung, refused, call.model)
         if climb.is_over or attempt in climb.tried:
@@ -106,13 +106,13 @@ class PressureLadder:
         climb.tried.add(attempt)
         if refused is not None and rung is Rung.WAIT:
             await self._wait(call, climb, refused)
-        elif await self._changes(call, climb, rung, refused):
+        elif await self._apply(call, climb, rung, refused):
             climb.demand = self._demand_of(call, climb)
-            await self._ask_again(call, climb, rung)
+            await self._reserve_again(call, climb, rung)
         else:
             call.decisions.append({"rung": rung, "result": "changed nothing"})
 
-    async def _changes(self, call: Call, climb: _ClimbState, rung: Rung, refused: Refused | None) -> bool:
+    async def _apply(self, call: Call, climb: _ClimbState, rung: Rung, refused: Refused | None) -> bool:
         """Apply the rung. Returns whether it made the call smaller."""
         if rung is Rung.CLAMP:
             climb.is_clamped = True
@@ -127,9 +127,9 @@ class PressureLadder:
             return False
         return await self._compress(call, room)
 
-    async def _ask_again(self, call: Call, climb: _ClimbState, rung: Rung | None) -> None:
+    async def _reserve_again(self, call: Call, climb: _ClimbState, rung: Rung | None) -> None:
         is_first = climb.decision is None
-        climb.decision = await self._ask(call, climb.demand)
+        climb.decision = await self._try_reserve(call, climb.demand)
         refused = climb.refused
         if refused is None:
             if not is_first:
@@ -144,9 +144,9 @@ class PressureLadder:
         return self._clamped(call, demand) if climb.is_clamped else demand
 
     def _clamped(self, call: Call, demand: Demand) -> Demand:
-        return replace(demand, output_tokens_min=self._output_tokens_least(call, demand))
+        return replace(demand, output_tokens_min=self._shortest_answer_tokens(call, demand))
 
-    def _output_tokens_least(self, call: Call, demand: Demand) -> int:
+    def _shortest_answer_tokens(self, call: Call, demand: Demand) -> int:
         return min(max(self._output_tokens_min, call.request.output_tokens_min_useful), demand.output_tokens_max)
 
     def _prompt_tokens_target(self, call: Call, climb: _ClimbState, refused: Refused) -> int | None:
@@ -156,44 +156,47 @@ class PressureLadder:
         length, the answer will have to be clamped: then leave room for the usual answer, or else for the shortest useful one.
         """
         demand = climb.demand
-        answers = [demand.output_tokens_max]
-        if Rung.CLAMP in call.chain.ladder.tried and not self.why_not(call, Rung.CLAMP):
-            least = self._output_tokens_least(call, demand)
+        answer_lengths = [demand.output_tokens_max]
+        if Rung.CLAMP in call.chain.ladder.tried and not self.skip_reason(call, Rung.CLAMP):
+            shortest = self._shortest_answer_tokens(call, demand)
             usual = min(self._planner.output_tokens_expected(call), demand.output_tokens_max)
-            answers = [max(usual, least), least]
+            answer_lengths = [max(usual, shortest), shortest]
             if climb.is_clamped:
-                answers = [least]
+                answer_lengths = [shortest]
             elif call.request.output_tokens_max is not None:
-                answers.insert(0, demand.output_tokens_max)
-        rooms = (prompt_room(refused, demand, answer) for answer in answers)
+                answer_lengths.insert(0, demand.output_tokens_max)
+        rooms = (prompt_room(refused, demand, answer_length) for answer_length in answer_lengths)
         room = next((room for room in rooms if room > 0), None)
         # The demand includes the tokens of images and sounds, which compression cannot shorten.
         return None if room is None else max(1, room - call.request.media_tokens)
 
     async def _wait(self, call: Call, climb: _ClimbState, refused: Refused) -> None:
         """Hold the call while only sibling reservations stand in its way. `wait_seconds` bounds all of its waits together."""
-        before_ms = climb.waited_ms
+        waited_before_ms = climb.waited_ms
         decision: Decision = refused
         while (
             isinstance(decision, Refused) and decision.reason is Refusal.BUSY and climb.waited_ms < call.chain.wait_ms
         ):
             await self._sleep(_WAIT_STEP_MS / 1000)
             climb.waited_ms += _WAIT_STEP_MS
-            decision = await self._ask(call, climb.demand)
-        if climb.waited_ms == before_ms:
+            decision = await self._try_reserve(call, climb.demand)
+        if climb.waited_ms == waited_before_ms:
             call.decisions.append({"rung": Rung.WAIT, "result": "changed nothing"})
             return
         climb.decision = decision
-        call.actions[:] = [*(one for one in call.actions if one != f"wait={before_ms}ms"), f"wait={climb.waited_ms}ms"]
-        shown = _refusal_facts(decision) if isinstance(decision, Refused) else {"result": "fits"}
-        call.decisions.append({"rung": Rung.WAIT} | shown)
+        call.actions[:] = [
+            *(action for action in call.actions if action != f"wait={waited_before_ms}ms"),
+            f"wait={climb.waited_ms}ms",
+        ]
+        facts = _refusal_facts(decision) if isinstance(decision, Refused) else {"result": "fits"}
+        call.decisions.append({"rung": Rung.WAIT} | facts)
 
     def _note_skipped(self, call: Call) -> None:
         """Record why rungs are skipped. Only for calls that did not fit; the others never need their ladder."""
         for rung in call.chain.ladder.tried:
-            why_not = self.why_not(call, rung)
-            if why_not:
-                call.decisions.append({"rung": rung, "result": "not tried", "why": why_not})
+            skip_reason = self.skip_reason(call, rung)
+            if skip_reason:
+                call.decisions.append({"rung": rung, "result": "not tried", "why": skip_reason})
 
 
 def _attempt(rung: Rung, refused: Refused | None, model: str) -> _Attempt:

@@ -20,7 +20,6 @@ _UNIT_NAMES: Final[dict[Unit, str]] = {"tokens": "tokens", "nano_usd": "usd", "r
 
 
 def refusal_error(call: Call, refused: Refused) -> GatewayError:
-    """The error for a refused reservation."""
     if refused.reason is Refusal.TOO_LARGE:
         refused = _by_smallest(call, refused)
     link = call.chain.link(refused.account)
@@ -50,11 +49,11 @@ def refusal_error(call: Call, refused: Refused) -> GatewayError:
         )
     if link.resets_at_ms is not None:
         return _window_refusal(call, link, refused, unit, facts)
-    raised = _budget_to_raise(call, link, unit)
+    budget = _budget_to_raise(call, link, unit)
     if unit == "requests":
-        facts["hint"] = f"Raise {raised} or make fewer calls."
+        facts["hint"] = f"Raise {budget} or make fewer calls."
     else:
-        facts["hint"] = f"Raise {raised}, cap the output with max_tokens, or send less context."
+        facts["hint"] = f"Raise {budget}, cap the output with max_tokens, or send less context."
     return BudgetRefusal(
         _remaining_sentence(link, refused, unit, call),
         code=f"{scope}_budget_exceeded",
@@ -66,8 +65,8 @@ def refusal_error(call: Call, refused: Refused) -> GatewayError:
 def _by_smallest(call: Call, refused: Refused) -> Refused:
     """Blame the smallest of the budgets that the call is too large for, because it has to be raised most."""
     unit = refused.unit or "tokens"
-    known = zip(call.chain.links, refused.balances, strict=False)
-    limited = [one for link, one in known if link.hold.enforce and one.limit.of(unit) is not None]
+    balances = zip(call.chain.links, refused.balances, strict=False)
+    limited = [balance for link, balance in balances if link.hold.enforce and balance.limit.of(unit) is not None]
     smallest = min(limited, key=lambda one: one.limit.of(unit) or 0, default=refused.balance)
     return replace(refused, account=smallest.account, balance=smallest)
 
@@ -124,8 +123,8 @@ def _gate_error(call: Call, link: Link, gate: Gate) -> GatewayError:
     )
 
 
-def loop_detected(call: Call, *, run: str | None = None, what: str = "", times: int = 0) -> BudgetRefusal:
-    """The run was stopped because its agent repeats itself. `what` and `times` are given if this very call tripped the breaker."""
+def loop_detected(call: Call, *, run: str | None = None, repeated: str = "", occurrences: int = 0) -> BudgetRefusal:
+    """The run was stopped because its agent repeats itself. `repeated` and `occurrences` are given if this call tripped the breaker."""
     run = run or call.run
     facts = _identity(call) | {
         "scope": "run",
@@ -134,21 +133,19 @@ def loop_detected(call: Call, *, run: str | None = None, what: str = "", times: 
         "hint": "Look at why the agent repeats itself, then resume the run with POST /api/runs/{id}/resume, or begin a new one.",
     }
     message = f"Run '{run}' was stopped: its agent repeats itself."
-    if times:
-        facts |= {"repeated": what, "times": times}
-        same = "the same tool calls with the same results" if what == "tools" else "the very same request"
-        message = f"Run '{run}' was stopped: step '{call.tags.step}' came {times} times with {same}."
+    if occurrences:
+        facts |= {"repeated": repeated, "times": occurrences}
+        repetition = "the same tool calls with the same results" if repeated == "tools" else "the very same request"
+        message = f"Run '{run}' was stopped: step '{call.tags.step}' came {occurrences} times with {repetition}."
     return BudgetRefusal(message, code="loop_detected", type="run_not_active", metadata=facts, headers=_NO_RETRY)
 
 
 def _remaining_sentence(link: Link, refused: Refused, unit: Unit, call: Call) -> str:
     balance = refused.balance
-    left = max(0, balance.remaining(unit) or 0)
+    remaining = max(0, balance.remaining(unit) or 0)
     limit = balance.limit.of(unit) or 0
     name = _name(link, call)
-    figures = (
-        f"has {_figure(left, unit)} of {_amount(limit, unit)} left; this call needs {_figure(refused.needed, unit)}."
-    )
+    figures = f"has {_figure(remaining, unit)} of {_amount(limit, unit)} left; this call needs {_figure(refused.needed, unit)}."
     return f"{name[0].upper()}{name[1:]} {figures}"
 
 

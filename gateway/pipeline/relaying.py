@@ -43,15 +43,15 @@ class Judge(Protocol):
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream in progress. `kept` is its data so far, if the client wants a buffered answer or the answer is to be judged."""
+    """A stream in progress. `buffered` is its data so far, if the client wants a buffered answer or the answer is to be judged."""
 
     answer: UpstreamAnswer
     relay: Relay
     keeper: HoldKeeper
-    kept: list[bytes]
+    buffered: list[bytes]
     was_cut: bool = False
     is_judged: bool = False  # whether the whole answer is judged at the end
-    kept_bytes: int = 0
+    buffered_bytes: int = 0
 
 
 class Relaying:
@@ -133,7 +133,7 @@ class Relaying:
             # Count again: the chunks since the last count have to be paid for too.
             outcome.output_tokens_seen = stream.relay.output_tokens
             outcome.usage = _usage_so_far(call, stream.relay, outcome.output_tokens_seen)
-            if call.request.stream and not exchange.is_gone:
+            if call.request.stream and not exchange.is_client_gone:
                 await exchange.abort(stream.relay.fail(stopping()))
             raise
         self._judge_stream(call, stream)
@@ -145,7 +145,7 @@ class Relaying:
         assert stream.answer.pieces is not None  # noqa: S101
         async for piece in stream.answer.pieces:
             for part in stream.keeper.parts(piece):
-                if not await self._take(exchange, call, stream, outcome, part):
+                if not await self._relay_part(exchange, call, stream, outcome, part):
                     return
         relay = stream.relay
         outcome.output_tokens_seen = relay.output_tokens
@@ -153,7 +153,7 @@ class Relaying:
         if not relay.is_finished:
             raise UpstreamBroken("The provider's stream ended in the middle of the answer.", bytes_received=True)
 
-    async def _take(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, part: bytes) -> bool:
+    async def _relay_part(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, part: bytes) -> bool:
         """Relay one part of the stream. False: the hold does not cover the part, so the answer was cut before it."""
         relay, keeper = stream.relay, stream.keeper
         data = relay.feed(part)
@@ -161,7 +161,7 @@ class Relaying:
         if keeper.is_due(max(len(part), len(data))):
             outcome.output_tokens_seen = relay.output_tokens
             self._in_flight.progressed(call, outcome.output_tokens_seen)
-            if await self._is_beyond(stream, outcome.output_tokens_seen):
+            if await self._exceeds_hold(stream, outcome.output_tokens_seen):
                 # A provider that has finished reports what it bills, including the part that the client will not get.
                 outcome.output_tokens_seen = min(outcome.output_tokens_seen, keeper.allowed_tokens)
                 outcome.usage = _usage_so_far(call, relay, outcome.output_tokens_seen)
@@ -174,7 +174,7 @@ class Relaying:
         return True
 
     @staticmethod
-    async def _is_beyond(stream: _Stream, output_tokens: int) -> bool:
+    async def _exceeds_hold(stream: _Stream, output_tokens: int) -> bool:
         """Whether this much exceeds the hold. The hold is extended ahead of need only while the answer is still growing."""
         keeper = stream.keeper
         if stream.relay.is_finished and output_tokens <= keeper.allowed_tokens:
@@ -185,14 +185,14 @@ class Relaying:
         if call.request.stream:
             await exchange.write(data)
         if stream.is_judged or not call.request.stream:
-            stream.kept.append(data)
-            stream.kept_bytes += len(data)
-            stream.is_judged = stream.is_judged and stream.kept_bytes <= _JUDGED_BYTES_MAX
+            stream.buffered.append(data)
+            stream.buffered_bytes += len(data)
+            stream.is_judged = stream.is_judged and stream.buffered_bytes <= _JUDGED_BYTES_MAX
 
     def _judge_stream(self, call: Call, stream: _Stream) -> None:
         """Judge the answer before it is settled, so that its record has the result. An answer that the budget cut is not judged."""
         if stream.is_judged and not stream.was_cut:
-            self._judge.judge(call, b"".join([*stream.kept, stream.relay.close(None)]), streamed=True)
+            self._judge.judge(call, b"".join([*stream.buffered, stream.relay.close(None)]), streamed=True)
 
     async def _end_whole(self, exchange: Exchange, call: Call, stream: _Stream, settlement: Settlement) -> None:
         if stream.was_cut:
@@ -201,7 +201,7 @@ class Relaying:
             note = budget_note(call, settlement.balances)
             await exchange.write(stream.relay.close(note), more=False)
             return
-        body = orjson.dumps(call.protocol.assemble(b"".join([*stream.kept, stream.relay.close(None)])))
+        body = orjson.dumps(call.protocol.assemble(b"".join([*stream.buffered, stream.relay.close(None)])))
         headers = [("content-type", "application/json"), *call_headers(call, settlement.balances)]
         await exchange.answer(200, encoded(headers), body)
 
@@ -291,8 +291,8 @@ def _as_error(error: StreamBroken | UpstreamError, answer: UpstreamAnswer) -> Ga
 
 
 def _stream_headers(answer: UpstreamAnswer, call: Call, balances: Sequence[Balance]) -> list[tuple[str, str]]:
-    kept = [(name, value) for name, value in answer.headers.items() if name not in _OWN_HEADERS]
-    return [*_STREAM_HEADERS, *kept, *call_headers(call, balances)]
+    forwarded = [(name, value) for name, value in answer.headers.items() if name not in _OWN_HEADERS]
+    return [*_STREAM_HEADERS, *forwarded, *call_headers(call, balances)]
 
 
 def _without_length(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:

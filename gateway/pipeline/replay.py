@@ -16,19 +16,19 @@ _BUDGET_NOTE: Final = re.compile(rb"^: budget [^\n]*\n\n", re.MULTILINE)
 _EVENTS: Final = b"text/event-stream"
 
 
-def storable_answer(answered: SentAnswer, fingerprint: bytes = b"") -> StoredAnswer | None:
+def storable_answer(sent: SentAnswer, fingerprint: bytes = b"") -> StoredAnswer | None:
     """The answer as stored; None if it failed."""
-    if answered.status >= 300:
+    if sent.status >= 300:
         return None
-    content_type = dict(answered.headers).get(b"content-type", b"application/json")
-    body = _BUDGET_NOTE.sub(b"", answered.body) if content_type.startswith(_EVENTS) else answered.body
+    content_type = dict(sent.headers).get(b"content-type", b"application/json")
+    body = _BUDGET_NOTE.sub(b"", sent.body) if content_type.startswith(_EVENTS) else sent.body
     return StoredAnswer(fingerprint, content_type, body)
 
 
 def canonical(value: Any) -> bytes:
     """The same bytes for the same request, whatever the order of its keys. Uploads are replaced by their digest."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_plain)
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_json_default)
 
 
-def _plain(value: Any) -> Any:
+def _json_default(value: Any) -> Any:
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)

@@ -61,7 +61,7 @@ def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, s
     """
     headers: list[tuple[str, str]] = []
     shown: set[Scope] = set()
-    whole = _tokens_of_run(call, balances)
+    run_limit_tokens = _run_limit_tokens(call, balances)
     for balance, link in zip(balances, call.chain.links, strict=False):
         scope = link.scope
         # A chain may also hold parent runs, which are not the call's own.
@@ -71,23 +71,26 @@ def budget_headers(call: Call, balances: Sequence[Balance]) -> list[tuple[str, s
             continue
         limit, settled, reserved = balance.limit, balance.settled, balance.reserved
         if limit.tokens is not None:
-            most = limit.tokens
-            if scope is Scope.STEP and link.hold.enforce and whole is not None:
-                most = min(most, whole)
-            left = max(0, most - settled.tokens - reserved.tokens)
+            limit_tokens = limit.tokens
+            if scope is Scope.STEP and link.hold.enforce and run_limit_tokens is not None:
+                limit_tokens = min(limit_tokens, run_limit_tokens)
+            remaining_tokens = max(0, limit_tokens - settled.tokens - reserved.tokens)
             # Links go from narrow to wide: a step that has no headers by now has no limit of its own.
             scopes = (scope,) if scope is Scope.STEP or Scope.STEP in shown else (Scope.STEP, scope)
-            for name in scopes:
-                headers += ((f"x-budget-{name}-limit", str(most)), (f"x-budget-{name}-remaining", str(left)))
-                shown.add(name)
+            for shown_scope in scopes:
+                headers += (
+                    (f"x-budget-{shown_scope}-limit", str(limit_tokens)),
+                    (f"x-budget-{shown_scope}-remaining", str(remaining_tokens)),
+                )
+                shown.add(shown_scope)
         if limit.nano_usd is not None and scope is Scope.RUN:
             shown.add(scope)
-            usd_left = max(0, limit.nano_usd - settled.nano_usd - reserved.nano_usd)
-            headers.append(("x-budget-run-remaining-usd", usd_text(usd_left)))
+            remaining_nano_usd = max(0, limit.nano_usd - settled.nano_usd - reserved.nano_usd)
+            headers.append(("x-budget-run-remaining-usd", usd_text(remaining_nano_usd)))
     return headers
 
 
-def _tokens_of_run(call: Call, balances: Sequence[Balance]) -> int | None:
+def _run_limit_tokens(call: Call, balances: Sequence[Balance]) -> int | None:
     for balance, link in zip(balances, call.chain.links, strict=False):
         if link.scope is Scope.RUN and link.scope_id == call.run and link.hold.enforce:
             return balance.limit.tokens

@@ -1,9 +1,9 @@
 """Limits how many runs a key may begin per minute.
 
 Every new run starts with a fresh run budget, and a client could name a new run for each call, or a new workflow, whose first call
-begins an implicit run. The budgets of workflow, key and
-project still hold then; this limit bounds the number of runs that the ledger and the store have to remember.
-Each process counts for itself, and treats a run as new unless it is among the last 50,000 that it has seen.
+begins an implicit run. The budgets of workflow, key and project still hold then; this limit bounds the number of runs that the
+ledger and the store have to remember. Each process counts for itself, and treats a run as new unless it is among the last 50,000
+that it has seen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KEYS_MAX: Final = 10_000
 
 
 class NewRunLimit:
-    """`per_minute_max` 0: no limit."""
+    """`per_minute_max`: how many new runs per key; 0: no limit. `timer_s`: a monotonic clock."""
 
     def __init__(self, per_minute_max: int, timer_s: Callable[[], float]) -> None:
         self._max = per_minute_max

@@ -59,7 +59,7 @@ class Settler:
         alerts: Alerts,
         now_ms: Callable[[], int],
         prompts: Prompts,
-        answered: Callable[[Call, Usage], None],
+        on_usage_reported: Callable[[Call, Usage], None],
     ) -> None:
         self._ledger = ledger
         self._recorder = recorder
@@ -67,41 +67,45 @@ class Settler:
         self._alerts = alerts
         self._now_ms = now_ms
         self._prompts = prompts
-        self._answered = answered
+        self._on_usage_reported = on_usage_reported
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
         """Never raises when the ledger is unreachable: its outage wrapper keeps what could not be written, and replays it.
 
         Nothing is counted or recorded before the last await, so that a cancelled settlement can be repeated.
         """
-        used = await self._used(call, outcome)
-        if used is not None and used.usage.stored_ids:
-            self._prompts.remember_history(call, used.usage)
-        if used is not None and call.is_tagged:
-            self._note_routing_and_cache(call, used)
+        measured = await self._measure(call, outcome)
+        if measured is not None and measured.usage.stored_ids:
+            self._prompts.remember_history(call, measured.usage)
+        if measured is not None and call.is_tagged:
+            self._note_routing_and_cache(call, measured)
         settlement = Settlement()
         if call.grant is None or not call.grant.held.requests:
-            self._record(call, outcome, used)
+            self._record(call, outcome, measured)
         else:
             try:
-                settlement = await (self._void(call, outcome) if used is None else self._book(call, outcome, used))
+                settlement = await (
+                    self._void(call, outcome) if measured is None else self._book(call, outcome, measured)
+                )
             except LedgerUnavailable as error:
                 _log.error("settlement_not_written", request_id=call.id, error=str(error))
-        self._telemetry.ended(call, outcome, used.usage if used else None, used.amount if used else ZERO)
+        self._telemetry.ended(
+            call, outcome, measured.usage if measured else None, measured.amount if measured else ZERO
+        )
         call.timings.stop("settle")
         return settlement
 
-    def _note_routing_and_cache(self, call: Call, used: MeasuredUsage) -> None:
+    def _note_routing_and_cache(self, call: Call, measured: MeasuredUsage) -> None:
         """Compute what routing to another model has saved, and learn from the provider's usage about its prompt cache."""
-        if used.source == "provider":
-            self._answered(call, used.usage)
-        if call.price_asked is not None:
-            asked = booked_cost(call.request, call.price_asked, used.usage)
-            call.saved += Amount(0, asked - used.amount.nano_usd)
-            call.price_asked = None  # so that a repeated settlement does not count it again
+        if measured.source == "provider":
+            self._on_usage_reported(call, measured.usage)
+        if call.requested_price is not None:
+            requested_nano_usd = booked_cost(call.request, call.requested_price, measured.usage)
+            call.saved += Amount(0, requested_nano_usd - measured.amount.nano_usd)
+            call.requested_price = None  # so that a repeated settlement does not count it again
 
     def refused(self, call: Call, code: str) -> None:
-        """Record a refusal. It costs nothing, but it is what people ask about."""
+        """Record a refusal: it costs nothing, but operators look for it in the usage."""
         self._telemetry.refused(call, code)
         self.not_admitted(call, code, "refused")
 
@@ -110,12 +114,12 @@ class Settler:
         self._alerts.refused(call)
         self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
 
-    async def _book(self, call: Call, outcome: Outcome, used: MeasuredUsage) -> Settlement:
-        if _is_overage(call, used.amount) and _OVERAGE not in call.actions:
+    async def _book(self, call: Call, outcome: Outcome, measured: MeasuredUsage) -> Settlement:
+        if _is_overage(call, measured.amount) and _OVERAGE not in call.actions:
             call.actions.append(_OVERAGE)
-        detail = detail_of(call, outcome, used.usage, used.source)
+        detail = detail_of(call, outcome, measured.usage, measured.source)
         project = call.principal.project
-        resolution = await self._with_retries(lambda: self._ledger.settle(project, call.id, used.amount, detail))
+        resolution = await self._with_retries(lambda: self._ledger.settle(project, call.id, measured.amount, detail))
         if resolution.overrun != ZERO:
             call.actions.append(f"overrun={resolution.overrun.tokens}")
             self._telemetry.overran(call, resolution.overrun)
@@ -141,9 +145,9 @@ class Settler:
                 await asyncio.sleep(_RETRY_MS / 1000)
         return await operation()
 
-    def _record(self, call: Call, outcome: Outcome, used: MeasuredUsage | None) -> None:
-        amount = used.amount if used else ZERO
-        detail = detail_of(call, outcome, used.usage if used else None, used.source if used else "none")
+    def _record(self, call: Call, outcome: Outcome, measured: MeasuredUsage | None) -> None:
+        amount = measured.amount if measured else ZERO
+        detail = detail_of(call, outcome, measured.usage if measured else None, measured.source if measured else "none")
         self._recorder.record(call.principal.project, self._entry(call, amount, draft_of(call), detail))
 
     def _entry(self, call: Call, amount: Amount, draft: bytes, detail: bytes = b"") -> OutboxEntry:
@@ -151,7 +155,7 @@ class Settler:
             "", call.id, EntryKind.RECORDED, call.principal.project, amount, self._now_ms(), draft, detail
         )
 
-    async def _used(self, call: Call, outcome: Outcome) -> MeasuredUsage | None:
+    async def _measure(self, call: Call, outcome: Outcome) -> MeasuredUsage | None:
         """The usage that the provider reported, or else our own count. None: nothing was spent."""
         if not outcome.reached:
             return None
@@ -162,8 +166,9 @@ class Settler:
             usage = replace(call.request.units(), input_tokens=tokens, output_tokens=output_tokens)
             source = "estimated"
         if source == "estimated" or not usage.input_tokens + usage.output_tokens:
-            reported_balances, usage = usage, _with_media(call, usage)
-            source = source if usage is reported_balances else "estimated"
+            with_media = _with_media(call, usage)
+            source = source if with_media is usage else "estimated"
+            usage = with_media
         if _is_speech_by_prompt_tokens(call, usage):
             usage, source = replace(usage, input_tokens=await self._prompt_tokens(call)), "estimated"
         cost = booked_cost(call.request, call.price, usage)

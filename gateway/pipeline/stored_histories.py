@@ -13,23 +13,23 @@ from gateway.pipeline.call import Call
 from policies.pricing import Usage
 from policies.tokens import PromptCount, with_history
 
-_KEPT_MAX: Final = 50_000
+_REMEMBERED_MAX: Final = 50_000
 
 
 class StoredHistories:
     def __init__(self) -> None:
-        self._tokens: LRUCache[tuple[str, str], int] = LRUCache(_KEPT_MAX)
+        self._tokens: LRUCache[tuple[str, str], int] = LRUCache(_REMEMBERED_MAX)
 
     def remember(self, call: Call, usage: Usage) -> None:
         """Remember input plus output as the next call's history: an upper bound, since reasoning is left out of it."""
-        for name in usage.stored_ids:
-            self._tokens[call.principal.project, name] = usage.input_tokens + usage.output_tokens
+        for history_id in usage.stored_ids:
+            self._tokens[call.principal.project, history_id] = usage.input_tokens + usage.output_tokens
 
     def with_stored_history(self, call: Call, count: PromptCount) -> PromptCount:
         body = call.request.body
         conversation = body.get("conversation")
-        name = body.get("previous_response_id") or (
+        history_id = body.get("previous_response_id") or (
             conversation.get("id") if isinstance(conversation, dict) else conversation
         )
-        tokens = self._tokens.get((call.principal.project, name)) if isinstance(name, str) else None
+        tokens = self._tokens.get((call.principal.project, history_id)) if isinstance(history_id, str) else None
         return count if tokens is None else with_history(count, tokens)

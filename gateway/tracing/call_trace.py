@@ -77,12 +77,12 @@ class CallTrace:
 
     def end(self, exchange: Exchange) -> None:
         """Call this when the last byte has been sent, or the client is gone."""
-        answered = exchange.answered
-        if answered is not None:
-            self._set_attributes(status=answered.status)
-            if answered.status >= 400:
+        sent = exchange.sent_answer
+        if sent is not None:
+            self._set_attributes(status=sent.status)
+            if sent.status >= 400:
                 # Take the code from the answer: errors such as 401 and 404 are sent before there is a call.
-                self._error = self._error or _code_in(answered.body) or str(answered.status)
+                self._error = self._error or _code_in(sent.body) or str(sent.status)
         elif exchange.is_answered:
             self._set_attributes(status=200)
         if self._attempt is not None:

@@ -84,7 +84,7 @@ async def test_disconnect_while_waiting_cancels_the_call() -> None:
     client.leaves.set()
     with pytest.raises(asyncio.CancelledError):
         await work
-    assert exchange.is_gone
+    assert exchange.is_client_gone
 
 
 async def test_disconnect_after_unwatch_does_not_cancel() -> None:
@@ -95,7 +95,7 @@ async def test_disconnect_after_unwatch_does_not_cancel() -> None:
     exchange.unwatch()
     client.leaves.set()
     await work
-    assert not exchange.is_gone
+    assert not exchange.is_client_gone
 
 
 def on_connection(presence: ClientPresence) -> Exchange:
@@ -114,7 +114,7 @@ async def test_presence_reports_a_disconnect_before_and_after_watching() -> None
     on_connection(presence).watch(late)
     with pytest.raises(asyncio.CancelledError):
         await late
-    assert exchange.is_gone
+    assert exchange.is_client_gone
 
 
 async def test_late_unwatch_keeps_the_next_request_of_the_connection_watched() -> None:
@@ -128,7 +128,7 @@ async def test_late_unwatch_keeps_the_next_request_of_the_connection_watched() -
     with pytest.raises(asyncio.CancelledError):
         await work
     await done
-    assert (first.is_gone, second.is_gone) == (False, True)
+    assert (first.is_client_gone, second.is_client_gone) == (False, True)
     second.unwatch()
     assert presence.on_disconnect is None
 
@@ -187,4 +187,4 @@ async def test_call_that_outlives_its_client_is_not_cancelled() -> None:
     exchange.watch(task)
     client.leaves.set()
     await asyncio.sleep(0.01)
-    assert not exchange.is_gone
+    assert not exchange.is_client_gone

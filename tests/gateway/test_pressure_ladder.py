@@ -65,7 +65,7 @@ class Scenario:
         self.frees_at_ms = 10**9  # when the sibling hold is released
         self.ladder = PressureLadder(
             planner=self,  # type: ignore[arg-type]
-            ask=self.ask,
+            try_reserve=self.ask,
             demand=self.demand,
             compress=self.compress,
             reroute=self.reroute,
@@ -97,7 +97,7 @@ class Scenario:
         call.model = NEXT[call.model]
         return True
 
-    def why_not(self, call: Call, rung: Rung) -> str:
+    def skip_reason(self, call: Call, rung: Rung) -> str:
         return ""
 
     def output_tokens_expected(self, call: Call) -> int:
