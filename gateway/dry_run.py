@@ -82,11 +82,13 @@ class DryRunPlanner:
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         return self._orchestration.routing.model_for(call, snapshot, remembers=False)
 
-    def why_not(self, call: Call, rung: Rung) -> str:
-        return self._orchestration.why_not(call, rung)
+    def skip_reason(self, call: Call, rung: Rung) -> str:
+        return self._orchestration.skip_reason(call, rung)
 
-    async def compress(self, call: Call, needed_tokens: int | None, *, pressed: bool = False) -> bool:
-        return await self._orchestration.compression.compress(call, needed_tokens, pressed=pressed, is_dry_run=True)
+    async def compress(self, call: Call, needed_tokens: int | None, *, under_pressure: bool = False) -> bool:
+        return await self._orchestration.compression.compress(
+            call, needed_tokens, under_pressure=under_pressure, is_dry_run=True
+        )
 
     async def original_tokens(self, call: Call) -> int | None:
         return await self._orchestration.compression.original_tokens(call)

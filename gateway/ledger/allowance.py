@@ -55,17 +55,19 @@ class Allowance:
         """Start of an outage. Holds of an earlier outage that are still open count against the allowance."""
         self._processes = max(1, processes)
         self._accounts = {}
-        for (project, _), found in self._reservations.items():
-            self._add_to_accounts(project, found.accounts, self._locally_held(project, found), ZERO)
+        for (project, _), reservation in self._reservations.items():
+            self._add_to_accounts(project, reservation.accounts, self._locally_held(project, reservation), ZERO)
 
     def reserve(self, project: str, request: Reserve, now_ms: int) -> Decision:
         """Decide like a ledger, but against the allowance."""
-        own = replace(request, holds=tuple(self._hold_within_allowance(project, hold) for hold in request.holds))
-        accounts = [self._account(project, hold.account) for hold in own.holds]
-        found = self._reservations.get((project, request.id))
-        if found is not None:
-            return repeat_placement(own, found, accounts, now_ms).decision
-        return self._apply_placement(project, place(own, accounts, now_ms))
+        limited_request = replace(
+            request, holds=tuple(self._hold_within_allowance(project, hold) for hold in request.holds)
+        )
+        accounts = [self._account(project, hold.account) for hold in limited_request.holds]
+        existing = self._reservations.get((project, request.id))
+        if existing is not None:
+            return repeat_placement(limited_request, existing, accounts, now_ms).decision
+        return self._apply_placement(project, place(limited_request, accounts, now_ms))
 
     def adopt(self, project: str, granted: Granted, request: Reserve) -> None:
         """Take over a reservation that the ledger granted before the outage, so that it can be extended during it."""
@@ -80,10 +82,10 @@ class Allowance:
 
     def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand, now_ms: int) -> Decision:
         """Enlarge a reservation that is known here (see `has_reservation`)."""
-        own = [self._hold_within_allowance(project, hold) for hold in holds]
-        accounts = [self._account(project, hold.account) for hold in own]
+        limited_holds = [self._hold_within_allowance(project, hold) for hold in holds]
+        accounts = [self._account(project, hold.account) for hold in limited_holds]
         return self._apply_placement(
-            project, extend(self._reservations[project, reservation_id], own, extra, accounts, now_ms)
+            project, extend(self._reservations[project, reservation_id], limited_holds, extra, accounts, now_ms)
         )
 
     def has_reservation(self, project: str, reservation_id: str) -> bool:
@@ -97,38 +99,38 @@ class Allowance:
     def resolve(self, project: str, reservation_id: str, used: Amount) -> Amount:
         """Free the reservation's hold on the allowance, and count what it used. Returns all that was held."""
         key = (project, reservation_id)
-        found = self._reservations.pop(key)
-        freed = self._locally_held(project, found)
-        beyond = used.excess_over(self._held_by_ledger.pop(key, ZERO))
-        self._add_to_accounts(project, found.accounts, ZERO - freed, beyond)
-        return found.held
+        reservation = self._reservations.pop(key)
+        freed = self._locally_held(project, reservation)
+        used_beyond_ledger = used.excess_over(self._held_by_ledger.pop(key, ZERO))
+        self._add_to_accounts(project, reservation.accounts, ZERO - freed, used_beyond_ledger)
+        return reservation.held
 
     def _hold_within_allowance(self, project: str, hold: Hold) -> Hold:
         """The same hold, with the allowance as its limit."""
-        seen = self._seen_balances.get((project, hold.account))
-        limit = (hold.limit if seen is None else seen.limit).tightened_by(hold.tighten)
-        used = ZERO if seen is None else seen.settled + seen.reserved
+        balance = self._seen_balances.get((project, hold.account))
+        limit = (hold.limit if balance is None else balance.limit).tightened_by(hold.tighten)
+        used = ZERO if balance is None else balance.settled + balance.reserved
         share = Limit(*(self._share(limit.of(unit), used.of(unit)) for unit in UNITS))
         return replace(hold, limit=share, tighten=UNLIMITED)
 
-    def _share(self, most: int | None, taken: int) -> int | None:
-        return None if most is None else max(0, most - taken) // self._processes
+    def _share(self, limit_value: int | None, used_value: int) -> int | None:
+        return None if limit_value is None else max(0, limit_value - used_value) // self._processes
 
     def _account(self, project: str, name: str) -> Account:
-        found = self._accounts.get((project, name))
-        if found is None:
-            seen = self._seen_balances.get((project, name))
-            found = Account() if seen is None else Account(gate=seen.gate)
-        return found
+        account = self._accounts.get((project, name))
+        if account is None:
+            balance = self._seen_balances.get((project, name))
+            account = Account() if balance is None else Account(gate=balance.gate)
+        return account
 
-    def _locally_held(self, project: str, found: Reservation) -> Amount:
-        return found.held - self._held_by_ledger.get((project, found.id), ZERO)
+    def _locally_held(self, project: str, reservation: Reservation) -> Amount:
+        return reservation.held - self._held_by_ledger.get((project, reservation.id), ZERO)
 
     def _add_to_accounts(self, project: str, names: Sequence[str], reserved: Amount, settled: Amount) -> None:
         for name in names:
-            before = self._account(project, name)
-            after = replace(before, reserved=before.reserved + reserved, settled=before.settled + settled)
-            self._accounts[project, name] = after
+            account = self._account(project, name)
+            updated = replace(account, reserved=account.reserved + reserved, settled=account.settled + settled)
+            self._accounts[project, name] = updated
 
     def _apply_placement(self, project: str, placement: Placement) -> Decision:
         if placement.reservation is not None:

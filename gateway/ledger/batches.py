@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 # How many commands of one job are in flight at once.
 BATCH_SIZE: Final = 64
-_ACCOUNTS_AT_ONCE: Final = 200
+_ACCOUNTS_BATCH_SIZE: Final = 200
 
 
 class BalanceReader(Protocol):
@@ -22,8 +22,8 @@ class BalanceReader(Protocol):
 
 def batched(items: Iterable[T], size: int = BATCH_SIZE) -> Iterable[list[T]]:
     """Lists of at most `size` items."""
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
         yield batch
 
 
@@ -41,6 +41,6 @@ async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
 async def balances_by_account(ledger: BalanceReader, project: str, accounts: Iterable[str]) -> dict[str, Balance]:
     """Raises LedgerUnavailable."""
     balances: dict[str, Balance] = {}
-    for batch in batched(accounts, _ACCOUNTS_AT_ONCE):
+    for batch in batched(accounts, _ACCOUNTS_BATCH_SIZE):
         balances |= zip(batch, await ledger.balances(project, batch), strict=True)
     return balances

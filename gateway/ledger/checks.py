@@ -33,11 +33,11 @@ def check_holds(holds: Sequence[Hold]) -> None:
         check_count("keep_ms", hold.keep_ms)
 
 
-_COUNTS: Final = tuple(field.name for field in fields(Demand))
+_DEMAND_FIELDS: Final = tuple(field.name for field in fields(Demand))
 
 
 def check_demand(demand: Demand) -> None:
-    for name in _COUNTS:
+    for name in _DEMAND_FIELDS:
         value = getattr(demand, name)
         if type(value) is not int or not 0 <= value <= AMOUNT_MAX:
             check_count(name, value)
@@ -68,9 +68,9 @@ def check_entries(entries: Sequence[OutboxEntry]) -> None:
 
 
 def check_limit(limit: Limit) -> None:
-    for unit, most in zip(UNITS, (limit.tokens, limit.nano_usd, limit.requests), strict=True):
-        if most is not None and (type(most) is not int or not 0 <= most <= AMOUNT_MAX):
-            check_count(f"the limit in {unit}", most)
+    for unit, value in zip(UNITS, (limit.tokens, limit.nano_usd, limit.requests), strict=True):
+        if value is not None and (type(value) is not int or not 0 <= value <= AMOUNT_MAX):
+            check_count(f"the limit in {unit}", value)
 
 
 def check_amount(name: str, amount: Amount) -> None:

@@ -52,7 +52,7 @@ class ConcurrencyLimiter:
             raise
 
     def release(self) -> None:
-        """Pass the place to the first in the queue, ahead of any new operation."""
+        """Pass the slot to the first in the queue, ahead of any new operation."""
         while self._queue:
             waiter, _ = self._queue.popleft()
             if not waiter.done():

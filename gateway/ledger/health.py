@@ -1,4 +1,4 @@
-"""What a ledger says about itself to people: to `/readyz`, `farebox doctor`, the admin pages and the alerts."""
+"""The health of a ledger, as shown by `/readyz`, `farebox doctor`, the admin pages and the alerts."""
 
 from __future__ import annotations
 

@@ -109,9 +109,9 @@ class MemoryLedger:
         return self._book.purge(limit, self._clock.now_ms())
 
 
-def _call_book(operation: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+def _call_book(operation: Callable[P, R], *arguments: P.args, **keywords: P.kwargs) -> R:
     """Call the book, and turn its ValueErrors into errors of the port."""
     try:
-        return operation(*arguments, **named)
+        return operation(*arguments, **keywords)
     except ValueError as error:
         raise LedgerError(str(error)) from error

@@ -207,35 +207,35 @@ class OutageLedger:
         record = self._settling.get(key) or self._settlement_of(project, reservation_id, used, detail)
         self._settling[key] = record
         try:
-            done = await self._call(project, self._book, record)
+            resolution = await self._call(project, self._book, record)
         except LedgerUnavailable:
             await self._spool_records([record])
             overrun = ZERO if record.request is None else record.used.excess_over(record.held)
-            done = Resolution(State.SETTLED, True, record.used, overrun, ())
+            resolution = Resolution(State.SETTLED, True, record.used, overrun, ())
         except LedgerError as error:
             await self._reject_record(record, error)
             self._settling.pop(key, None)
             raise
         self._settling.pop(key, None)
-        return done
+        return resolution
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
         """See the port. If the ledger is out of reach, the hold is released when it answers again."""
         key = (project, reservation_id)
-        was_own = self._allowance.is_local(project, reservation_id)
+        was_local = self._allowance.is_local(project, reservation_id)
         if self._allowance.has_reservation(project, reservation_id):
             self._allowance.resolve(project, reservation_id, ZERO)
         try:
-            done = await self._call(project, self._ledger.void, project, reservation_id)
+            resolution = await self._call(project, self._ledger.void, project, reservation_id)
         except LedgerUnavailable:
             # Refused calls void what they never held, too. An outage with many of them must not end with as many voids.
             if key in self._known or key in self._unwanted:
                 self._remember_unwanted(project, reservation_id)
-            done = None
+            resolution = None
         self._known.pop(key, None)
-        if done is None or (done.state is None and was_own):
+        if resolution is None or (resolution.state is None and was_local):
             return Resolution(State.VOIDED, True, ZERO, ZERO, ())
-        return done
+        return resolution
 
     async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         if self._monotonic_s() < self._sweep_after_s:
@@ -248,8 +248,8 @@ class OutageLedger:
             await self._call_long(self._ledger.record, project, entries)
         except LedgerUnavailable:
             now_ms = self._clock_ms()
-            kept = (replace(entry, project=project, at_ms=entry.at_ms or now_ms) for entry in entries)
-            await self._spool_records([RecordedEvent(entry) for entry in kept])
+            dated = (replace(entry, project=project, at_ms=entry.at_ms or now_ms) for entry in entries)
+            await self._spool_records([RecordedEvent(entry) for entry in dated])
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
         return await self._call(project, self._ledger.balances, project, accounts)
@@ -438,11 +438,13 @@ class OutageLedger:
 
     async def _book(self, record: Settlement) -> Resolution:
         """Settle in the ledger. If it does not know a reservation of this process, it was lost there, or never arrived."""
-        done = await self._ledger.settle(record.project, record.reservation_id, record.used, record.detail)
-        if done.state is None and record.request is not None:
-            done = await self._ledger.book(record.project, record.request, record.held, record.used, record.detail)
-        self._allowance.record_balances(record.project, done.balances)
-        return done
+        resolution = await self._ledger.settle(record.project, record.reservation_id, record.used, record.detail)
+        if resolution.state is None and record.request is not None:
+            resolution = await self._ledger.book(
+                record.project, record.request, record.held, record.used, record.detail
+            )
+        self._allowance.record_balances(record.project, resolution.balances)
+        return resolution
 
     def _settlement_of(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Settlement:
         """The settlement of a reservation, with all that is known of it here. Frees its local allowance."""

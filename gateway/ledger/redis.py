@@ -132,25 +132,27 @@ class RedisLedger:
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
         checks.check_progress(progress, ttl_ms)
         state = self._projects.of(project)
-        gone: list[str] = []
+        not_pending: list[str] = []
         for batch in batched(progress):
             keys = [state.meta, state.key("due"), *(state.key("hold", sign.id) for sign in batch)]
             payload = orjson.dumps([ttl_ms, [[sign.id, *sign.amount.values(), sign.on_lost or ""] for sign in batch]])
             reply = await self._projects.run(state, scripts.RENEW, keys, payload)
-            gone.extend(name.decode() for name in reply[1])
-        return tuple(gone)
+            not_pending.extend(name.decode() for name in reply[1])
+        return tuple(not_pending)
 
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
         checks.check_amount("used", used)
         payload = (orjson.dumps(used.values()), detail, self._new_change_id())
         state = self._projects.of(project)
-        own = state.own_reservations.get(reservation_id)
-        done = await self._resolve(project, scripts.SETTLE, reservation_id, payload)
-        if own is not None and done.first and done.state is State.SETTLED:
+        reservation = state.own_reservations.get(reservation_id)
+        resolution = await self._resolve(project, scripts.SETTLE, reservation_id, payload)
+        if reservation is not None and resolution.first and resolution.state is State.SETTLED:
             kind, at_ms = EntryKind.SETTLED, state.seen_ms
-            entry = OutboxEntry("", reservation_id, kind, project, used, at_ms, own.draft, detail, done.overrun)
+            entry = OutboxEntry(
+                "", reservation_id, kind, project, used, at_ms, reservation.draft, detail, resolution.overrun
+            )
             self._projects.remember_event(entry)
-        return done
+        return resolution
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
         return await self._resolve(project, scripts.VOID, reservation_id, (self._new_change_id(),))
@@ -182,14 +184,18 @@ class RedisLedger:
         now_ms = await self.now_ms()
         due: list[tuple[int, str, Project]] = []
         for batch in batched(await self._project_names()):
-            found = await gather_all(self._due_reservations(self._projects.of(name), now_ms, limit) for name in batch)
-            due.extend(one for part in found for one in part)
+            due_by_project = await gather_all(
+                self._due_reservations(self._projects.of(name), now_ms, limit) for name in batch
+            )
+            due.extend(reservation for reservations in due_by_project for reservation in reservations)
         due.sort(key=lambda one: one[:2])
-        lost: list[ExpiredReservation] = []
-        for some in batched(due[:limit]):
-            outcomes = await gather_all(self._expire(project, reservation_id) for _, reservation_id, project in some)
-            lost.extend(outcome for outcome in outcomes if outcome is not None)
-        return lost
+        expired: list[ExpiredReservation] = []
+        for due_batch in batched(due[:limit]):
+            outcomes = await gather_all(
+                self._expire(project, reservation_id) for _, reservation_id, project in due_batch
+            )
+            expired.extend(outcome for outcome in outcomes if outcome is not None)
+        return expired
 
     async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
         checks.check_entries(entries)
@@ -222,8 +228,10 @@ class RedisLedger:
             for batch in batched(ids):
                 hold_keys = [(name.decode(), state.key("hold", name.decode())) for name in batch]
                 fields = ("owner", "held", "deadline_ms")
-                found = await gather_all(self._topology.call(state.meta, "HMGET", key, *fields) for _, key in hold_keys)
-                for (name, _), (owner, held, deadline_ms) in zip(hold_keys, found, strict=True):
+                replies = await gather_all(
+                    self._topology.call(state.meta, "HMGET", key, *fields) for _, key in hold_keys
+                )
+                for (name, _), (owner, held, deadline_ms) in zip(hold_keys, replies, strict=True):
                     if deadline_ms is not None:
                         rows.append((name, owner.decode(), amount_of_text(held), int(deadline_ms)))
         return rows
@@ -252,17 +260,17 @@ class RedisLedger:
             checks.check_limit(override)
         state = self._projects.of(project)
         keys = [state.meta, state.key("keep"), state.key("account", account)]
-        decided = restored_decisions(gate, override)
+        decisions = restored_decisions(gate, override)
         await self._projects.run(
-            state, scripts.RESTORE, keys, orjson.dumps(settled.values()), str(keep_ms), "", *decided
+            state, scripts.RESTORE, keys, orjson.dumps(settled.values()), str(keep_ms), "", *decisions
         )
 
     async def epoch(self) -> str:
         """An id that changes when Redis loses data of any project."""
         with port_error():
             await self._topology.call(EPOCH_KEY, "SET", EPOCH_KEY, secrets.token_hex(8), "NX")
-            found: bytes = await self._topology.call(EPOCH_KEY, "GET", EPOCH_KEY)
-        return found.decode()
+            epoch: bytes = await self._topology.call(EPOCH_KEY, "GET", EPOCH_KEY)
+        return epoch.decode()
 
     async def purge(self, limit: int = 1000) -> int:
         """Forget accounts, resolved reservations and implicit runs whose keep time is over. Returns how many."""
@@ -280,8 +288,8 @@ class RedisLedger:
             call = self._topology.call
             await call(PROCESSES_KEY, "ZADD", PROCESSES_KEY, str(now_ms), self._process)
             await call(PROCESSES_KEY, "ZREMRANGEBYSCORE", PROCESSES_KEY, "-inf", str(now_ms - _PROCESS_SILENT_MS))
-            living: int = await call(PROCESSES_KEY, "ZCARD", PROCESSES_KEY)
-        return living
+            process_count: int = await call(PROCESSES_KEY, "ZCARD", PROCESSES_KEY)
+        return process_count
 
     async def _project_names(self) -> list[str]:
         with port_error():
@@ -302,9 +310,9 @@ class RedisLedger:
 
     async def _accounts_of(self, project: Project, reservation_id: str) -> tuple[str, ...]:
         """The accounts of a reservation, from memory or from Redis; empty if it is unknown."""
-        own = project.own_reservations.get(reservation_id)
-        if own is not None:
-            return own.accounts
+        reservation = project.own_reservations.get(reservation_id)
+        if reservation is not None:
+            return reservation.accounts
         with port_error():
             names = await self._topology.call(project.meta, "HGET", project.key("hold", reservation_id), "accounts")
         return project.accounts_of_keys(names.decode()) if names else ()
@@ -314,8 +322,11 @@ class RedisLedger:
         until_ms = max(now_ms, project.seen_ms)
         query = (project.key("due"), "-inf", str(until_ms), "WITHSCORES", "LIMIT", "0", str(limit))
         with port_error():
-            found = await self._topology.call(project.meta, "ZRANGEBYSCORE", *query)
-        return [(int(score), name.decode(), project) for name, score in zip(found[::2], found[1::2], strict=True)]
+            ids_and_scores = await self._topology.call(project.meta, "ZRANGEBYSCORE", *query)
+        return [
+            (int(score), name.decode(), project)
+            for name, score in zip(ids_and_scores[::2], ids_and_scores[1::2], strict=True)
+        ]
 
     async def _expire(self, project: Project, reservation_id: str) -> ExpiredReservation | None:
         accounts = await self._accounts_of(project, reservation_id)

@@ -29,7 +29,7 @@ _IN_FLIGHT_MAX: Final = 20_000
 _SILENCE_MAX_MS: Final = 1_000
 # A timer that fires later than this was delayed by this process, which then gets a moment to read what has arrived. The
 # moment is long enough for a Redis on the same machine, which had no CPU time either.
-_LATE_S: Final = 0.02
+_LATE_TIMER_S: Final = 0.02
 _LATE_GRACE_S: Final = 0.05
 _INCOMPLETE: Final = object()
 # What Redis puts before the text of an error that a script raised, or that a command in a script returned.
@@ -157,7 +157,7 @@ class _RedisProtocol(asyncio.Protocol):
         """Fail what has waited too long. One timer serves all commands: they have the same deadline, so the oldest is due first."""
         self._timer = None
         now_s = self._loop.time()
-        if now_s - self._timer_due_s > _LATE_S and not self._had_grace:
+        if now_s - self._timer_due_s > _LATE_TIMER_S and not self._had_grace:
             # Our own loop was late. The answer may be in the socket's buffer, which is read first now.
             self._had_grace = True
             self._start_timer(now_s + _LATE_GRACE_S)
@@ -232,7 +232,7 @@ class RedisConnection:
         deadline_s, loop = self._deadline_ms / 1000, asyncio.get_running_loop()
         due_s = loop.time() + deadline_s
         done, _ = await asyncio.wait([connecting], timeout=deadline_s)
-        if not done and loop.time() - due_s > _LATE_S:
+        if not done and loop.time() - due_s > _LATE_TIMER_S:
             # Our own loop was late, as in `_RedisProtocol._fail_overdue`.
             done, _ = await asyncio.wait([connecting], timeout=_LATE_GRACE_S)
         return bool(done)
@@ -252,13 +252,15 @@ class RedisConnection:
             raise LedgerUnavailable(f"Redis cannot be reached: {str(error) or 'no answer'}") from None
 
     async def _handshake(self, protocol: _RedisProtocol) -> None:
-        given = self._credentials
+        credentials = self._credentials
         try:
-            if given.password:
-                await protocol.send(pack(("AUTH", *([given.username] * bool(given.username)), given.password)))
-            if given.database:
-                await protocol.send(pack(("SELECT", str(given.database))))
-            if given.must_be_primary and (await protocol.send(pack(("ROLE",))))[0] != b"master":
+            if credentials.password:
+                await protocol.send(
+                    pack(("AUTH", *([credentials.username] * bool(credentials.username)), credentials.password))
+                )
+            if credentials.database:
+                await protocol.send(pack(("SELECT", str(credentials.database))))
+            if credentials.must_be_primary and (await protocol.send(pack(("ROLE",))))[0] != b"master":
                 raise LedgerUnavailable("the server that Sentinel named is not the primary (a failover is under way)")
         except BaseException:
             protocol.abort()

@@ -44,47 +44,47 @@ async def size(projects: Projects) -> int:
 async def _scan_all(projects: Projects) -> dict[str, int]:
     with port_error():
         names = await projects.names()
-    found = await _sizes(projects, names)
-    projects.active.update(found)
+    sizes = await _sizes(projects, names)
+    projects.active.update(sizes)
     projects.outboxes_scanned_s = time.monotonic()
-    return found
+    return sizes
 
 
 async def _sizes(projects: Projects, names: Iterable[str]) -> dict[str, int]:
     """The number of entries waiting in each project that has any."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     with port_error():
         for batch in batched(names):
             keys = [projects.of(name).key("outbox") for name in batch]
             lengths = await gather_all(projects.topology.call(key, "XLEN", key) for key in keys)
-            found.update((name, length) for name, length in zip(batch, lengths, strict=True) if length)
-    return found
+            sizes.update((name, length) for name, length in zip(batch, lengths, strict=True) if length)
+    return sizes
 
 
 async def _projects_with_entries(projects: Projects) -> list[str]:
     """The projects with entries, as far as this process can know."""
     is_scan_due = time.monotonic() - projects.outboxes_scanned_s >= projects.scan_interval_s
     # Projects that get entries from now on are added to the new set, whatever the query finds.
-    asked, projects.active = projects.active, set()
+    candidates, projects.active = projects.active, set()
     try:
-        found = await (_scan_all(projects) if is_scan_due else _sizes(projects, asked))
+        sizes = await (_scan_all(projects) if is_scan_due else _sizes(projects, candidates))
     except BaseException:
-        projects.active |= asked
+        projects.active |= candidates
         raise
-    projects.active.update(found)
-    return sorted(found)
+    projects.active.update(sizes)
+    return sorted(sizes)
 
 
 async def read(projects: Projects, consumer: str, limit: int) -> list[OutboxEntry]:
     """The oldest free entries of all projects, leased to the consumer."""
-    waiting = await _projects_with_entries(projects)
-    shares = dict.fromkeys(waiting, limit)
-    if len(waiting) > 1:
-        shares = await _shares(projects, waiting, consumer, limit)
+    project_names = await _projects_with_entries(projects)
+    shares = dict.fromkeys(project_names, limit)
+    if len(project_names) > 1:
+        shares = await _shares(projects, project_names, consumer, limit)
     entries: list[OutboxEntry] = []
     for name, share in shares.items():
-        found = await _read(projects, name, consumer, share, str(LEASE_MS))
-        entries.extend(entry_of(name, position, fields) for position, fields in found)
+        records = await _read(projects, name, consumer, share, str(LEASE_MS))
+        entries.extend(entry_of(name, position, fields) for position, fields in records)
     entries.sort(key=lambda entry: _stream_position(entry.position))
     return entries
 
@@ -93,8 +93,8 @@ async def _shares(projects: Projects, names: Sequence[str], consumer: str, limit
     """How many of the oldest `limit` free entries belong to each project, so that none is leased but not returned."""
     positions: list[tuple[tuple[int, int], str]] = []
     for name in names:
-        found = await _read(projects, name, consumer, limit, _NO_LEASE_MS)
-        positions.extend((_stream_position(position.decode()), name) for position, _ in found)
+        records = await _read(projects, name, consumer, limit, _NO_LEASE_MS)
+        positions.extend((_stream_position(position.decode()), name) for position, _ in records)
     shares: dict[str, int] = {}
     for _, name in sorted(positions)[:limit]:
         shares[name] = shares.get(name, 0) + 1
@@ -106,10 +106,10 @@ async def _read(
 ) -> Sequence[tuple[bytes, Sequence[bytes]]]:
     state = projects.of(name)
     keys = [state.meta, state.key("outbox"), state.key("leases")]
-    found: Sequence[tuple[bytes, Sequence[bytes]]] = (
+    records: Sequence[tuple[bytes, Sequence[bytes]]] = (
         await projects.run(state, scripts.OUTBOX_READ, keys, consumer, str(limit), lease_ms)
     )[1]
-    return found
+    return records
 
 
 def _stream_position(position: str) -> tuple[int, int]:
@@ -127,9 +127,9 @@ async def acknowledge(projects: Projects, entries: Sequence[OutboxEntry]) -> Non
 
 
 def _positions_by_project(entries: Sequence[OutboxEntry]) -> Iterator[tuple[str, list[str]]]:
-    found: dict[str, list[str]] = {}
+    positions: dict[str, list[str]] = {}
     for entry in entries:
         if "-" in entry.position:
             # Anything else is not a position of this engine, and unknown positions are ignored.
-            found.setdefault(entry.project, []).append(entry.position)
-    yield from found.items()
+            positions.setdefault(entry.project, []).append(entry.position)
+    yield from positions.items()

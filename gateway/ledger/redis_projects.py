@@ -157,12 +157,12 @@ class Projects:
         self._recent.append(entry)
 
     def of(self, name: str) -> Project:
-        found = self._known.get(name)
-        if found is None:
+        project = self._known.get(name)
+        if project is None:
             if not name:
                 raise LedgerError("a project needs a name")
-            found = self._known[name] = Project(name)
-        return found
+            project = self._known[name] = Project(name)
+        return project
 
     async def run(self, project: Project, script: Script, keys: Sequence[str], *arguments: Argument) -> Reply:
         """Run a script of this project. The first argument is always the epoch; the reply begins with the time of the write, or 0."""
@@ -210,14 +210,14 @@ class Projects:
     ) -> Reply:
         clock = "" if self._clock_ms is None else str(self._clock_ms())
         call = self.topology.call
-        given = (len(keys), *keys, epoch, seen_ms, clock, *arguments)
+        eval_arguments = (len(keys), *keys, epoch, seen_ms, clock, *arguments)
         try:
-            return await call(keys[0], "EVALSHA", script.sha, *given)
+            return await call(keys[0], "EVALSHA", script.sha, *eval_arguments)
         except RedisReplyError as reply_error:
             if reply_error.code != "NOSCRIPT":
                 raise
             # The server has restarted, or never saw this version of the script. EVAL also loads it for the next time.
-            return await call(keys[0], "EVAL", script.text, *given)
+            return await call(keys[0], "EVAL", script.text, *eval_arguments)
 
     async def names(self) -> list[str]:
         """All projects that any process has opened."""
@@ -319,9 +319,9 @@ class Projects:
     async def _unsaved_entries(self, project: Project) -> UnsavedEntries:
         """Includes entries leased by another process: if it died, no one else would find them until the lease ends."""
         key, start = project.key("outbox"), "-"
-        while found := await self.topology.call(key, "XRANGE", key, start, "+", "COUNT", str(_UNSAVED_BATCH)):
-            yield [entry_of(project.name, position, fields) for position, fields in found]
-            start = f"({found[-1][0].decode()}"
+        while records := await self.topology.call(key, "XRANGE", key, start, "+", "COUNT", str(_UNSAVED_BATCH)):
+            yield [entry_of(project.name, position, fields) for position, fields in records]
+            start = f"({records[-1][0].decode()}"
 
     async def _adopt(self, project: Project, token: str) -> bytes:
         keys = [project.meta, project.key("rebuild")]

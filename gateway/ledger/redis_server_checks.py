@@ -38,8 +38,10 @@ def check_server(info: Mapping[str, str], *, allow_eviction: bool) -> list[str]:
 
 def check_servers(replies: Iterable[str], *, allow_eviction: bool) -> tuple[str, ...]:
     """Warnings about all servers, without duplicates. Raises like `check_server`."""
-    found = [warning for text in replies for warning in check_server(parse_info(text), allow_eviction=allow_eviction)]
-    return tuple(dict.fromkeys(found))
+    warnings = [
+        warning for text in replies for warning in check_server(parse_info(text), allow_eviction=allow_eviction)
+    ]
+    return tuple(dict.fromkeys(warnings))
 
 
 def check_durability(replies: Iterable[list[bytes]]) -> None:

@@ -114,13 +114,13 @@ def sentinel_locator(target: RedisTarget, deadline_ms: int) -> Callable[[], Awai
                 _fixed_locator(node), Credentials(tls=target.credentials.tls), deadline_ms=deadline_ms
             )
             try:
-                found = await sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service)
+                address = await sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service)
             except LedgerUnavailable:
                 continue
             finally:
                 await sentinel.close()
-            if found:
-                return found[0].decode(), int(found[1])
+            if address:
+                return address[0].decode(), int(address[1])
         raise LedgerUnavailable(f"no Sentinel knows the primary {target.service!r}")
 
     return locate
@@ -221,11 +221,13 @@ class Cluster:
         self._connections.clear()
 
     def _connection(self, address: Address) -> RedisConnection:
-        found = self._connections.get(address)
-        if found is None:
-            found = RedisConnection(_fixed_locator(address), self._target.credentials, deadline_ms=self._deadline_ms)
-            self._connections[address] = found
-        return found
+        connection = self._connections.get(address)
+        if connection is None:
+            connection = RedisConnection(
+                _fixed_locator(address), self._target.credentials, deadline_ms=self._deadline_ms
+            )
+            self._connections[address] = connection
+        return connection
 
     def _primaries(self) -> set[Address]:
         return {owner for owner in self._owners if owner is not None}
@@ -261,5 +263,5 @@ class Cluster:
             owners[first : last + 1] = [(host, int(primary[1]))] * (last + 1 - first)
         self._owners = owners
         self._is_stale = False
-        for gone in set(self._connections) - self._primaries() - set(self._target.nodes):
-            self._connections.pop(gone).drop()
+        for address in set(self._connections) - self._primaries() - set(self._target.nodes):
+            self._connections.pop(address).drop()

@@ -45,7 +45,7 @@ def restored_decisions(gate: Gate | None, override: Limit | None) -> tuple[bytes
 
 
 def hold_lists(holds: Sequence[Hold]) -> list[list[int | None]]:
-    return [[*one.limit.values(), *one.tighten.values(), one.enforce, one.keep_ms] for one in holds]
+    return [[*hold.limit.values(), *hold.tighten.values(), hold.enforce, hold.keep_ms] for hold in holds]
 
 
 def request_json(request: Reserve, held: Amount | None = None) -> bytes:
@@ -80,14 +80,18 @@ def _limit(tokens: int | None, nano_usd: int | None, requests: int | None) -> Li
 
 def balances_at(reply: Sequence[Any], at: int, accounts: Sequence[str]) -> tuple[Balance, ...]:
     """The balances from position `at` of a reply, in the order of the accounts. Spelled out, because every call runs it."""
-    found = []
+    balances = []
     for name in accounts:
-        *limit, spent, spent_nano_usd, calls, held, held_nano_usd, held_calls, gate = reply[at : at + _BALANCE_LENGTH]
-        settled = Amount(spent, spent_nano_usd, calls)
-        reserved = Amount(held, held_nano_usd, held_calls) if held or held_nano_usd or held_calls else ZERO
-        found.append(Balance(name, _limit(*limit), settled, reserved, _GATES[gate]))
+        *limit, tokens, nano_usd, requests, held_tokens, held_nano_usd, held_requests, gate = reply[
+            at : at + _BALANCE_LENGTH
+        ]
+        settled = Amount(tokens, nano_usd, requests)
+        reserved = (
+            Amount(held_tokens, held_nano_usd, held_requests) if held_tokens or held_nano_usd or held_requests else ZERO
+        )
+        balances.append(Balance(name, _limit(*limit), settled, reserved, _GATES[gate]))
         at += _BALANCE_LENGTH
-    return tuple(found)
+    return tuple(balances)
 
 
 def balance_at(reply: Sequence[Any], at: int, account: str) -> Balance:
@@ -138,15 +142,15 @@ def entry_arguments(entries: Sequence[OutboxEntry]) -> list[bytes]:
 
 def entry_of(project: str, position: bytes, fields: Sequence[bytes]) -> OutboxEntry:
     """An entry of the outbox stream."""
-    found = dict(zip(fields[::2], fields[1::2], strict=True))
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
     return OutboxEntry(
         position=position.decode(),
-        id=found[b"id"].decode(),
-        kind=EntryKind(found[b"kind"].decode()),
+        id=values[b"id"].decode(),
+        kind=EntryKind(values[b"kind"].decode()),
         project=project,
-        amount=amount_of_text(found[b"amount"]),
-        at_ms=int(found[b"at_ms"]),
-        draft=found[b"draft"],
-        detail=found[b"detail"],
-        overrun=amount_of_text(found[b"overrun"]),
+        amount=amount_of_text(values[b"amount"]),
+        at_ms=int(values[b"at_ms"]),
+        draft=values[b"draft"],
+        detail=values[b"detail"],
+        overrun=amount_of_text(values[b"overrun"]),
     )

@@ -166,11 +166,11 @@ class Spool:
         return pending
 
     def _orphans(self) -> list[tuple[Path, FileLock]]:
-        found = []
+        orphans = []
         folder = self._path.parent
         # A process that died while opening leaves a .fresh file, which only has copies of records in other files.
-        left = {path.with_suffix(_SUFFIX) for pattern in (_SUFFIX, _NEW_SUFFIX) for path in folder.glob(f"*{pattern}")}
-        for path in sorted(left):
+        paths = {path.with_suffix(_SUFFIX) for pattern in (_SUFFIX, _NEW_SUFFIX) for path in folder.glob(f"*{pattern}")}
+        for path in sorted(paths):
             lock = FileLock(path)
             if path == self._path:
                 continue
@@ -178,8 +178,8 @@ class Spool:
                 lock.acquire()
             except FileLocked:
                 continue  # its process is alive
-            found.append((path, lock))
-        return found
+            orphans.append((path, lock))
+        return orphans
 
     def _close(self) -> None:
         os.close(self._descriptor)
@@ -276,7 +276,8 @@ def _request_fields(request: Reserve) -> dict[str, Any]:
         "on_lost": request.on_lost.value,
         "draft": b64encode(request.draft).decode(),
         "holds": [
-            [one.account, one.limit.values(), one.tighten.values(), one.enforce, one.keep_ms] for one in request.holds
+            [hold.account, hold.limit.values(), hold.tighten.values(), hold.enforce, hold.keep_ms]
+            for hold in request.holds
         ],
     }
 

@@ -84,74 +84,74 @@ class SqliteLedger:
         return Health(not reason, reason)
 
     async def now_ms(self) -> int:
-        return self._open_worker().clock.now_ms()
+        return self._require_worker().clock.now_ms()
 
     async def reserve(self, project: str, request: Reserve) -> Decision:
         checks.check_reserve(request)
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform(worker.book.reserve, project, request)
 
     async def extend(self, project: str, reservation_id: str, holds: Sequence[Hold], extra: Demand) -> Decision:
         checks.check_holds(holds)
         checks.check_extra(extra)
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform(worker.book.extend, project, reservation_id, holds, extra)
 
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
         checks.check_progress(progress, ttl_ms)
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform_long(worker.book.renew, project, progress, ttl_ms)
 
     async def settle(self, project: str, reservation_id: str, used: Amount, detail: bytes) -> Resolution:
         checks.check_amount("used", used)
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform(worker.book.settle, project, reservation_id, used, detail)
 
     async def void(self, project: str, reservation_id: str) -> Resolution:
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform(worker.book.void, project, reservation_id)
 
     async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform_long(worker.book.expire_due, limit)
 
     async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None:
         checks.check_entries(entries)
-        worker = self._open_worker()
+        worker = self._require_worker()
         await worker.perform_long(worker.book.record, project, entries)
 
     async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]:
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform(worker.book.balances, project, accounts)
 
     async def set_override(self, project: str, account: str, limit: Limit) -> Balance:
         checks.check_limit(limit)
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform(worker.book.set_override, project, account, limit)
 
     async def set_gate(self, project: str, account: str, gate: Gate) -> Balance:
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform(worker.book.set_gate, project, account, gate)
 
     async def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int) -> str:
         checks.check_count("silence_ms", silence_ms)
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform(worker.book.current_run, project, workflow, candidate, silence_ms)
 
     async def pending(self, project: str, limit: int = 1000) -> Sequence[tuple[str, str, Amount, int]]:
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform_long(worker.book.pending, project, limit)
 
     async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]:
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform_long(worker.book.outbox_read, consumer, limit)
 
     async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
-        worker = self._open_worker()
+        worker = self._require_worker()
         await worker.perform_long(worker.book.outbox_acknowledge, entries)
 
     async def outbox_size(self) -> int:
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform_long(worker.book.outbox_size)
 
     async def restore(
@@ -167,20 +167,20 @@ class SqliteLedger:
         checks.check_count("keep_ms", keep_ms)
         if override is not None:
             checks.check_limit(override)
-        worker = self._open_worker()
+        worker = self._require_worker()
         await worker.perform_long(worker.book.restore, project, account, settled, keep_ms, gate, override)
 
     async def epoch(self) -> str:
-        return self._open_worker().epoch
+        return self._require_worker().epoch
 
     async def purge(self, limit: int = 1000) -> int:
-        worker = self._open_worker()
+        worker = self._require_worker()
         return await worker.perform_long(worker.book.purge, limit)
 
     def _open_file(self) -> SqliteFile:
         return SqliteFile(self._path, self._durability)
 
-    def _open_worker(self) -> SqliteWorker:
+    def _require_worker(self) -> SqliteWorker:
         if self._worker is None:
             raise LedgerError(f"the ledger {self._path} is not open")
         return self._worker

@@ -64,7 +64,7 @@ class JournaledChanges:
         return bool(self._commits)
 
     def add(self, number: int, changed: UncommittedChanges, now_ms: int) -> None:
-        last_commit_before = len(self.accounts) + len(self.reservations)
+        count_before = len(self.accounts) + len(self.reservations)
         for key in changed.accounts:
             self.accounts.setdefault(key, number)
         for key in changed.reservations:
@@ -73,9 +73,9 @@ class JournaledChanges:
             self.runs[key] = (self.runs[key][0] if key in self.runs else number, run)
         for row in changed.entries:
             self.entries[row[0]] = (number, row)
-        new = len(self.accounts) + len(self.reservations) - last_commit_before + len(changed.entries)
-        self._commits.append((number, max(1, new), now_ms))
-        self.size += max(1, new)
+        new_values = len(self.accounts) + len(self.reservations) - count_before + len(changed.entries)
+        self._commits.append((number, max(1, new_values), now_ms))
+        self.size += max(1, new_values)
 
     def commit_reaching_size(self, size: int) -> int:
         """The number of the commit up to which the commits have at least this size together."""
@@ -114,9 +114,9 @@ class JournaledChanges:
         self.size = 0
 
 
-def _pop_leading(known: dict[K, V], belongs: Callable[[V], bool]) -> list[tuple[K, V]]:
+def _pop_leading(items_by_key: dict[K, V], matches: Callable[[V], bool]) -> list[tuple[K, V]]:
     """Remove and return the leading items that match."""
-    items = list(takewhile(lambda item: belongs(item[1]), known.items()))
+    items = list(takewhile(lambda item: matches(item[1]), items_by_key.items()))
     for key, _ in items:
-        del known[key]
+        del items_by_key[key]
     return items

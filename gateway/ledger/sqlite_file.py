@@ -36,8 +36,8 @@ class SqliteFile:
         self._path = path
         self._wal_path = path.with_name(path.name + "-wal")
         with ExitStack() as undo:
-            self._acquire_lock = _acquire_lock(path)
-            undo.callback(self._acquire_lock.release)
+            self._lock = _acquire_lock(path)
+            undo.callback(self._lock.release)
             _check_writable(path)
             wal_was_there = self._wal_path.exists()
             try:
@@ -96,7 +96,7 @@ class SqliteFile:
             self.connection.close()
             if not is_marked:
                 self._keep_wal()
-            self._acquire_lock.release()
+            self._lock.release()
 
     def _keep_wal(self) -> None:
         """SQLite deletes the log when all of it is in the main file. The mark is not there, so that would look like a loss."""

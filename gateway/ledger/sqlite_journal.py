@@ -36,20 +36,20 @@ class JournalEntry(NamedTuple):
 
 
 def append(connection: sqlite3.Connection, number: int, changes: JournalEntry) -> None:
-    written = (
+    changed_rows = (
         [account_row(*key, account) for key, account in changes.accounts],
-        [(*reservation_row(one), key[0]) for key, one in changes.reservations],
+        [(*reservation_row(reservation), key[0]) for key, reservation in changes.reservations],
         [(*key, *run) for key, run in changes.runs],
         changes.entries,
     )
-    connection.execute(_APPEND, (number, orjson.dumps(written, default=_as_text))).close()
+    connection.execute(_APPEND, (number, orjson.dumps(changed_rows, default=_as_text))).close()
 
 
 def read(connection: sqlite3.Connection) -> Iterator[tuple[int, JournalEntry]]:
     """Oldest first, each with its number. Raises `LedgerError` if an entry is damaged."""
-    for number, written in connection.execute(_READ).fetchall():
+    for number, changed_rows in connection.execute(_READ).fetchall():
         try:
-            accounts, reservations, runs, entries = orjson.loads(written)
+            accounts, reservations, runs, entries = orjson.loads(changed_rows)
         except ValueError as error:
             raise LedgerError(
                 "the journal of the ledger is damaged. Restore the ledger's file from a backup; or move it away, "
@@ -71,7 +71,7 @@ def _as_text(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} has no place in the journal")
 
 
-def _with_bytes(row: list[Any], where: tuple[int, ...]) -> list[Any]:
-    for index in where:
+def _with_bytes(row: list[Any], indices: tuple[int, ...]) -> list[Any]:
+    for index in indices:
         row[index] = row[index].encode("latin-1")
     return row

@@ -1,9 +1,9 @@
-"""Whether the embedded ledger can be written, for those who only look: a full disk or a deleted file is an outage, too.
+"""Whether the embedded ledger can be written, for health checks and alerts: a full disk or a deleted file is an outage, too.
 
     available     ──  an operation failed for lack of the file or the disk   ──▶  out of reach
     out of reach  ──  a write of one row succeeded, tried every second       ──▶  available
 
-It stops no operation: each finds out by itself, at once.
+It stops no operation: each tries to write, and fails at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SqliteOutage:
         self._loop = loop
         self._write = write
         self._timer: asyncio.TimerHandle | None = None
-        self._is_over = False
+        self._is_stopped = False
 
     def failed(self, reason: str) -> None:
         if not self.reason:
@@ -37,12 +37,12 @@ class SqliteOutage:
         self.reason = reason
 
     def stop(self) -> None:
-        self._is_over = True
+        self._is_stopped = True
         if self._timer is not None:
             self._timer.cancel()
 
     def _probe_later(self) -> None:
-        if not self._is_over:
+        if not self._is_stopped:
             self._timer = self._loop.call_later(PROBE_S, self._probe)
 
     def _probe(self) -> None:

@@ -39,9 +39,9 @@ _ROWS_MAX: Final = 32
 
 READ_ACCOUNT: Final = f"SELECT {_ACCOUNT_COLUMNS} FROM account WHERE project = ? AND account = ?"
 # The keys are joined in this order, because `WHERE (project, account) IN (…)` would scan the whole table.
-_WANTED: Final = "WITH wanted (for_project, name) AS (VALUES {rows}) SELECT"
+_WITH_KEYS: Final = "WITH wanted (for_project, name) AS (VALUES {rows}) SELECT"
 READ_ACCOUNTS: Final = (
-    f"{_WANTED} {_ACCOUNT_COLUMNS}, project, account FROM wanted CROSS JOIN account "
+    f"{_WITH_KEYS} {_ACCOUNT_COLUMNS}, project, account FROM wanted CROSS JOIN account "
     "WHERE project = for_project AND account = name"
 )
 WRITE_ACCOUNTS: Final = (
@@ -57,7 +57,7 @@ CHANGE_ACCOUNTS: Final = (
 )
 READ_RESERVATION: Final = f"SELECT {_RESERVATION_COLUMNS} FROM reservation WHERE project = ? AND id = ?"
 READ_RESERVATIONS: Final = (
-    f"{_WANTED} {_RESERVATION_COLUMNS}, project FROM wanted CROSS JOIN reservation "
+    f"{_WITH_KEYS} {_RESERVATION_COLUMNS}, project FROM wanted CROSS JOIN reservation "
     "WHERE project = for_project AND id = name"
 )
 # Skips from one project to the next by its key, instead of scanning all reservations.
@@ -121,12 +121,12 @@ def account_row(project: str, name: str, account: Account) -> Row:
     )  # fmt: skip
 
 
-def has_same_rules(one: Account, other: Account) -> bool:
+def has_same_rules(account: Account, other: Account) -> bool:
     return (
-        one.gate is other.gate
-        and one.keep_ms == other.keep_ms
-        and one.override == other.override
-        and one.tightened == other.tightened
+        account.gate is other.gate
+        and account.keep_ms == other.keep_ms
+        and account.override == other.override
+        and account.tightened == other.tightened
     )
 
 
@@ -142,17 +142,17 @@ def _limit(values: Sequence[int | None]) -> Limit:
     return UNLIMITED if limit.is_unlimited else limit
 
 
-def reservation_row(one: Reservation) -> tuple[Any, ...]:
+def reservation_row(reservation: Reservation) -> tuple[Any, ...]:
     chain = [
         (name, limit.tokens, limit.nano_usd, limit.requests)
-        for name, limit in zip(one.accounts, one.limits, strict=True)
+        for name, limit in zip(reservation.accounts, reservation.limits, strict=True)
     ]
-    held, progress, booked, overrun = one.held, one.progress, one.booked, one.overrun
+    held, progress, booked, overrun = reservation.held, reservation.progress, reservation.booked, reservation.overrun
     return (
-        one.id, one.owner, str(one.on_lost), orjson.dumps(chain), held.tokens, held.nano_usd, held.requests,
-        one.output_tokens, one.deadline_ms, one.draft, str(one.state), progress.tokens, progress.nano_usd,
+        reservation.id, reservation.owner, str(reservation.on_lost), orjson.dumps(chain), held.tokens, held.nano_usd, held.requests,
+        reservation.output_tokens, reservation.deadline_ms, reservation.draft, str(reservation.state), progress.tokens, progress.nano_usd,
         progress.requests, booked.tokens, booked.nano_usd, booked.requests, overrun.tokens, overrun.nano_usd,
-        overrun.requests, one.resolved_ms,
+        overrun.requests, reservation.resolved_ms,
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ class SqliteStorage:
         # By project: the table has no reservation with a higher id. Ids sort by time, so new ones need no lookup.
         self._highest_id: dict[str, str] = dict(connection.execute(HIGHEST_IDS).fetchall())
         self._changed, self._journaled = UncommittedChanges(), JournaledChanges()
-        self._last_commit = 0  # of the last commit
+        self._last_commit = 0  # the number of the last commit
         self._is_current = False  # whether all of this matches the file
         self._entries_stored: int | None = None  # counted on first request, and then kept current
         self.ensure_current()
@@ -131,8 +131,8 @@ class SqliteStorage:
         new = [key for key in reservations if key not in self._reservations]
         unknown = [key for key in new if key[1] <= self._highest_id.get(key[0], "")]
         for cursor in execute_in_chunks(self._connection, READ_RESERVATIONS, unknown):
-            found = ((row[-1], reservation_of(row)) for row in cursor.fetchall())
-            self._reservations.update(((project, one.id), one) for project, one in found)
+            rows = ((row[-1], reservation_of(row)) for row in cursor.fetchall())
+            self._reservations.update(((project, reservation.id), reservation) for project, reservation in rows)
         self._known_missing.update(key for key in new if key not in self._reservations)
 
     def account(self, project: str, name: str) -> Account | None:
@@ -152,12 +152,12 @@ class SqliteStorage:
 
     def reservation(self, project: str, reservation_id: str) -> Reservation | None:
         key = (project, reservation_id)
-        found = self._reservations.get(key)
-        if found is None and key not in self._known_missing:
+        reservation = self._reservations.get(key)
+        if reservation is None and key not in self._known_missing:
             row = self._connection.execute(READ_RESERVATION, key).fetchone()
             if row is not None:
-                found = self._reservations[key] = reservation_of(row)
-        return found
+                reservation = self._reservations[key] = reservation_of(row)
+        return reservation
 
     def put_reservation(self, project: str, reservation: Reservation) -> None:
         key = (project, reservation.id)
@@ -167,12 +167,14 @@ class SqliteStorage:
     def due_reservations(self, now_ms: int, limit: int) -> list[Key]:
         unfolded = self._unfolded().reservations
         stored = self._connection.execute(DUE_RESERVATIONS, (now_ms, limit + len(unfolded))).fetchall()
-        known = ((key, self._reservations[key]) for key in unfolded)
+        unfolded_reservations = ((key, self._reservations[key]) for key in unfolded)
         due_in_memory = [
-            (one.deadline_ms, *key) for key, one in known if one.state is State.PENDING and one.deadline_ms <= now_ms
+            (reservation.deadline_ms, *key)
+            for key, reservation in unfolded_reservations
+            if reservation.state is State.PENDING and reservation.deadline_ms <= now_ms
         ]
-        found = sorted([*due_in_memory, *(row for row in stored if row[1:] not in unfolded)])
-        return [(project, reservation_id) for _, project, reservation_id in found[:limit]]
+        due = sorted([*due_in_memory, *(row for row in stored if row[1:] not in unfolded)])
+        return [(project, reservation_id) for _, project, reservation_id in due[:limit]]
 
     def pending(self, project: str, limit: int) -> list[Reservation]:
         self.fold()
@@ -195,8 +197,8 @@ class SqliteStorage:
     def remove(self, positions: Sequence[str]) -> None:
         """An entry that is only journaled is dropped from memory: if a crash brings it back, the store recognises its id."""
         # Anything else is a handle of another engine; SQLite's integers hold any 18 digits.
-        known = [int(position) for position in positions if position.isdecimal() and len(position) <= 18]
-        stored = [(position,) for position in known if self._journaled.entries.pop(position, None) is None]
+        numeric_positions = [int(position) for position in positions if position.isdecimal() and len(position) <= 18]
+        stored = [(position,) for position in numeric_positions if self._journaled.entries.pop(position, None) is None]
         if stored:
             self._begin()
             removed = self._connection.executemany("DELETE FROM outbox WHERE position = ?", stored).rowcount
@@ -215,8 +217,8 @@ class SqliteStorage:
             return self._changed.runs[key]
         if key in self._journaled.runs:
             return self._journaled.runs[key][1]
-        found: Run | None = self._connection.execute(READ_RUN, key).fetchone()
-        return found
+        row: Run | None = self._connection.execute(READ_RUN, key).fetchone()
+        return row
 
     def put_run(self, project: str, workflow: str, run: str, closes_ms: int) -> None:
         self._changed.runs[project, workflow] = (run, closes_ms)
@@ -334,21 +336,21 @@ class SqliteStorage:
             account, stored = self._accounts[key], self._stored.get(key)
             if account is None:
                 continue
-            known = stored is not None and has_same_rules(account, stored)
-            (balance_rows if known else full_rows).append(account_row(*key, account))
+            only_balances_changed = stored is not None and has_same_rules(account, stored)
+            (balance_rows if only_balances_changed else full_rows).append(account_row(*key, account))
             self._stored[key] = account
         self._write(CHANGE_ACCOUNTS, balance_rows)
         self._write(WRITE_ACCOUNTS, full_rows)
 
     def _write_reservations(self, keys: Sequence[Key]) -> None:
         changed = [(key, self._reservations[key]) for key in keys]
-        self._write(WRITE_RESERVATIONS, [(*reservation_row(one), key[0]) for key, one in changed])
-        for key, one in changed:
+        self._write(WRITE_RESERVATIONS, [(*reservation_row(reservation), key[0]) for key, reservation in changed])
+        for key, reservation in changed:
             project, reservation_id = key
             if reservation_id > self._highest_id.get(project, ""):
                 self._highest_id[project] = reservation_id
             self._known_missing.discard(key)
-            if one.state is not State.PENDING and key not in self._changed.reservations:
+            if reservation.state is not State.PENDING and key not in self._changed.reservations:
                 del self._reservations[key]
 
     def _write(self, statement: str, rows: Sequence[Row]) -> None:

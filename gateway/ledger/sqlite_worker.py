@@ -75,7 +75,7 @@ class SqliteWorker:
         self._loop = loop
         self._open_done: asyncio.Future[None] = loop.create_future()
         self._close_done: asyncio.Future[None] = loop.create_future()
-        self.outage = SqliteOutage(loop, lambda: self._enqueue(self._write_a_row, (), is_short=True))
+        self.outage = SqliteOutage(loop, lambda: self._enqueue(self._write_probe_row, (), is_short=True))
         self._next_file_check_s = 0.0
         self._queued: list[Operation] = []  # since the last turn of the loop
         self._is_run_scheduled = False  # `_run_queued` will be called in this turn of the loop
@@ -133,8 +133,8 @@ class SqliteWorker:
         if now_s < self._thread_only_until_s or not all(operation.is_short for operation in self._queued):
             self._hand_to_thread()
             return
-        asked, self._queued = self._queued[:LOOP_BATCH_MAX], self._queued[LOOP_BATCH_MAX:]
-        self._resolve(self._perform(asked))
+        batch, self._queued = self._queued[:LOOP_BATCH_MAX], self._queued[LOOP_BATCH_MAX:]
+        self._resolve_futures(self._perform(batch))
         if time.monotonic() - now_s > SLOW_BATCH_S:
             self._thread_only_until_s = now_s + THREAD_ONLY_S
         is_checkpoint_due = self._file.is_checkpoint_due()
@@ -145,8 +145,8 @@ class SqliteWorker:
         elif self._queued:
             self._schedule_run()
 
-    def _hand_to_thread(self, most: int = THREAD_BATCH_MAX) -> None:
-        batch, self._queued = self._queued[:most], self._queued[most:]
+    def _hand_to_thread(self, batch_max: int = THREAD_BATCH_MAX) -> None:
+        batch, self._queued = self._queued[:batch_max], self._queued[batch_max:]
         if batch:
             self._thread_queue.put(batch)
             self._thread_operations += len(batch)
@@ -159,10 +159,10 @@ class SqliteWorker:
             return
         self._send_to_loop([OperationResult(self._open_done, None, None)])
         while (batch := self._thread_queue.get()) is not None:
-            answers = self._perform(batch)
+            results = self._perform(batch)
             if self._file.is_checkpoint_due():
                 self._file.checkpoint()
-            self._send_to_loop(answers)  # last, because it gives the file back to the loop
+            self._send_to_loop(results)  # last, because it gives the file back to the loop
         self._send_to_loop([OperationResult(self._close_done, None, self._close())])
 
     def _open(self) -> None:
@@ -190,7 +190,7 @@ class SqliteWorker:
         except Exception as error:  # noqa: BLE001 - any error becomes the callers' answer, and the thread lives on
             fault = self._roll_back(error)
         if len(batch) > 1 and not isinstance(fault, LedgerUnavailable):
-            return [answer for operation in batch for answer in self._perform([operation])]
+            return [result for operation in batch for result in self._perform([operation])]
         return [OperationResult(operation.answer, None, fault) for operation in batch]
 
     def _check_file(self) -> None:
@@ -202,12 +202,12 @@ class SqliteWorker:
     def _commit_batch(self, batch: list[Operation]) -> list[OperationResult]:
         now_ms = self.clock.now_ms()
         self._storage.ensure_current()
-        asked = [operation.arguments[:2] for operation in batch if _is_reserve(operation)]
-        accounts = {(project, hold.account) for project, request in asked for hold in request.holds}
-        self._storage.prefetch(accounts, [(project, request.id) for project, request in asked])
-        answers = [_resolve(operation, now_ms) for operation in batch]
+        reserve_requests = [operation.arguments[:2] for operation in batch if _is_reserve(operation)]
+        accounts = {(project, hold.account) for project, request in reserve_requests for hold in request.holds}
+        self._storage.prefetch(accounts, [(project, request.id) for project, request in reserve_requests])
+        results = [_run_operation(operation, now_ms) for operation in batch]
         self._storage.commit(now_ms)
-        return answers
+        return results
 
     def _roll_back(self, error: Exception) -> LedgerError:
         # The first error is the one to report. If re-reading fails, it is done before the next operation.
@@ -219,7 +219,7 @@ class SqliteWorker:
         """Fold the journal; the thread checkpoints a long log after any batch. Errors are reported by the operations that meet them."""
         self._storage.fold_oldest()
 
-    def _write_a_row(self, now_ms: int) -> None:
+    def _write_probe_row(self, now_ms: int) -> None:
         self._storage.write_clock(now_ms)
 
     def _empty_journal(self) -> None:
@@ -239,14 +239,14 @@ class SqliteWorker:
             return error
         return None
 
-    def _deliver(self, answers: list[OperationResult]) -> None:
+    def _deliver(self, results: list[OperationResult]) -> None:
         """Take over the thread's results."""
-        self._thread_operations -= len(answers)
-        self._resolve(answers)
+        self._thread_operations -= len(results)
+        self._resolve_futures(results)
         self._run_queued()
 
-    def _resolve(self, answers: list[OperationResult]) -> None:
-        for future, value, error in answers:
+    def _resolve_futures(self, results: list[OperationResult]) -> None:
+        for future, value, error in results:
             # Whoever opens or closes the file reports its failure in words of its own.
             if isinstance(error, LedgerUnavailable) and future not in (self._open_done, self._close_done):
                 self.outage.failed(str(error))
@@ -257,18 +257,18 @@ class SqliteWorker:
             else:
                 future.set_exception(error)
 
-    def _send_to_loop(self, answers: list[OperationResult]) -> None:
+    def _send_to_loop(self, results: list[OperationResult]) -> None:
         # RuntimeError: the event loop is closed, so nobody waits any more.
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._deliver, answers)
+            self._loop.call_soon_threadsafe(self._deliver, results)
 
 
 def _is_reserve(operation: Operation) -> bool:
-    """Reservations look up what mostly does not exist, so these lookups are combined."""
+    """Whether this reserves. A reservation looks up rows that mostly do not exist, so the lookups of a batch are combined."""
     return len(operation.arguments) > 1 and isinstance(operation.arguments[1], Reserve)
 
 
-def _resolve(operation: Operation, now_ms: int) -> OperationResult:
+def _run_operation(operation: Operation, now_ms: int) -> OperationResult:
     try:
         return OperationResult(operation.answer, operation.perform(*operation.arguments, now_ms), None)
     except ValueError as error:

@@ -152,7 +152,7 @@ async def test_open_ledger_locks_out_other_programs(path: Path) -> None:
 async def test_full_disk_refuses_until_there_is_space(path: Path) -> None:
     async with open_ledger(path) as ledger:
         await book(ledger, "before")
-        worker = ledger._open_worker()
+        worker = ledger._require_worker()
         pages = await worker.perform(lambda _: worker._file._pragma("page_count"))
         await worker.perform(lambda _: worker._file._pragma(f"max_page_count = {pages}"))
         acknowledged, error = await book_until_refused(ledger)
@@ -206,7 +206,7 @@ async def test_ledger_closed_on_a_full_disk_can_be_opened_again(path: Path, byte
 async def test_ledger_that_cannot_be_marked_as_closed_can_be_opened_again(path: Path) -> None:
     async with open_ledger(path) as ledger:
         await book(ledger, "c1")
-        worker = ledger._open_worker()
+        worker = ledger._require_worker()
         await worker.perform(lambda _: worker._file.connection.execute("PRAGMA query_only = ON"))
     async with open_ledger(path) as ledger:
         assert await settled(ledger) == 10

@@ -34,7 +34,7 @@ def request(name: str, account: str = "run", tokens: int = 10) -> Reserve:
 async def traced(ledger: SqliteLedger) -> list[str]:
     """The statements that the connection runs from now on."""
     statements: list[str] = []
-    worker = ledger._open_worker()
+    worker = ledger._require_worker()
     await worker.perform(lambda _: worker._file.connection.set_trace_callback(statements.append))
     return statements
 
@@ -66,7 +66,7 @@ async def test_event_acknowledged_before_a_fold_is_never_written_to_the_outbox_t
 
 
 async def folded(ledger: SqliteLedger) -> None:
-    worker = ledger._open_worker()
+    worker = ledger._require_worker()
     await worker.perform_long(lambda _: worker._storage.fold())
 
 
@@ -100,7 +100,7 @@ def current_thread(now_ms: int) -> int:
 
 
 async def test_short_operations_run_on_the_loop_and_long_ones_in_the_thread(ledger: SqliteLedger) -> None:
-    worker = ledger._open_worker()
+    worker = ledger._require_worker()
     assert await worker.perform(current_thread) == threading.get_ident()
     assert await worker.perform_long(current_thread) != threading.get_ident()
     first, second = await asyncio.gather(worker.perform(current_thread), worker.perform_long(current_thread))
@@ -120,7 +120,7 @@ async def test_operations_wait_while_the_thread_works(ledger: SqliteLedger) -> N
         await ledger.reserve("p", request(name))
         done.append(name)
 
-    working = asyncio.ensure_future(ledger._open_worker().perform_long(long))
+    working = asyncio.ensure_future(ledger._require_worker().perform_long(long))
     await asyncio.to_thread(begun.wait, 20)
     waiting = [asyncio.ensure_future(short("c1")), asyncio.ensure_future(short("c2"))]
     await asyncio.sleep(0.05)
@@ -138,7 +138,7 @@ async def test_after_a_slow_operation_the_thread_takes_over_for_a_while(
         return threading.get_ident()
 
     monkeypatch.setattr(sqlite_worker, "THREAD_ONLY_S", 0.3)
-    worker = ledger._open_worker()
+    worker = ledger._require_worker()
     assert await worker.perform(slow) == threading.get_ident()
     assert await worker.perform(current_thread) != threading.get_ident()
     await asyncio.sleep(0.3)
@@ -228,7 +228,7 @@ async def test_operations_above_the_queue_limit_are_refused_at_once(
         loop.call_soon_threadsafe(holding.set)
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
 
-    disk = asyncio.ensure_future(ledger._open_worker().perform_long(hold_the_disk))
+    disk = asyncio.ensure_future(ledger._require_worker().perform_long(hold_the_disk))
     await holding.wait()
     waiting = [asyncio.ensure_future(ledger.reserve("p", request(f"c{n}"))) for n in range(5)]
     await asyncio.sleep(0)
@@ -279,7 +279,7 @@ async def test_durability_sets_the_synchronous_level(tmp_path: Path) -> None:
     for durability, level in (("normal", 1), ("strict", 2)):
         ledger = SqliteLedger(tmp_path / f"{durability}.db", durability=durability)  # type: ignore[arg-type]
         await ledger.open()
-        worker = ledger._open_worker()
+        worker = ledger._require_worker()
         assert (await worker.perform(current_thread) == threading.get_ident()) == (durability == "normal")
         assert await worker.perform(lambda _, worker=worker: worker._file._pragma("synchronous")) == level
         await ledger.close()
