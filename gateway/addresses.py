@@ -1,4 +1,4 @@
-"""Where the gateway itself may connect to, apart from its models: no addresses that only hosts inside its network should reach.
+"""The addresses that the gateway itself may connect to, apart from its models': none that only hosts inside its network should reach.
 
 Addresses are checked when a URL is read, and again for the actual address of each connection, so DNS rebinding gains nothing.
 `ipaddress.is_global` does not help here: it accepts translated addresses of a cloud's metadata service (64:ff9b::a9fe:a9fe,
@@ -18,7 +18,7 @@ Network = IPv4Network | IPv6Network
 
 
 def _networks(text: str) -> tuple[Network, ...]:
-    return tuple(ip_network(one) for one in text.split())
+    return tuple(ip_network(network) for network in text.split())
 
 
 # Never valid for a webhook: link-local (where clouds keep credentials), metadata services at other addresses (Alibaba,
@@ -80,12 +80,12 @@ def _embedded_ipv4(address: Address) -> Address:
 
 def _address_in(host: str) -> str | None:
     """The address in a host's text, in any spelling that resolvers accept: 127.1, 0x7f.1, 2130706433, ①②⑦.⓪.⓪.①."""
-    plain = unicodedata.normalize("NFKC", host)
+    normalized = unicodedata.normalize("NFKC", host)
     try:
-        return str(ip_address(plain.partition("%")[0]))
+        return str(ip_address(normalized.partition("%")[0]))
     except ValueError:
         pass
     try:
-        return socket.inet_ntoa(socket.inet_aton(plain))
+        return socket.inet_ntoa(socket.inet_aton(normalized))
     except (OSError, UnicodeEncodeError):
         return None

@@ -168,10 +168,10 @@ class Application:
         housekeeping = asyncio.create_task(run_housekeeping_daily(parts.store, retention_of(self.config)), name="tidy")
         stack.push_async_callback(_cancel, housekeeping)
         stack.push_async_callback(parts.tracing.stop)
-        under_way = RunsInProgress(self._heartbeat.calls, parts.store)
-        watching: tuple[Alerts | BatchRecorder | Gauges | Heartbeat | RunsInProgress, ...]
-        watching = (parts.alerts, parts.recorder, self._gauges, self._heartbeat, under_way)
-        for part in watching:
+        runs_in_progress = RunsInProgress(self._heartbeat.calls, parts.store)
+        background_parts: tuple[Alerts | BatchRecorder | Gauges | Heartbeat | RunsInProgress, ...]
+        background_parts = (parts.alerts, parts.recorder, self._gauges, self._heartbeat, runs_in_progress)
+        for part in background_parts:
             part.start()
             stack.push_async_callback(part.stop)
         stack.push_async_callback(self._answer_storage.close)
@@ -307,8 +307,8 @@ def _application(routes: list[BaseRoute], new_id: Callable[[], str]) -> Starlett
 
 def _encodings(deployments: Iterable[Deployment]) -> Iterable[str]:
     """Those of the configured models and the default one, because building a table later would block the loop."""
-    own = (counting_for(deployment.model, deployment.provider).encoding for deployment in deployments)
-    return dict.fromkeys((DEFAULT_ENCODING, *own))
+    configured = (counting_for(deployment.model, deployment.provider).encoding for deployment in deployments)
+    return dict.fromkeys((DEFAULT_ENCODING, *configured))
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

@@ -55,11 +55,11 @@ class Snapshot:
     generation: int = 0
     is_loaded: bool = False
 
-    def find_key(self, plain: str, now_ms: int) -> ApiKey | None:
-        """The key for this text, if it may be used now. Junk is recognised by its checksum, without a look-up."""
-        if not keys.looks_like_key(plain):
+    def find_key(self, credential: str, now_ms: int) -> ApiKey | None:
+        """The key for this text, if it may be used now. A text that is no key is recognised by its checksum, without a look-up."""
+        if not keys.looks_like_key(credential):
             return None
-        digest = keys.digest_of(plain)
+        digest = keys.digest_of(credential)
         key = self.keys.get(digest)
         return key if key is not None and key.is_valid(digest, now_ms) else None
 
@@ -68,8 +68,8 @@ class Snapshot:
 
     def ais(self, project: str, agent: str) -> float | None:
         """The agent's combined score; None while it is unknown."""
-        found = self.agents.get((project, agent))
-        return None if found is None else found.combined
+        score = self.agents.get((project, agent))
+        return None if score is None else score.combined
 
 
 def first_snapshot(first_values: Mapping[str, SettingValue] = _NONE) -> Snapshot:
@@ -87,7 +87,7 @@ class Control:
         self.first_values: Mapping[str, SettingValue] = dict(first_values)
         self._poll_ms = poll_ms
         self._versions: Mapping[str, int] = {}
-        self._turn = asyncio.Lock()
+        self._refresh_lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._listeners: list[Callable[[Snapshot], None]] = []
         self.snapshot = first_snapshot(self.first_values)
@@ -111,7 +111,7 @@ class Control:
 
     async def refresh(self) -> bool:
         """Reload what changed. Call it after writes of this process, so that they apply at once. False: the store is unreachable."""
-        async with self._turn:
+        async with self._refresh_lock:
             try:
                 await self._load()
             except StoreUnavailable as error:
@@ -136,15 +136,15 @@ class Control:
 
     async def _load(self) -> None:
         # The versions are read first, so that a change during loading is loaded again at the next poll, and no change is missed.
-        found = await versions.read(self._store)
-        moved = [subject for subject in Subject if found.get(subject) != self._versions.get(subject)]
-        if not moved:
+        stored_versions = await versions.read(self._store)
+        changed = [subject for subject in Subject if stored_versions.get(subject) != self._versions.get(subject)]
+        if not changed:
             return
         snapshot, loaded, fault = self.snapshot, dict(self._versions), None
-        for subject in moved:
+        for subject in changed:
             try:
-                snapshot = await self._loaded(snapshot, subject)
-                loaded[subject] = found.get(subject, 0)
+                snapshot = await self._reloaded(snapshot, subject)
+                loaded[subject] = stored_versions.get(subject, 0)
             except StoreUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - a budget written by another version must not keep a revoked key alive
@@ -157,7 +157,7 @@ class Control:
         if fault is not None:
             raise fault
 
-    async def _loaded(self, snapshot: Snapshot, subject: Subject) -> Snapshot:
+    async def _reloaded(self, snapshot: Snapshot, subject: Subject) -> Snapshot:
         match subject:
             case Subject.SETTINGS:
                 return _with_settings(snapshot, await settings.get_all(self._store), self.first_values)
@@ -165,12 +165,12 @@ class Control:
                 return replace(snapshot, keys=_by_digest(await keys.list_all(self._store)))
             case Subject.WORKFLOWS:
                 declared = await workflows.list_all(self._store)
-                return replace(snapshot, workflows={(one.project, one.name): one for one in declared})
+                return replace(snapshot, workflows={(row.project, row.name): row for row in declared})
             case Subject.BUDGETS:
                 return replace(snapshot, budgets=tuple(await budgets.list_all(self._store)))
             case Subject.AGENTS:
                 scored = await intensity.current(self._store)
-                return replace(snapshot, agents={(one.project, one.agent): one for one in scored})
+                return replace(snapshot, agents={(row.project, row.agent): row for row in scored})
 
     def _note_failure(self, error: Exception) -> None:
         if self.is_store_available or not self.last_error:
@@ -187,17 +187,17 @@ class Control:
         self.last_error = ""
 
 
-def _by_digest(found: list[ApiKey]) -> Mapping[str, ApiKey]:
+def _by_digest(api_keys: list[ApiKey]) -> Mapping[str, ApiKey]:
     """Includes old digests: whether one is still within its grace period is decided when it is used."""
-    by_digest = {key.old_digest: key for key in found if key.old_digest is not None}
-    return by_digest | {key.digest: key for key in found}
+    by_digest = {key.old_digest: key for key in api_keys if key.old_digest is not None}
+    return by_digest | {key.digest: key for key in api_keys}
 
 
 def _with_settings(
     snapshot: Snapshot, rows: Mapping[str, settings.SettingRow], first_values: Mapping[str, SettingValue]
 ) -> Snapshot:
     current = {key: _effective_setting(key, rows.get(key), first_values) for key in SETTINGS}
-    typed = Settings.from_values({key: now.value for key, now in current.items()})
+    typed = Settings.from_values({key: setting.value for key, setting in current.items()})
     return replace(snapshot, settings=typed, setting_rows=MappingProxyType(current))
 
 

@@ -10,8 +10,10 @@ import orjson
 def decisions_of(detail: str) -> tuple[dict[str, Any], ...]:
     """The decisions in order; empty for a call about which nothing had to be decided."""
     try:
-        found = orjson.loads(detail or b"{}")
+        value = orjson.loads(detail or b"{}")
     except orjson.JSONDecodeError:
         return ()
-    decisions = found.get("decisions") if isinstance(found, dict) else None
-    return tuple(one for one in decisions if isinstance(one, dict)) if isinstance(decisions, list) else ()
+    decisions = value.get("decisions") if isinstance(value, dict) else None
+    return (
+        tuple(decision for decision in decisions if isinstance(decision, dict)) if isinstance(decisions, list) else ()
+    )

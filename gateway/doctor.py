@@ -69,8 +69,8 @@ async def ledger_findings(parts: Parts) -> tuple[Finding, ...]:
     except LedgerError as error:
         return (Finding("ledger", "fail", f"{engine} does not answer: {error}"),)
     status: Status = "warn" if latency_ms > LEDGER_MS_WARN else "ok"
-    reach = Finding("ledger", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_MEASUREMENTS}).")
-    return (reach, clock, *_policy(parts, engine))
+    reachability = Finding("ledger", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_MEASUREMENTS}).")
+    return (reachability, clock, *_policy(parts, engine))
 
 
 async def _wait_until_ready(operation: Callable[[], Awaitable[object]]) -> None:
@@ -100,8 +100,8 @@ async def store_findings(store: Database, now_ms: int) -> tuple[Finding, ...]:
     except Exception as error:  # noqa: BLE001 - missing tables and permissions come as errors of many drivers
         return (Finding("store", "fail", f"{engine}: {_first_line(error)} Run `farebox migrate`."),)
     status: Status = "warn" if latency_ms > STORE_MS_WARN else "ok"
-    reach = Finding("store", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_MEASUREMENTS}).")
-    return reach, schema, await _writable(store, now_ms)
+    reachability = Finding("store", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_MEASUREMENTS}).")
+    return reachability, schema, await _writable(store, now_ms)
 
 
 async def _writable(store: Database, now_ms: int) -> Finding:
@@ -113,9 +113,9 @@ async def _writable(store: Database, now_ms: int) -> Finding:
 
 
 async def _clock(ledger: Ledger) -> Finding:
-    before = _now_ms()
+    before_ms = _now_ms()
     ledger_ms = await ledger.now_ms()
-    skew_ms = ledger_ms - (before + _now_ms()) // 2
+    skew_ms = ledger_ms - (before_ms + _now_ms()) // 2
     status: Status = "ok" if abs(skew_ms) < SKEW_MS_WARN else "warn" if abs(skew_ms) < SKEW_MS_FAIL else "fail"
     advice = "" if status == "ok" else " Set both machines' clocks by NTP."
     return Finding("ledger clock", status, f"{skew_ms:+d} ms against this machine.{advice}")
@@ -125,11 +125,11 @@ def _policy(parts: Parts, engine: str) -> tuple[Finding, ...]:
     ledger, storage = parts.ledger, parts.config.storage
     if isinstance(ledger, OutageLedger):
         warnings = ledger.health.warnings
-        found = tuple(Finding("ledger policy", "warn", warning) for warning in warnings)
-        kept = Finding("ledger policy", "ok", "Nothing is evicted, and what is written is kept (appendonly).")
+        policy_findings = tuple(Finding("ledger policy", "warn", warning) for warning in warnings)
+        all_kept = Finding("ledger policy", "ok", "Nothing is evicted, and what is written is kept (appendonly).")
         spooled = ledger.health.spooled
-        waiting = (Finding("ledger spool", "warn", f"{spooled} events wait on disk."),) if spooled else ()
-        return (*(found or (kept,)), *waiting)
+        spool_findings = (Finding("ledger spool", "warn", f"{spooled} events wait on disk."),) if spooled else ()
+        return (*(policy_findings or (all_kept,)), *spool_findings)
     if engine == "memory":
         return (Finding("ledger policy", "warn", "Everything is forgotten when the process ends."),)
     durability = (
@@ -147,19 +147,19 @@ def _outbox(parts: Parts) -> Finding:
 
 def _versions() -> Finding:
     """SQLite from 3.7.0 to 3.51.2 can damage a WAL file that two connections write; Farebox has only one."""
-    found = f"Farebox {__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    description = f"Farebox {__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     if sqlite3.sqlite_version_info < (3, 51, 3):
-        found += " (its WAL fault of before 3.51.3 needs two writers; Farebox has one)"
-    return Finding("versions", "ok", f"{found}.")
+        description += " (its WAL fault of before 3.51.3 needs two writers; Farebox has one)"
+    return Finding("versions", "ok", f"{description}.")
 
 
 def _configuration(parts: Parts, is_open: bool) -> tuple[Finding, ...]:
     rows = parts.control.snapshot.setting_rows
-    found = [
+    findings = [
         Finding("settings", "warn", conflict) for conflict in conflicts({key: row.value for key, row in rows.items()})
     ]
     models = len(parts.config.model_list)
-    found.append(
+    findings.append(
         Finding("models", "ok" if models else "warn", f"{models} in model_list." if models else "model_list is empty.")
     )
     keys = sum(
@@ -170,15 +170,15 @@ def _configuration(parts: Parts, is_open: bool) -> tuple[Finding, ...]:
         if is_open
         else Finding("access", "ok", f"{keys} keys; the control API needs an admin key.")
     )
-    return (*found, access)
+    return (*findings, access)
 
 
 async def _latency_ms(operation: Callable[[], Awaitable[object]]) -> float:
     latencies_ms: list[float] = []
     for _ in range(_MEASUREMENTS):
-        began = time.perf_counter()
+        started_s = time.perf_counter()
         await operation()
-        latencies_ms.append((time.perf_counter() - began) * 1000)
+        latencies_ms.append((time.perf_counter() - started_s) * 1000)
     return median(latencies_ms)
 
 

@@ -1,5 +1,5 @@
-"""Explains what would happen to a call, by the pipeline's own admission on a dry-run ledger. A dry run: nothing is sent,
-reserved, asked, recorded or remembered."""
+"""Explains what would happen to a call, by the pipeline's own admission on a dry-run ledger. Nothing is sent,
+reserved, recorded or remembered."""
 
 from __future__ import annotations
 
@@ -110,30 +110,30 @@ class DryRunPlanner:
 
 
 @dataclass(slots=True)
-class Explained:
-    """`call` is None for a request that is refused before anything is decided. `standing` has the accounts before the call,
+class DryRunResult:
+    """`call` is None for a request that is refused before anything is decided. `balances` has the accounts before the call,
     with the limits in force."""
 
     planner: DryRunPlanner
     call: Call | None = None
     prompt_tokens: int | None = None  # of the original prompt, counted for the model that would be asked
     error: GatewayError | None = None
-    standing: Sequence[tuple[Link, Balance]] = field(default=())
+    balances: Sequence[tuple[Link, Balance]] = field(default=())
 
 
 async def explain(
     parts: Parts, principal: Principal, protocol: WireProtocol, raw: bytes, headers: Mapping[str, str]
-) -> Explained:
+) -> DryRunResult:
     """Raises no `GatewayError`: the explanation contains what the caller would be told."""
-    found = Explained(DryRunPlanner(parts.orchestration))
+    result = DryRunResult(DryRunPlanner(parts.orchestration))
     try:
-        call = found.call = _call_of(parts, principal, protocol, raw, headers)
-        await _admit(parts, call, found)
+        call = result.call = _call_of(parts, principal, protocol, raw, headers)
+        await _admit(parts, call, result)
     except LedgerUnavailable:
-        found.error = LedgerOutage()
+        result.error = LedgerOutage()
     except GatewayError as error:
-        found.error = error
-    return found
+        result.error = error
+    return result
 
 
 def _call_of(
@@ -150,22 +150,22 @@ def _call_of(
     return call
 
 
-async def _admit(parts: Parts, call: Call, found: Explained) -> None:
+async def _admit(parts: Parts, call: Call, result: DryRunResult) -> None:
     dry_run_ledger = DryRunLedger(parts.ledger, await _overrides(parts, call))
     runs = parts.runs.dry_run_copy(dry_run_ledger)
     reserving = Reserving(dry_run_ledger, local=None, runs=runs, is_outbox_full=lambda: parts.flusher.is_full)
     admission = admission_for(
-        parts, reserving, ledger=dry_run_ledger, planner=found.planner, runs=runs, sleep=_without_waiting
+        parts, reserving, ledger=dry_run_ledger, planner=result.planner, runs=runs, sleep=_without_waiting
     )
     try:
         await admission.admit(call)
     finally:
         admission.release_deployment(call)
-        found.prompt_tokens = await found.planner.original_tokens(call)
-        found.standing = await _standing(call, dry_run_ledger)
+        result.prompt_tokens = await result.planner.original_tokens(call)
+        result.balances = await _balances_before(call, dry_run_ledger)
 
 
-async def _standing(call: Call, dry_run_ledger: DryRunLedger) -> Sequence[tuple[Link, Balance]]:
+async def _balances_before(call: Call, dry_run_ledger: DryRunLedger) -> Sequence[tuple[Link, Balance]]:
     links = call.chain.links
     await dry_run_ledger.void(call.principal.project, call.id)
     balances = await dry_run_ledger.balances(call.principal.project, [link.hold.account for link in links])

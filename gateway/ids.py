@@ -19,9 +19,9 @@ class Ids:
     def new(self) -> str:
         if self._used >= len(self._pool):
             self._pool, self._used = self._random_bytes(640), 0
-        chance = self._pool[self._used : self._used + 10]
+        random_part = self._pool[self._used : self._used + 10]
         self._used += 10
-        return f"{self._clock_ms():012x}{chance.hex()}"
+        return f"{self._clock_ms():012x}{random_part.hex()}"
 
 
 def process_name() -> str:

@@ -163,7 +163,7 @@ def _pool(config: Config, deployments: Sequence[Deployment], price_map: PriceMap
         deployments,
         pool_settings_of(config),
         clock_s=time.monotonic,
-        chance=random.SystemRandom(),
+        rng=random.SystemRandom(),
         expand=Wildcards(config.model_list, price_map).deployments,
     )
 

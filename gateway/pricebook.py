@@ -15,7 +15,7 @@ _KNOWN_MAX: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _CachedEntry:
     entry: ModelEntry
     price: Price | None
     output_tokens_max: int | None
@@ -26,7 +26,7 @@ class PriceBook:
 
     def __init__(self, price_map: PriceMap) -> None:
         self._map = price_map
-        self._known: dict[str, _Known] = {}
+        self._cache: dict[str, _CachedEntry] = {}
 
     def check(self, deployments: Sequence[Deployment], *, has_stars: bool = False) -> list[str]:
         """Faults in prices, one sentence each: a bad price stops the start, not a call. `has_stars`: clients may name models
@@ -51,11 +51,13 @@ class PriceBook:
     def entry(self, deployment: Deployment) -> ModelEntry:
         return self._look_up(deployment).entry
 
-    def _look_up(self, deployment: Deployment) -> _Known:
-        known = self._known.get(deployment.id)
-        if known is None:
-            if len(self._known) >= _KNOWN_MAX:
-                self._known.clear()
+    def _look_up(self, deployment: Deployment) -> _CachedEntry:
+        cached = self._cache.get(deployment.id)
+        if cached is None:
+            if len(self._cache) >= _KNOWN_MAX:
+                self._cache.clear()
             entry = self._map.entry(deployment)
-            known = self._known[deployment.id] = _Known(entry, price_from_map(entry.raw), entry.max_output_tokens)
-        return known
+            cached = self._cache[deployment.id] = _CachedEntry(
+                entry, price_from_map(entry.raw), entry.max_output_tokens
+            )
+        return cached

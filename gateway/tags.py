@@ -1,4 +1,4 @@
-"""The workflow, run, step and agent of a call, from every source in DESIGN, in order of precedence.
+"""The workflow, run, step and agent of a call, from every source, in order of precedence.
 
 These are headers, the path prefix, body metadata, W3C baggage, the header in which a known tool numbers its conversations (as
 run id, if the workflow is known), and the key's defaults. Tags only narrow what the key grants: key and project come from the
@@ -82,45 +82,45 @@ UNTAGGED: Final = Tags()
 
 def split_path(path: str) -> tuple[dict[str, str], str]:
     """Split `/w/{workflow}/r/{run}/s/{step}/v1/…` into its tags and the remaining path; other paths are unchanged."""
-    found: dict[str, str] = {}
-    rest = path
+    tags: dict[str, str] = {}
+    remaining = path
     for letter, name in _PATH_KEYS.items():
-        if not rest.startswith(f"/{letter}/") or (letter != "w" and not found):
+        if not remaining.startswith(f"/{letter}/") or (letter != "w" and not tags):
             continue
-        value, slash, behind = rest[3:].partition("/")
+        value, slash, remainder = remaining[3:].partition("/")
         if not slash:
             break
         if not VALUE.match(value):
             raise BadRequest(f"Path segment /{letter}/: {value[:40]!r} is not {NAME_IN_WORDS}", code="invalid_path")
-        found[name] = value
-        rest = "/" + behind
-    return found, rest
+        tags[name] = value
+        remaining = "/" + remainder
+    return tags, remaining
 
 
 def read_tags(
     headers: Mapping[str, str], path_tags: Mapping[str, str], metadata: Any, defaults: Mapping[str, str]
 ) -> Tags:
     """Raises `BadRequest`, which names the header or field with the invalid value."""
-    found = _from_headers(headers)
-    _fill(found, path_tags)
+    tags = _from_headers(headers)
+    _fill(tags, path_tags)
     if metadata is not None:
-        _fill(found, _from_metadata(metadata, "workflow" in found))
+        _fill(tags, _from_metadata(metadata, "workflow" in tags))
     if "baggage" in headers:
-        _fill(found, _from_baggage(headers["baggage"]))
-    if "workflow" not in found and "workflow" in defaults:
-        found["workflow"] = defaults["workflow"]
-    if "workflow" not in found:
+        _fill(tags, _from_baggage(headers["baggage"]))
+    if "workflow" not in tags and "workflow" in defaults:
+        tags["workflow"] = defaults["workflow"]
+    if "workflow" not in tags:
         return _untagged(headers)
-    if "run" not in found:
-        _fill(found, _from_session(headers))
-    _fill(found, defaults)
+    if "run" not in tags:
+        _fill(tags, _from_session(headers))
+    _fill(tags, defaults)
     return Tags(
-        workflow=found["workflow"],
-        run=found.get("run"),
-        step=found.get("step", DEFAULT_STEP),
-        agent=found.get("agent"),
-        user=found.get("user"),
-        parent_run=found.get("parent_run"),
+        workflow=tags["workflow"],
+        run=tags.get("run"),
+        step=tags.get("step", DEFAULT_STEP),
+        agent=tags.get("agent"),
+        user=tags.get("user"),
+        parent_run=tags.get("parent_run"),
         intent=_choice(headers, "x-workflow-intent", _INTENTS),
         priority=_choice(headers, "x-workflow-priority", PRIORITIES) or defaults.get("priority", "normal"),
         budget=_budget(headers),
@@ -150,9 +150,9 @@ def _untagged(headers: Mapping[str, str]) -> Tags:
     return UNTAGGED
 
 
-def _fill(found: dict[str, str], more: Mapping[str, str]) -> None:
-    for name, value in more.items():
-        found.setdefault(name, value)
+def _fill(tags: dict[str, str], additional: Mapping[str, str]) -> None:
+    for name, value in additional.items():
+        tags.setdefault(name, value)
 
 
 def _from_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -164,14 +164,14 @@ def _from_metadata(metadata: Any, tagged: bool) -> dict[str, str]:
     if not isinstance(metadata, dict):
         return {}
     tagged = tagged or "workflow_id" in metadata
-    found: dict[str, str] = {}
+    tags: dict[str, str] = {}
     for name, key in _METADATA.items():
         value = metadata.get(key)
         if isinstance(value, str) and VALUE.match(value):
-            found[name] = value
+            tags[name] = value
         elif value is not None and tagged:
             raise BadRequest.field(f"metadata.{key}", f"must be {NAME_IN_WORDS}")
-    return found
+    return tags
 
 
 def _from_baggage(baggage: str) -> dict[str, str]:

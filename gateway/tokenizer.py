@@ -43,7 +43,7 @@ _RULES: dict[Protocol, Rules] = {
 
 # tiktoken takes quadratic time for a run of one kind of character, and panics on a million spaces. Pieces of 16,384
 # characters make it linear; a cut can split a token, which over-counts by at most 0.1 %.
-_CUT_CHARACTERS = 16_384
+_PIECE_CHARACTERS = 16_384
 # Measured: 8,192 characters take 0.3 to 1.7 ms (random letters are the worst), less than a tenth of what the loop may stall,
 # and handing work to a thread costs 0.02 ms. 1,000 cache hits take about 0.5 ms.
 _INLINE_CHARACTERS = 8_192
@@ -133,13 +133,13 @@ class Tokenizer:
         return OutputCounter(lambda text: self._count_uncached(encoding, text), counting.factor_percent)
 
     def _count_uncached(self, encoding: str, text: str) -> int:
-        built = self._encodings.get(encoding)
-        if built is None:
+        counter = self._encodings.get(encoding)
+        if counter is None:
             return _bytes_bound(text)
-        if len(text) <= _CUT_CHARACTERS:
-            return _count_piece(built, text)
-        cuts = range(0, len(text), _CUT_CHARACTERS)
-        return sum(_count_piece(built, text[start : start + _CUT_CHARACTERS]) for start in cuts)
+        if len(text) <= _PIECE_CHARACTERS:
+            return _count_piece(counter, text)
+        cuts = range(0, len(text), _PIECE_CHARACTERS)
+        return sum(_count_piece(counter, text[start : start + _PIECE_CHARACTERS]) for start in cuts)
 
     def _counts_in(self, encoding: str) -> _CountCache:
         counts = self._counts.get(encoding)
@@ -176,13 +176,13 @@ class Tokenizer:
         counts = self._counts_in(counting.encoding)
 
         def remember(rule: str, value: Any, compute: Callable[[], int]) -> int:
-            dumped = _canonical_json(value)
-            if dumped is None:
+            serialized = _canonical_json(value)
+            if serialized is None:
                 return compute()
-            key = (hash((counting, rule, dumped)), len(dumped))
+            key = (hash((counting, rule, serialized)), len(serialized))
             tokens = counts.get(key)
             if tokens is None:
-                if bytes_max is not None and len(dumped) > bytes_max:
+                if bytes_max is not None and len(serialized) > bytes_max:
                     raise _TooMuchInlineError
                 tokens = compute()
                 counts.put(key, tokens)
@@ -198,12 +198,12 @@ class OutputCounter:
     tokenizer's choices at the cuts. For a model without a public tokenizer it is multiplied by the model's factor.
     """
 
-    __slots__ = ("_count", "_counted", "_factor_percent", "_pending", "_pending_characters", "_pending_tokens")
+    __slots__ = ("_count", "_counted_tokens", "_factor_percent", "_pending", "_pending_characters", "_pending_tokens")
 
     def __init__(self, count: CountText, factor_percent: int) -> None:
         self._count, self._factor_percent = count, factor_percent
         self._pending: list[str] = []
-        self._pending_characters = self._counted = 0
+        self._pending_characters = self._counted_tokens = 0
         self._pending_tokens: int | None = 0
 
     def add(self, text: str) -> None:
@@ -219,17 +219,17 @@ class OutputCounter:
         """Tokens so far; may decrease by a few when pieces of a word join."""
         if self._pending_tokens is None:
             self._pending_tokens = self._count("".join(self._pending))
-        return -(-(self._counted + self._pending_tokens) * self._factor_percent // 100)
+        return -(-(self._counted_tokens + self._pending_tokens) * self._factor_percent // 100)
 
     def _count_block(self) -> None:
         text = "".join(self._pending)
         cut = text.rfind(" ", 1)
         cut = cut if cut > 0 else len(text)
-        self._counted += self._count(text[:cut])
+        self._counted_tokens += self._count(text[:cut])
         self._pending, self._pending_characters = [text[cut:]], len(text) - cut
         if self._pending_characters >= _OUTPUT_BLOCK_CHARACTERS:
             # A word longer than a block would otherwise be counted again with every further piece.
-            self._counted += self._count(text[cut:])
+            self._counted_tokens += self._count(text[cut:])
             self._pending, self._pending_characters = [], 0
 
 

@@ -42,8 +42,8 @@ def booked_cost(request: Request, price: Price | None, usage: Usage) -> int:
     body = request.body
     if price.factors:
         price = price.with_factors(usage.speed or body.get("speed"), usage.region or body.get("inference_geo"))
-    if request.hosted_least is not NO_HOSTED_TOOLS:
-        usage = replace(usage, hosted=usage.hosted.unitwise_max(request.hosted_least))
+    if request.hosted_min is not NO_HOSTED_TOOLS:
+        usage = replace(usage, hosted=usage.hosted.unitwise_max(request.hosted_min))
     return cost_nano_usd(price, usage, usage.service_tier or body.get("service_tier"))
 
 

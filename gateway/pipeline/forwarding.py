@@ -127,10 +127,10 @@ class Forwarding:
         name = failure.deployment.name
         if not failure.is_context_window:
             sibling = self._pool.choose(name, tried)
-            if self._should_retry(failure, len(tried), others=sibling is not None):
+            if self._should_retry(failure, len(tried), has_others=sibling is not None):
                 candidate = sibling or self._pool.choose(name, include_cooling_down=True)
                 if candidate is not None and await self._may_use(call, candidate):
-                    await self._wait(failure, len(tried), others=sibling is not None)
+                    await self._wait(failure, len(tried), has_others=sibling is not None)
                     return candidate
             elif sibling is not None:
                 self._pool.release(sibling)
@@ -160,13 +160,13 @@ class Forwarding:
         is_unanswered = failure.error is None or not failure.error.bytes_received
         return (*fallbacks, requested) if is_replaced and is_unanswered else fallbacks
 
-    def _should_retry(self, failure: _Failure, attempts: int, *, others: bool) -> bool:
+    def _should_retry(self, failure: _Failure, attempts: int, *, has_others: bool) -> bool:
         if failure.error is not None:
-            return self._pool.should_retry(failure.error, attempts, others=others)
+            return self._pool.should_retry(failure.error, attempts, has_others=has_others)
         assert failure.answer is not None  # noqa: S101 - a failure is an answer or an error
         advice = failure.answer.headers.get("x-should-retry")
         return self._pool.should_retry(
-            failure.answer.status, attempts, others=others, advice=advice, retry_after_s=failure.retry_after_s
+            failure.answer.status, attempts, has_others=has_others, advice=advice, retry_after_s=failure.retry_after_s
         )
 
     @staticmethod
@@ -177,8 +177,8 @@ class Forwarding:
         status = failure.answer.status
         return failure.is_context_window or status in (401, 403, 404, 408, 429) or status >= 500
 
-    async def _wait(self, failure: _Failure, attempts: int, *, others: bool) -> None:
-        await asyncio.sleep(self._pool.wait_s(attempts, retry_after_s=failure.retry_after_s, others=others))
+    async def _wait(self, failure: _Failure, attempts: int, *, has_others: bool) -> None:
+        await asyncio.sleep(self._pool.wait_s(attempts, retry_after_s=failure.retry_after_s, has_others=has_others))
 
     async def _may_use(self, call: Call, candidate: Deployment) -> bool:
         if await self._hold_covers(call, candidate):

@@ -36,7 +36,7 @@ _CHECK_INTERVAL_S: Final = 1.0
 _NEVER: Final = float("inf")
 # How long a client may go on sending after it was refused: closing at once would make it miss the answer.
 _LINGER_S: Final = 5.0
-_READ_BYTES_A_SECOND_MIN: Final = 1024
+_READ_BYTES_PER_SECOND_MIN: Final = 1024
 # The guard answers politely if headers are up to twice as large as allowed; beyond that the connection is closed.
 _HEAD_BYTES_MAX: Final = 2 * HEADER_BYTES_MAX + 65_536
 # Extra bytes per byte of a body: chunk sizes, their extensions, trailers. Chunks of one byte have five.
@@ -101,9 +101,13 @@ class Connections:
         oldest.end("too_many")
 
     def _check_deadlines(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        for connection in [one for one in self.open if one.deadline < now or one.reads_until < now]:
-            connection.on_deadline(now)
+        now_s = loop.time()
+        for connection in [
+            connection
+            for connection in self.open
+            if connection.deadline_s < now_s or connection.read_deadline_s < now_s
+        ]:
+            connection.on_deadline(now_s)
         self._check_timer = loop.call_later(_CHECK_INTERVAL_S, self._check_deadlines, loop) if self.open else None
 
 
@@ -121,24 +125,24 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._connections = connections
         self._limits = connections.limits
-        self.deadline = _NEVER  # for what the client has to send
-        self.reads_until = _NEVER  # for what the client has to read
+        self.deadline_s = _NEVER  # for what the client has to send
+        self.read_deadline_s = _NEVER  # for what the client has to read
         self._unread_bytes = 0
         self._is_body_due = False  # the head was read, but not the end of the body
-        self._upgrading: list[tuple[bytes, bytes]] | None = None  # headers of a request that offers another protocol
+        self._upgrade_headers: list[tuple[bytes, bytes]] | None = None  # of a request that offers another protocol
         self._received_bytes = 0  # of the request being read
         self._body_bytes = 0  # of the request being read
-        self._kept_bytes = 0  # of all bodies of this connection that calls still need
+        self._held_bytes = 0  # of all bodies of this connection that calls still need
         self._presence = ClientPresence()  # shared, because requests of one connection are served one after the other
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.deadline = self.loop.time() + self._limits.head_s
+        self.deadline_s = self.loop.time() + self._limits.head_s
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
-        self.deadline = self.reads_until = _NEVER
+        self.deadline_s = self.read_deadline_s = _NEVER
         self._release()
         super().connection_lost(exc)
         self._presence.end()
@@ -156,17 +160,17 @@ class BoundedHttp(HttpToolsProtocol):
             if self._received_bytes - self._body_bytes > _HEAD_BYTES_MAX + _FRAMING_FACTOR * self._body_bytes:
                 self._refuse(BadRequest("The body is wrapped in too many bytes of no use.", code="invalid_http"))
         elif self._received_bytes > _HEAD_BYTES_MAX:
-            says = f"The request has more than {HEADER_BYTES_MAX} bytes of headers."
-            self._refuse(BadRequest(says, status=431, code="headers_too_large"))
+            message = f"The request has more than {HEADER_BYTES_MAX} bytes of headers."
+            self._refuse(BadRequest(message, status=431, code="headers_too_large"))
 
     def _feed(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:
+        remaining = memoryview(data)
+        while remaining:
             try:
-                self.parser.feed_data(rest)
+                self.parser.feed_data(remaining)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                rest = rest[upgrade.args[0] :]
+                remaining = remaining[upgrade.args[0] :]
                 self._decline_upgrade()
 
     def _decline_upgrade(self) -> None:
@@ -174,11 +178,13 @@ class BoundedHttp(HttpToolsProtocol):
         9110 (7.8) allows. The parser would take what follows for the other protocol, so a new one parses the same head
         without the offer."""
         method: bytes = self.parser.get_method()
-        kept = [name + b": " + value for name, value in self._upgrading or () if name not in _OF_UPGRADES]
-        self._upgrading, self._is_body_due = None, False
+        header_lines = [
+            name + b": " + value for name, value in self._upgrade_headers or () if name not in _UPGRADE_HEADER_NAMES
+        ]
+        self._upgrade_headers, self._is_body_due = None, False
         if method == b"CONNECT":
             raise httptools.HttpParserError("this is no tunnel")
-        head = b"\r\n".join([method + b" " + self.url + b" HTTP/1.1", *kept, b"", b""])
+        head = b"\r\n".join([method + b" " + self.url + b" HTTP/1.1", *header_lines, b"", b""])
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self.parser.feed_data(head)
@@ -189,16 +195,16 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[PRESENCE] = self._presence  # type: ignore[typeddict-unknown-key]
         self.scope["extensions"] = _EXTENSIONS
-        self.deadline = self.loop.time() + self._limits.head_s
+        self.deadline_s = self.loop.time() + self._limits.head_s
         self._body_bytes = 0
 
     def on_headers_complete(self) -> None:
         self._is_body_due = True
         self._received_bytes = 0
         if self.parser.should_upgrade():
-            self._upgrading = self.headers
+            self._upgrade_headers = self.headers
             return
-        self.deadline += self._limits.body_s
+        self.deadline_s += self._limits.body_s
         self._connections.idle.pop(self, None)
         super().on_headers_complete()
         # What comes now are trailers, which must not be added to the headers that were checked.
@@ -210,10 +216,10 @@ class BoundedHttp(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         size = len(body)
         self._body_bytes += size
-        if self._upgrading is not None:
+        if self._upgrade_headers is not None:
             return
         if not self.cycle.response_complete:
-            self._kept_bytes += size
+            self._held_bytes += size
             self._connections.bodies_bytes += size
             if self._connections.bodies_bytes > self._limits.bodies_bytes_max:
                 self._refuse(_busy())
@@ -223,9 +229,9 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._is_body_due = False
         self._received_bytes = 0
-        if self._upgrading is not None:
+        if self._upgrade_headers is not None:
             return
-        self.deadline = _NEVER
+        self.deadline_s = _NEVER
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -233,35 +239,35 @@ class BoundedHttp(HttpToolsProtocol):
             self._connections.idle[self] = None
             self._release()
         if self._is_body_due:
-            self.deadline = self.loop.time() + _LINGER_S
+            self.deadline_s = self.loop.time() + _LINGER_S
         super().on_response_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread_bytes = self.transport.get_write_buffer_size()
-        self.reads_until = self.loop.time() + self._limits.stall_s
+        self.read_deadline_s = self.loop.time() + self._limits.stall_s
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.reads_until = _NEVER
+        self.read_deadline_s = _NEVER
 
-    def on_deadline(self, now: float) -> None:
+    def on_deadline(self, now_s: float) -> None:
         """A deadline has passed."""
-        if self.reads_until < now:
-            unread = self.transport.get_write_buffer_size()
-            if self._unread_bytes - unread < _READ_BYTES_A_SECOND_MIN * self._limits.stall_s:
+        if self.read_deadline_s < now_s:
+            unread_bytes = self.transport.get_write_buffer_size()
+            if self._unread_bytes - unread_bytes < _READ_BYTES_PER_SECOND_MIN * self._limits.stall_s:
                 self._connections.count_end("unread")
                 self.transport.abort()
                 return
-            self._unread_bytes, self.reads_until = unread, now + self._limits.stall_s
-        if self.deadline >= now:
+            self._unread_bytes, self.read_deadline_s = unread_bytes, now_s + self._limits.stall_s
+        if self.deadline_s >= now_s:
             return
         if self._is_body_due:
             self.end("body")
         elif self in self._connections.idle:
             self.end("head")
         else:  # the next request has begun while a call is served, which must not suffer
-            self.deadline = now + _CHECK_INTERVAL_S
+            self.deadline_s = now_s + _CHECK_INTERVAL_S
 
     def end(self, reason: str) -> None:
         """Close the connection, with an explanation if the client is waiting for an answer."""
@@ -269,13 +275,13 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(BadRequest("The request did not arrive in time.", status=408, code="request_timeout"))
             return
         self._connections.count_end(reason)
-        self.deadline = _NEVER
+        self.deadline_s = _NEVER
         self._close()
 
     def _refuse(self, error: GatewayError) -> None:
         """Answer instead of the application, unless it has begun to answer, and close the connection."""
         self._connections.count_end(error.code)
-        self.deadline = _NEVER
+        self.deadline_s = _NEVER
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete or not (self.cycle.response_started or self.pipeline):
@@ -291,19 +297,19 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
         # The client may never read what is still in the buffer.
         self._unread_bytes = self.transport.get_write_buffer_size()
-        self.reads_until = self.loop.time() + self._limits.stall_s
+        self.read_deadline_s = self.loop.time() + self._limits.stall_s
 
     def _release(self) -> None:
-        self._connections.bodies_bytes -= self._kept_bytes
-        self._kept_bytes = 0
+        self._connections.bodies_bytes -= self._held_bytes
+        self._held_bytes = 0
 
 
 def _busy() -> GatewayError:
-    says = "The gateway holds as many bytes of requests as it may."
-    return Overloaded(says, status=503, code="gateway_busy", headers={"retry-after": "1"})
+    message = "The gateway holds as many bytes of requests as it may."
+    return Overloaded(message, status=503, code="gateway_busy", headers={"retry-after": "1"})
 
 
-_OF_UPGRADES: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
+_UPGRADE_HEADER_NAMES: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
 
 def _answer(error: GatewayError, request_id: str) -> bytes:
@@ -327,19 +333,19 @@ _PHRASES: Final = {
 }
 
 
-def connections_possible(wanted: int) -> int:
-    """How many of `wanted` connections this process has file descriptors for, after raising its limit as far as allowed.
+def connections_possible(requested: int) -> int:
+    """How many of `requested` connections this process has file descriptors for, after raising its limit as far as allowed.
 
     Each call needs a second one for its provider.
     """
     if sys.platform == "win32":
-        return wanted
+        return requested
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * wanted + _OWN_DESCRIPTORS
+    needed = 2 * requested + _OWN_DESCRIPTORS
     allowed = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         soft = allowed
-    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, (soft - _OWN_DESCRIPTORS) // 2))
+    return requested if soft == resource.RLIM_INFINITY else max(16, min(requested, (soft - _OWN_DESCRIPTORS) // 2))

@@ -1,4 +1,4 @@
-"""The outermost layer, so that no part behind it has to handle malformed requests.
+"""The outermost layer: refuses malformed requests, so that no part behind it has to handle them.
 
 It requires one valid host, one credential, few and small headers, and a plain path. uvicorn with httptools is already strict
 about framing; what it lets through was measured, and each rule here responds to one such finding.
@@ -20,10 +20,10 @@ HEADERS_MAX: Final = 100
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?\Z")
 # Encoded dots, slashes, backslashes and control characters, which servers and proxies decode differently; parameters and
 # double slashes. A line break would get past every route, because their patterns end at it.
-_CROOKED: Final = re.compile(rb"%2e|%2f|%5c|%[01][0-9a-f]|%7f|\\|;|//|/\.\.?(?:/|\Z)", re.IGNORECASE)
+_NOT_PLAIN: Final = re.compile(rb"%2e|%2f|%5c|%[01][0-9a-f]|%7f|\\|;|//|/\.\.?(?:/|\Z)", re.IGNORECASE)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 # If two of these differ, two parsers could see two different requests.
-_ONCE: Final = frozenset(
+_UNREPEATABLE: Final = frozenset(
     {
         b"host",
         b"authorization",
@@ -57,8 +57,8 @@ class Guard:
 
     def _refuse(self, scope: Mapping[str, Any], send: Any, fault: GatewayError) -> Awaitable[None]:
         fault.metadata["request_id"] = request_id = self._new_id()
-        shape = anthropic_errors if _is_messages_path(scope) else openai_errors
-        return _answer(with_request_id(send, lambda: request_id), fault, shape.error_body(fault))
+        error_format = anthropic_errors if _is_messages_path(scope) else openai_errors
+        return _answer(with_request_id(send, lambda: request_id), fault, error_format.error_body(fault))
 
 
 def fault_of(scope: Mapping[str, Any]) -> GatewayError | None:
@@ -81,7 +81,7 @@ def _is_messages_path(scope: Mapping[str, Any]) -> bool:
 
 
 def _is_malformed(path: bytes) -> bool:
-    return bool(_CROOKED.search(path) and _CROOKED.search(_NAME.sub(b"", path)))
+    return bool(_NOT_PLAIN.search(path) and _NOT_PLAIN.search(_NAME.sub(b"", path)))
 
 
 def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
@@ -108,19 +108,19 @@ def _header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
 
 def _repeated_header_fault(headers: list[tuple[bytes, bytes]]) -> GatewayError | None:
     """Some headers may be repeated. With two values of a tag it would be a guess which run pays."""
-    seen: dict[bytes, bytes] = {}
+    first_values: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name not in seen:
-            seen[name] = value
-        elif name in _ONCE:
+        if name not in first_values:
+            first_values[name] = value
+        elif name in _UNREPEATABLE:
             return BadRequest.header(name.decode("latin-1"), "stands in the request twice")
-        elif name.startswith(b"x-workflow-") and seen[name] != value:
+        elif name.startswith(b"x-workflow-") and first_values[name] != value:
             return BadRequest.header(name.decode("latin-1"), "stands in the request twice, with different values")
     return None
 
 
-def _too_many(what: str) -> GatewayError:
-    return BadRequest(f"The request has {what}.", status=431, code="headers_too_large")
+def _too_many(excess: str) -> GatewayError:
+    return BadRequest(f"The request has {excess}.", status=431, code="headers_too_large")
 
 
 async def _answer(send: Send, error: GatewayError, body: bytes) -> None:

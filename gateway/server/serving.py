@@ -55,7 +55,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, same_signal_s: float) -> None:
         super().__init__(config)
         self._same_signal_s = same_signal_s
-        self._told_at_s = 0.0
+        self._first_signal_s = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -66,16 +66,16 @@ class _Server(uvicorn.Server):
             gc.enable()
             gc.set_threshold(_YOUNG_OBJECTS_MAX, 10, 10)
             _trim_heap()
-            for one in sockets or []:
-                host, port = one.getsockname()[:2]
+            for listener in sockets or []:
+                host, port = listener.getsockname()[:2]
                 print(f"Farebox listens on http://{host}:{port}", file=sys.stderr, flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal stops gracefully, with exit code 0; a second one does not wait."""
         now_s = time.monotonic()
         if not self.should_exit:
-            self.should_exit, self._told_at_s = True, now_s
-        elif now_s - self._told_at_s >= self._same_signal_s:
+            self.should_exit, self._first_signal_s = True, now_s
+        elif now_s - self._first_signal_s >= self._same_signal_s:
             self.force_exit = True
 
 
@@ -102,8 +102,8 @@ def serve(config: Config, *, allow_anonymous: bool) -> int:
         listening = _listen(config.server.host, config.server.port)
     except OSError as error:
         hint = " --port takes another." if error.errno == errno.EADDRINUSE else ""
-        place = f"{config.server.host}:{config.server.port}"
-        print(f"farebox: cannot listen on {place}: {error.strerror}.{hint}", file=sys.stderr)
+        address = f"{config.server.host}:{config.server.port}"
+        print(f"farebox: cannot listen on {address}: {error.strerror}.{hint}", file=sys.stderr)
         return 1
     # With port 0 only the socket knows the actual port.
     server = config.server.model_copy(update={"port": listening.getsockname()[1]})
@@ -111,8 +111,8 @@ def serve(config: Config, *, allow_anonymous: bool) -> int:
     if config.server.workers == 1:
         try:
             return min(1, _serve_here(config, allow_anonymous, listening))
-        except SystemExit as failed:  # uvicorn's way to report that the application could not start
-            return 1 if failed.code else 0
+        except SystemExit as exit_request:  # uvicorn's way to report that the application could not start
+            return 1 if exit_request.code else 0
     return _serve_in_workers(config, allow_anonymous, listening)
 
 
@@ -196,7 +196,7 @@ def _serve_in_workers(config: Config, allow_anonymous: bool, listening: socket.s
 class _Workers:
     def __init__(self, config: Config, allow_anonymous: bool, listening: socket.socket) -> None:
         self._listening = listening
-        self._given = (config, allow_anonymous, listening, _SAME_SIGNAL_S)
+        self._arguments = (config, allow_anonymous, listening, _SAME_SIGNAL_S)
         self._context = get_context("spawn")
         self._workers = [self._new() for _ in range(config.server.workers)]
         self._is_stopping = False
@@ -241,7 +241,7 @@ class _Workers:
         self._start(self._workers[position])
 
     def _new(self) -> SpawnProcess:
-        return self._context.Process(target=_serve_here, args=self._given)
+        return self._context.Process(target=_serve_here, args=self._arguments)
 
     def _stop(self, *_: object) -> None:
         self._is_stopping = True

@@ -18,8 +18,8 @@ from gateway.pipeline.exchange import WHOLE_ANSWER, Message
 # Up to this size, appending the body to the head is cheaper than a vectored write.
 _COPIED_BYTES_MAX: Final = 32 * 1024
 # The characters of names and values (RFC 9110). A line break in either would start another header or answer.
-_OF_NAMES: Final = (string.ascii_lowercase + string.digits + "!#$%&'*+-.^_`|~").encode()
-_OF_VALUES: Final = bytes([*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)])
+_NAME_CHARACTERS: Final = (string.ascii_lowercase + string.digits + "!#$%&'*+-.^_`|~").encode()
+_VALUE_CHARACTERS: Final = bytes([*b"\t", *range(0x20, 0x7F), *range(0x80, 0x100)])
 # These say where an answer ends, so only the server may set them.
 _FRAMING: Final = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
@@ -76,8 +76,9 @@ def is_plain(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     """Whether the headers can be written unchanged: none contains a line break, or says where the answer ends."""
     names = [name for name, _ in headers]
     values = [value for _, value in headers]
-    has_other_bytes = b"".join(names).translate(None, _OF_NAMES) or b"".join(values).translate(None, _OF_VALUES)
-    return not has_other_bytes and _FRAMING.isdisjoint(names)
+    if b"".join(names).translate(None, _NAME_CHARACTERS) or b"".join(values).translate(None, _VALUE_CHARACTERS):
+        return False
+    return _FRAMING.isdisjoint(names)
 
 
 def _head(status: int, headers: Sequence[tuple[bytes, bytes]], body_bytes: int, keep_alive: bool) -> bytes:

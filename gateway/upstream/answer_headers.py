@@ -15,15 +15,15 @@ _REQUEST_IDS: Final = frozenset({"x-request-id", "request-id", "apim-request-id"
 def answer_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The filtered headers, with lower-case names. Values that could break our own response are dropped, because a control
     character must not fail an answer that is already paid for."""
-    kept: dict[str, str] = {}
+    forwarded: dict[str, str] = {}
     for raw_name, raw_value in raw:
         name = _name_for_clients(raw_name)
         if name is None:
             continue
         value = raw_value.decode("latin-1")
         if value.isascii() and value.isprintable() and len(value) <= _VALUE_CHARS_MAX:
-            kept[name] = value
-    return kept
+            forwarded[name] = value
+    return forwarded
 
 
 @lru_cache(maxsize=1024)  # a provider sends the same twenty names with every answer

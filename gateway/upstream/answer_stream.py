@@ -148,8 +148,8 @@ class AnswerStream:
 
 def encoding_of(response: HttpAnswer) -> str | None:
     """How the body is compressed; None if it is not."""
-    given = response.header(b"content-encoding")
-    encoding = "" if given is None else given.decode("latin-1").strip().lower()
+    header = response.header(b"content-encoding")
+    encoding = "" if header is None else header.decode("latin-1").strip().lower()
     return encoding if encoding not in ("", "identity") else None
 
 

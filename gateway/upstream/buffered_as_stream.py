@@ -63,19 +63,19 @@ def _response(answer: dict[str, Any]) -> Iterator[bytes]:
 
     yield event("response.created", response={**answer, "status": "in_progress", "output": [], "usage": None})
     for index, item in enumerate(_objects(answer.get("output"))):
-        at = {"item_id": item.get("id"), "output_index": index}
+        position = {"item_id": item.get("id"), "output_index": index}
         parts = _objects(item.get("content")) if item.get("type") == "message" else []
-        begun = {**item, "content": []} if parts else item
-        yield event("response.output_item.added", output_index=index, item={**begun, "status": "in_progress"})
+        initial = {**item, "content": []} if parts else item
+        yield event("response.output_item.added", output_index=index, item={**initial, "status": "in_progress"})
         for part_index, part in enumerate(parts):
-            at["content_index"] = part_index
+            position["content_index"] = part_index
             shows_text = part.get("type") == "output_text" and isinstance(part.get("text"), str)
-            begun = {**part, "text": ""} if shows_text else part
-            yield event("response.content_part.added", **at, part=begun)
+            initial = {**part, "text": ""} if shows_text else part
+            yield event("response.content_part.added", **position, part=initial)
             if shows_text:
-                yield event("response.output_text.delta", **at, delta=part["text"], logprobs=[])
-                yield event("response.output_text.done", **at, text=part["text"], logprobs=[])
-            yield event("response.content_part.done", **at, part=part)
+                yield event("response.output_text.delta", **position, delta=part["text"], logprobs=[])
+                yield event("response.output_text.done", **position, text=part["text"], logprobs=[])
+            yield event("response.content_part.done", **position, part=part)
         yield event("response.output_item.done", output_index=index, item=item)
     yield event(f"response.{answer.get('status') or 'completed'}", response=answer)
 
@@ -86,11 +86,11 @@ def _message(answer: dict[str, Any]) -> Iterator[bytes]:
     )
     for index, block in enumerate(_objects(answer.get("content"))):
         deltas = [{"type": kind, name: block[name]} for name, kind in _BLOCK_DELTAS.items() if block.get(name)]
-        begun = block | {name: "" for name in _BLOCK_DELTAS if name in block}
+        initial = block | {name: "" for name in _BLOCK_DELTAS if name in block}
         if isinstance(block.get("input"), dict):
             deltas.append({"type": "input_json_delta", "partial_json": orjson.dumps(block["input"]).decode()})
-            begun["input"] = {}
-        yield sse.typed_event("content_block_start", index=index, content_block=begun)
+            initial["input"] = {}
+        yield sse.typed_event("content_block_start", index=index, content_block=initial)
         for delta in deltas:
             yield sse.typed_event("content_block_delta", index=index, delta=delta)
         yield sse.typed_event("content_block_stop", index=index)

@@ -19,7 +19,7 @@ _COUNTED_STATUSES: Final = frozenset({408, 409})  # and every 5xx
 _EXPANDED_MAX: Final = 2_000
 _COOLDOWN_MAX_S: Final = 300.0  # a deployment is tried again after this, however long its retry-after
 # The longest pause before a retry. If the provider asks for a longer one, the client gets the error at once: a waiting call
-# ties up its budgets' tokens, and its client might have something better to do, or another gateway to call.
+# holds tokens of its budgets, and its client could call another gateway meanwhile.
 _PAUSE_MAX_S: Final = 8.0
 
 
@@ -45,7 +45,7 @@ class _Health:
 
 
 class DeploymentPool:
-    """All deployments by public name. `clock_s` is monotonic. `chance` picks among equals. `expand` creates the deployments of
+    """All deployments by public name. `clock_s` is monotonic. `rng` picks among equals. `expand` creates the deployments of
     a name that matches only a wildcard entry."""
 
     def __init__(
@@ -54,14 +54,14 @@ class DeploymentPool:
         settings: PoolSettings,
         *,
         clock_s: Callable[[], float],
-        chance: random.Random,
+        rng: random.Random,
         expand: Callable[[str], Sequence[Deployment]] = lambda name: (),
     ) -> None:
         self._settings = settings
         self._expand = expand
         self._expanded: dict[str, Sequence[Deployment]] = {}
         self._clock_s = clock_s
-        self._chance = chance
+        self._rng = rng
         self._by_name: dict[str, list[Deployment]] = {}
         for deployment in deployments:
             self._by_name.setdefault(deployment.name, []).append(deployment)
@@ -70,7 +70,7 @@ class DeploymentPool:
     @property
     def names(self) -> tuple[str, ...]:
         """The public names that are shown, in the order of the configuration."""
-        return tuple(name for name, found in self._by_name.items() if not found[0].info.get("hidden"))
+        return tuple(name for name, deployments in self._by_name.items() if not deployments[0].info.get("hidden"))
 
     def of(self, name: str) -> Sequence[Deployment]:
         """All deployments of a name, resting or not; empty for an unknown one."""
@@ -78,18 +78,18 @@ class DeploymentPool:
 
     def _expand_name(self, name: str) -> Sequence[Deployment]:
         """Clients choose these names, so the cache is bounded: when it is full, it starts over."""
-        found = self._expand(name)
-        if found:
+        deployments = self._expand(name)
+        if deployments:
             if len(self._expanded) >= _EXPANDED_MAX:
                 self._expanded.clear()
                 self._health.clear()
-            self._expanded[name] = found
-        return found
+            self._expanded[name] = deployments
+        return deployments
 
     def cache_ttl_s(self, name: str) -> int | None:
         """How long answers under this name may be cached, according to its entry; None: not at all."""
-        found = self.of(name)
-        ttl_s = found[0].info.get("cache_ttl_seconds") if found else None
+        deployments = self.of(name)
+        ttl_s = deployments[0].info.get("cache_ttl_seconds") if deployments else None
         return ttl_s if type(ttl_s) is int and ttl_s > 0 else None
 
     def choose(
@@ -148,52 +148,52 @@ class DeploymentPool:
         failure: int | UpstreamError,
         attempts: int,
         *,
-        others: bool = False,
+        has_others: bool = False,
         advice: str | None = None,
         retry_after_s: float | None = None,
     ) -> bool:
         """Whether to try again after `attempts` attempts (1 or more).
 
         Never after bytes of an answer were received: they cost money, and the client may have seen them. A fault of the
-        deployment itself (401, 403, 404) is retried only if there are `others`, and so is one that asks for a pause of more
+        deployment itself (401, 403, 404) is retried only if there are `has_others`, and so is one that asks for a pause of more
         than 8 s. `advice` is the answer's `x-should-retry`.
         """
         if attempts > self._settings.num_retries:
             return False
-        if retry_after_s is not None and retry_after_s > _PAUSE_MAX_S and not others:
+        if retry_after_s is not None and retry_after_s > _PAUSE_MAX_S and not has_others:
             return False
         if isinstance(failure, UpstreamError):
             return not failure.bytes_received
         if advice in ("true", "false"):
             return advice == "true"
         if failure in (401, 403, 404):
-            return others
+            return has_others
         return failure in (408, 409, 429) or failure >= 500
 
-    def wait_s(self, attempts: int, *, retry_after_s: float | None = None, others: bool = False) -> float:
+    def wait_s(self, attempts: int, *, retry_after_s: float | None = None, has_others: bool = False) -> float:
         """The delay before the next attempt: the provider's retry-after up to 8 s, else exponential back-off from 0.5 s to 8 s,
-        less up to a quarter of jitter (as in OpenAI's own client). If there are `others`, only the configured minimum."""
-        if others:
+        less up to a quarter of jitter (as in OpenAI's own client). If there are `has_others`, only the configured minimum."""
+        if has_others:
             return self._settings.retry_after_s
         if retry_after_s:
             return max(min(retry_after_s, _PAUSE_MAX_S), self._settings.retry_after_s)
         backoff_s = min(0.5 * 2.0 ** min(attempts - 1, 10), _PAUSE_MAX_S)
-        return max(backoff_s * (1 - 0.25 * self._chance.random()), self._settings.retry_after_s)
+        return max(backoff_s * (1 - 0.25 * self._rng.random()), self._settings.retry_after_s)
 
     def fallbacks(self, name: str, *, context_window: bool = False) -> tuple[str, ...]:
         """The public names to try after this one failed, without duplicates or unknown names. `*` applies to every name."""
         table = self._settings.context_window_fallbacks if context_window else self._settings.fallbacks
-        named = [*table.get(name, ()), *table.get("*", ())]
-        return tuple(dict.fromkeys(item for item in named if item != name and self.of(item)))
+        candidates = [*table.get(name, ()), *table.get("*", ())]
+        return tuple(dict.fromkeys(candidate for candidate in candidates if candidate != name and self.of(candidate)))
 
     def _pick(self, available: Sequence[Deployment]) -> Deployment:
         if self._settings.routing_strategy == "least-busy":
-            least = min(self._health_of(item).in_flight for item in available)
-            available = [item for item in available if self._health_of(item).in_flight == least]
+            in_flight_min = min(self._health_of(item).in_flight for item in available)
+            available = [item for item in available if self._health_of(item).in_flight == in_flight_min]
         weights = [max(0, item.weight) for item in available]
         if not any(weights):
-            return self._chance.choice(available)
-        return self._chance.choices(available, weights)[0]
+            return self._rng.choice(available)
+        return self._rng.choices(available, weights)[0]
 
     def _count_failure(self, health: _Health, now_s: float) -> None:
         # Failures are counted for a minute from the first one, so that rare ones never add up.
@@ -208,7 +208,7 @@ class DeploymentPool:
         return self._clock_s() < self._health_of(deployment).cooldown_until_s
 
     def _health_of(self, deployment: Deployment) -> _Health:
-        found = self._health.get(deployment.id)
-        if found is None:
-            found = self._health[deployment.id] = _Health()
-        return found
+        health = self._health.get(deployment.id)
+        if health is None:
+            health = self._health[deployment.id] = _Health()
+        return health

@@ -45,7 +45,9 @@ from gateway.upstream.request import request_body, request_headers
 from gateway.upstream.timeouts import effective_timeouts
 
 _URLS_MAX: Final = 4_096
-_EMPTY: Final = frozenset({204, 205})  # statuses without a body: passed on, they would look like an empty answer
+_BODYLESS_STATUSES: Final = frozenset(
+    {204, 205}
+)  # statuses without a body: passed on, they would look like an empty answer
 _EVENTS: Final = "text/event-stream"
 _NOT_JSON: Final = frozenset({"speech", "transcriptions"})  # audio, and transcripts as plain text
 
@@ -156,8 +158,8 @@ class DirectLane:
         timeouts: Timeouts,
         key: str | None,
     ) -> UpstreamAnswer:
-        def clean(said: str) -> str:
-            return redact(said, secrets_of(deployment, key))
+        def clean(text: str) -> str:
+            return redact(text, secrets_of(deployment, key))
 
         status = response.status
         if status < 200 or 300 <= status < 400:
@@ -166,7 +168,7 @@ class DirectLane:
         if status > 599:  # HTTP has no such status, and our own server cannot send one
             response.close()
             raise UpstreamBroken(f"The provider answered {status}, which is not a status of HTTP.", bytes_received=True)
-        if status in _EMPTY:
+        if status in _BODYLESS_STATUSES:
             response.close()
             raise UpstreamBroken(f"The provider answered {status}, which has no answer in it.", bytes_received=True)
         headers = answer_headers(response.headers)
@@ -218,8 +220,8 @@ async def _single_piece(events: bytes) -> AsyncIterator[bytes]:
 
 
 def _content_type(response: HttpAnswer) -> str:
-    given = response.header(b"content-type") or b"application/octet-stream"
-    return given.partition(b";")[0].decode("latin-1").strip().lower()
+    header = response.header(b"content-type") or b"application/octet-stream"
+    return header.partition(b";")[0].decode("latin-1").strip().lower()
 
 
 def _payload(deployment: Deployment, call: UpstreamCall, headers: dict[str, str]) -> bytes:
@@ -247,9 +249,13 @@ def _multipart_body(body: Mapping[str, Any], boundary: str) -> bytes:
     return b"".join([*pieces, f"--{boundary}--\r\n".encode()])
 
 
-def _multipart_part(boundary: str, name: str, content: bytes, beside: str = "", content_type: str = "") -> list[bytes]:
+def _multipart_part(
+    boundary: str, name: str, content: bytes, extra_parameters: str = "", content_type: str = ""
+) -> list[bytes]:
     kind = f"content-type: {content_type}\r\n" if content_type.isprintable() and content_type else ""
-    head = f'--{boundary}\r\ncontent-disposition: form-data; name="{_quoted_name(name)}"{beside}\r\n{kind}\r\n'
+    head = (
+        f'--{boundary}\r\ncontent-disposition: form-data; name="{_quoted_name(name)}"{extra_parameters}\r\n{kind}\r\n'
+    )
     return [head.encode(), content, b"\r\n"]
 
 

@@ -48,7 +48,7 @@ def convert_error(protocol: ProtocolName, status: int, body: bytes) -> bytes:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
         return error_body(protocol, status, text_message(status, body))
-    if _is_of(protocol, value):
+    if _is_in_protocol(protocol, value):
         return body
     return error_body(protocol, status, json_message(value) or _standard_message(status), code=_code(value))
 
@@ -71,7 +71,7 @@ def text_message(status: int, body: bytes) -> str:
     return f"{_standard_message(status)} It said: {text}" if text else _standard_message(status)
 
 
-def _is_of(protocol: ProtocolName, value: Any) -> bool:
+def _is_in_protocol(protocol: ProtocolName, value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("error"), dict):
         return False
     if not isinstance(value["error"].get("message"), str):
@@ -80,8 +80,8 @@ def _is_of(protocol: ProtocolName, value: Any) -> bool:
 
 
 def _code(value: Any) -> str | None:
-    found = value.get("error", value) if isinstance(value, dict) else None
-    code = found.get("code") if isinstance(found, dict) else None
+    error = value.get("error", value) if isinstance(value, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, str) else None
 
 

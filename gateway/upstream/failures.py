@@ -35,15 +35,15 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        said = headers.get("retry-after")
-        if said is None:
+        value = headers.get("retry-after")
+        if value is None:
             return None
         try:
-            return max(0.0, float(said))
+            return max(0.0, float(value))
         except ValueError:
-            then = parsedate_to_datetime(said)
-            then = then if then.tzinfo else then.replace(tzinfo=UTC)
-            return max(0.0, (then - datetime.fromtimestamp(now_s, UTC)).total_seconds())
+            retry_at = parsedate_to_datetime(value)
+            retry_at = retry_at if retry_at.tzinfo else retry_at.replace(tzinfo=UTC)
+            return max(0.0, (retry_at - datetime.fromtimestamp(now_s, UTC)).total_seconds())
     except (ValueError, OverflowError):
         return None
 
@@ -59,5 +59,5 @@ def is_context_window(status: int, body: bytes) -> bool:
     error = value.get("error") if isinstance(value, dict) else None
     if isinstance(error, dict) and error.get("code") == "context_length_exceeded":
         return True
-    said = (json_message(value) or "").lower()
-    return any(phrase in said for phrase in _TOO_LONG)
+    message = (json_message(value) or "").lower()
+    return any(phrase in message for phrase in _TOO_LONG)

@@ -30,7 +30,7 @@ _HEADERS_MAX: Final = 200
 
 
 class HttpError(Exception):
-    """The root of everything that can go wrong here.
+    """The root of all errors of this module.
 
     HttpError
     ├── ConnectFailed     no connection: DNS, network, TLS, or a timeout
@@ -92,7 +92,7 @@ class HttpAnswer:
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this name, given in lower case."""
-        return next((value for given, value in self.headers if given == name), None)
+        return next((value for header_name, value in self.headers if header_name == name), None)
 
     def read_if_complete(self) -> bytes | None:
         """The whole body if all of it has arrived, as with most buffered answers. None otherwise."""
@@ -301,8 +301,8 @@ class HttpClient:
                 idle.popleft().discard()
             if not idle:
                 del self._idle[origin]
-        is_over = not self._idle
-        self._sweep_timer = None if is_over else loop.call_later(self._limits.keepalive_s, self._sweep, loop)
+        is_empty = not self._idle
+        self._sweep_timer = None if is_empty else loop.call_later(self._limits.keepalive_s, self._sweep, loop)
 
 
 class _Connection(asyncio.Protocol):

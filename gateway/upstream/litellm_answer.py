@@ -27,13 +27,13 @@ _CLOSE_TIMEOUT_S: Final = 2.0
 def headers_of(answer: Any) -> dict[str, str]:
     """The provider's headers that reach the client. LiteLLM keeps them in a private attribute."""
     hidden = getattr(answer, "_hidden_params", None)
-    found = hidden.get("additional_headers") if isinstance(hidden, Mapping) else None
-    if not isinstance(found, Mapping):
+    provider_headers = hidden.get("additional_headers") if isinstance(hidden, Mapping) else None
+    if not isinstance(provider_headers, Mapping):
         return {}
-    raw = {str(name).removeprefix(_PROVIDER_PREFIX): str(value) for name, value in found.items()}
-    kept = answer_headers((name.encode(), value.encode("latin-1", "replace")) for name, value in raw.items())
-    kept.pop("content-type", None)  # it describes the provider's protocol, not the client's
-    return kept
+    raw = {str(name).removeprefix(_PROVIDER_PREFIX): str(value) for name, value in provider_headers.items()}
+    forwarded = answer_headers((name.encode(), value.encode("latin-1", "replace")) for name, value in raw.items())
+    forwarded.pop("content-type", None)  # it describes the provider's protocol, not the client's
+    return forwarded
 
 
 def body_of(answer: Any) -> tuple[bytes, str]:
@@ -43,10 +43,10 @@ def body_of(answer: Any) -> tuple[bytes, str]:
         response = getattr(answer, "response", None)
         content_type = response.headers.get("content-type") if response is not None else None
         return content, content_type or "application/octet-stream"
-    return orjson.dumps(_without_empty_fields(_plain(answer))), "application/json"
+    return orjson.dumps(_without_empty_fields(_json_value(answer))), "application/json"
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     if dump is None:
         return value
@@ -135,11 +135,11 @@ class LiteLLMStream:
             return
         self._closed = True
         await self._open_responses.close()
-        closing = getattr(self._source, "aclose", None)
-        if closing is not None:
+        aclose = getattr(self._source, "aclose", None)
+        if aclose is not None:
             # The connection is already closed, so whatever this still raises does not matter.
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(closing(), _CLOSE_TIMEOUT_S)
+                await asyncio.wait_for(aclose(), _CLOSE_TIMEOUT_S)
 
 
 def _error_message(event: bytes, secrets: Iterable[str]) -> str:
@@ -158,7 +158,7 @@ def event_bytes(protocol: ProtocolName, event: Any) -> bytes:
         return event.encode()
     if protocol in _ENDS_WITH_DONE:
         return sse.event(orjson.dumps(_chunk(event)))
-    value = _plain(event)
+    value = _json_value(event)
     name = str(value.get("type", "message")) if isinstance(value, Mapping) else "message"
     return sse.event(orjson.dumps(value), name)
 

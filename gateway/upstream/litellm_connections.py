@@ -25,7 +25,7 @@ class OpenResponses:
     """The provider's responses so far. `status` is that of the last one; 0 before there is any."""
 
     def __init__(self) -> None:
-        self._answers: list[Any] = []
+        self._responses: list[Any] = []
         self.status = 0
 
     @property
@@ -33,18 +33,18 @@ class OpenResponses:
         """Whether the last response had a 2xx status, so that it may have to be paid for."""
         return 200 <= self.status < 300
 
-    def add(self, answer: Any) -> None:
-        self.status = answer.status_code
-        if not answer.is_closed:
-            self._answers.append(answer)
+    def add(self, response: Any) -> None:
+        self.status = response.status_code
+        if not response.is_closed:
+            self._responses.append(response)
 
     async def close(self) -> None:
         """Close every response that is still open."""
-        while self._answers:
-            answer = self._answers.pop()
+        while self._responses:
+            response = self._responses.pop()
             # A response that fails to close is gone as well. What matters is that the others are closed too.
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(answer.aclose(), _CLOSE_TIMEOUT_S)
+                await asyncio.wait_for(response.aclose(), _CLOSE_TIMEOUT_S)
 
 
 _OPEN_RESPONSES: Final[ContextVar[OpenResponses | None]] = ContextVar("farebox_litellm_answers", default=None)
@@ -66,40 +66,42 @@ def patch_httpx() -> None:
     send = client.send
 
     async def recording_send(self: Any, request: Any, *arguments: Any, **options: Any) -> Any:
-        answer = await send(self, request, *arguments, **options)
+        response = await send(self, request, *arguments, **options)
         open_responses = _OPEN_RESPONSES.get()
         if open_responses is not None:
-            open_responses.add(answer)
-            if answer.is_stream_consumed:
-                if _is_error(answer) and len(answer.content) > _ERROR_BYTES_MAX:
-                    answer._content = answer.content[:_ERROR_BYTES_MAX]
-            elif answer.status_code >= 400:
-                answer.stream = _TruncatedStream(answer.stream)
-        return answer
+            open_responses.add(response)
+            if response.is_stream_consumed:
+                if _is_error(response) and len(response.content) > _ERROR_BYTES_MAX:
+                    response._content = response.content[:_ERROR_BYTES_MAX]
+            elif response.status_code >= 400:
+                response.stream = _TruncatedStream(response.stream)
+        return response
 
     class _TruncatedStream(httpx.AsyncByteStream):  # type: ignore[name-defined, misc]  # httpx is imported late
-        def __init__(self, whole: Any) -> None:
-            self._whole = whole
+        def __init__(self, stream: Any) -> None:
+            self._stream = stream
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            left = _ERROR_BYTES_MAX
-            async for piece in self._whole:
-                yield piece[:left]
-                left -= len(piece)
-                if left <= 0:
+            remaining_bytes = _ERROR_BYTES_MAX
+            async for piece in self._stream:
+                yield piece[:remaining_bytes]
+                remaining_bytes -= len(piece)
+                if remaining_bytes <= 0:
                     return
 
         async def aclose(self) -> None:
-            await self._whole.aclose()
+            await self._stream.aclose()
 
     recording_send.is_watched = True  # type: ignore[attr-defined]
     client.send = recording_send
 
 
-def _is_error(answer: Any) -> bool:
+def _is_error(response: Any) -> bool:
     """An error status, or text where JSON should be."""
-    if answer.status_code >= 400:
+    if response.status_code >= 400:
         return True
-    content_type = answer.headers.get("content-type", "")
+    content_type = response.headers.get("content-type", "")
     is_text = content_type.startswith("text/") or "json" in content_type
-    return is_text and answer.content.lstrip()[:1] not in b"{[" and not answer.request.url.path.endswith(_TEXT_PATHS)
+    return (
+        is_text and response.content.lstrip()[:1] not in b"{[" and not response.request.url.path.endswith(_TEXT_PATHS)
+    )

@@ -66,9 +66,9 @@ def answer_of(
         return UpstreamAnswer(400, {"content-type": "application/json"}, deployment, "litellm", body=body)
     message, code = _message(error, status)
     body = error_body(protocol, status, cleaned_message(message, secrets), code=code)
-    kept = answer_headers((headers or {}).items())
-    kept["content-type"] = "application/json"
-    return UpstreamAnswer(status, kept, deployment, "litellm", body=body)
+    forwarded = answer_headers((headers or {}).items())
+    forwarded["content-type"] = "application/json"
+    return UpstreamAnswer(status, forwarded, deployment, "litellm", body=body)
 
 
 def failure_of(error: Exception, secrets: Iterable[str], *, bytes_received: bool = False) -> UpstreamError:
@@ -101,25 +101,26 @@ def cleaned_message(text: str, secrets: Iterable[str]) -> str:
 
 def _status(error: Exception) -> int | None:
     """The provider's status. LiteLLM's own exceptions change some (529 to 500), so the innermost cause counts."""
-    found: int | None = None
+    provider_status: int | None = None
     for item in _chain(error):
         status = getattr(item, "status_code", None)
         if isinstance(status, str) and status.isdigit():
             status = int(status)
         if type(status) is int and 400 <= status <= 599:
-            found = status
-    return found
+            provider_status = status
+    return provider_status
 
 
 def _headers(error: Exception) -> dict[bytes, bytes] | None:
     """The headers of the provider's error answer; None if there was no answer."""
-    found = getattr(error, "litellm_response_headers", None) or getattr(
+    headers = getattr(error, "litellm_response_headers", None) or getattr(
         getattr(error, "response", None), "headers", None
     )
-    if not isinstance(found, Mapping) or not found:
+    if not isinstance(headers, Mapping) or not headers:
         return None
     return {
-        str(name).encode("latin-1", "replace"): str(value).encode("latin-1", "replace") for name, value in found.items()
+        str(name).encode("latin-1", "replace"): str(value).encode("latin-1", "replace")
+        for name, value in headers.items()
     }
 
 
@@ -127,9 +128,9 @@ def _message(error: Exception, status: int) -> tuple[str, str | None]:
     body = getattr(error, "body", None)
     if isinstance(body, Mapping):
         code = body.get("code")
-        found = json_message(dict(body))
-        if found:
-            return found, code if isinstance(code, str) else None
+        message = json_message(dict(body))
+        if message:
+            return message, code if isinstance(code, str) else None
     text = _PREFIXES.sub("", str(getattr(error, "message", None) or error)).strip()
     text = _decoded(text)
     if text.startswith("<"):
@@ -152,21 +153,21 @@ def _embedded(text: str) -> str | None:
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end <= start:
         return None
-    found = text[start : end + 1]
+    literal = text[start : end + 1]
     try:
-        return json_message(orjson.loads(found))
+        return json_message(orjson.loads(literal))
     except orjson.JSONDecodeError:
         pass
     try:
-        return json_message(ast.literal_eval(found))
+        return json_message(ast.literal_eval(literal))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
 
 
 def _chain(error: BaseException) -> Iterator[Any]:
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and id(current) not in seen_ids:
+        seen_ids.add(id(current))
         yield current
         current = current.__cause__ or current.__context__

@@ -47,21 +47,21 @@ class LiteLLMLane:
 
     async def send(self, deployment: Deployment, call: UpstreamCall) -> UpstreamAnswer:
         """One attempt. Raises `UpstreamError`."""
-        refused = _field_refusal(deployment, call)
-        if refused is not None:
-            return refused
+        refusal = _field_refusal(deployment, call)
+        if refusal is not None:
+            return refusal
         try:
             litellm = await self._loader.module()
         except (ImportError, RuntimeError, AttributeError) as error:
             raise UpstreamUnreachable(f"LiteLLM, which this model needs, cannot be loaded: {error}") from error
-        refused = _stateful_refusal(litellm, deployment, call)
-        if refused is not None:
-            return refused
+        refusal = _stateful_refusal(litellm, deployment, call)
+        if refusal is not None:
+            return refusal
         timeouts = effective_timeouts(deployment, call)
         key = self._key(deployment, call)
         secrets = secrets_of(deployment, key)
         wait_s = (timeouts.first_byte_ms if call.stream else min(timeouts.first_byte_ms, timeouts.total_ms)) / 1000
-        began_s = asyncio.get_running_loop().time()
+        started_s = asyncio.get_running_loop().time()
         open_responses = collect_responses()
         self._loader.record_nothing()
         arguments = call_arguments(deployment, call, key, timeouts.total_ms / 1000, self._loader.switches)
@@ -82,7 +82,7 @@ class LiteLLMLane:
                 call.protocol,
                 open_responses=open_responses,
                 idle_s=timeouts.idle_ms / 1000,
-                deadline_s=began_s + timeouts.total_ms / 1000,
+                deadline_s=started_s + timeouts.total_ms / 1000,
                 secrets=secrets,
             )
             headers = {**headers_of(answer), "content-type": "text/event-stream; charset=utf-8"}

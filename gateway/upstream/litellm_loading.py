@@ -32,7 +32,7 @@ _ENVIRONMENT: Final = {
     "ANTHROPIC_MESSAGES_MAX_DETACHED_STREAM_DRAINS": "0",
 }
 # LiteLLM points tiktoken at its own tables. Restored after the import, for the gateway's own tokenizer.
-_RESTORED: Final = "TIKTOKEN_CACHE_DIR"
+_RESTORED_VARIABLE: Final = "TIKTOKEN_CACHE_DIR"
 # Modules that LiteLLM would import during its first call to an OpenAI-like provider, its first stream and its first error: the
 # first alone means 450 modules, which block the event loop for half a second. A version that lacks one of them does not need it.
 _NEEDED_BY_CALLS: Final = (
@@ -90,21 +90,21 @@ class LiteLLMLoader:
     def _load(self) -> ModuleType:
         for name, value in _ENVIRONMENT.items():
             self._environment.setdefault(name, value)
-        before = self._environment.get(_RESTORED)
+        previous = self._environment.get(_RESTORED_VARIABLE)
         module = importlib.import_module("litellm")
         for name in _NEEDED_BY_CALLS:
             with suppress(ImportError):
                 importlib.import_module(name)
-        if before is None:
-            self._environment.pop(_RESTORED, None)
+        if previous is None:
+            self._environment.pop(_RESTORED_VARIABLE, None)
         else:
-            self._environment[_RESTORED] = before
+            self._environment[_RESTORED_VARIABLE] = previous
         self._configure(module)
         self.switches = frozenset(importlib.import_module("litellm.types.utils").all_litellm_params)
         return module
 
     def _configure(self, module: ModuleType) -> None:
-        quiet: dict[str, Any] = {
+        overrides: dict[str, Any] = {
             "suppress_debug_info": True,  # otherwise it prints help for every error
             "num_retries": 0,
             "DEFAULT_MAX_RETRIES": 0,  # for embeddings, where an argument of 0 counts as not given
@@ -118,7 +118,7 @@ class LiteLLMLoader:
             # Messages to an OpenAI-compatible server are sent as chat, which all of these support.
             "use_chat_completions_url_for_anthropic_messages": True,
         }
-        for name, value in quiet.items():
+        for name, value in overrides.items():
             setattr(module, name, value)
         for name in _SETTINGS & self._settings.keys():
             setattr(module, name, self._settings[name])

@@ -22,16 +22,16 @@ def skip_conversion() -> None:
     """Call once per process, after LiteLLM is imported. Requests in which LiteLLM has put objects are still converted."""
     completions: Any = importlib.import_module("openai.resources.chat.completions.completions")
     transform = completions.async_maybe_transform
-    if getattr(transform, "is_sparing", False):
+    if getattr(transform, "skips_plain_requests", False):
         return
     is_given: Callable[[Any], bool] = importlib.import_module("openai._utils").is_given
 
-    async def sparing_transform(fields: Any, expected_type: Any) -> Any:
-        given = {name: value for name, value in fields.items() if is_given(value)}
-        return given if _is_plain(given) else await transform(fields, expected_type)
+    async def transform_unless_plain(fields: Any, expected_type: Any) -> Any:
+        set_fields = {name: value for name, value in fields.items() if is_given(value)}
+        return set_fields if _is_plain(set_fields) else await transform(fields, expected_type)
 
-    sparing_transform.is_sparing = True  # type: ignore[attr-defined]
-    completions.async_maybe_transform = sparing_transform
+    transform_unless_plain.skips_plain_requests = True  # type: ignore[attr-defined]
+    completions.async_maybe_transform = transform_unless_plain
 
 
 def _is_plain(fields: Any) -> bool:

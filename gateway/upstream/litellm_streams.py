@@ -36,13 +36,13 @@ def _forbid_invented_ends(wrapper: Any) -> None:
     """A stream that ends without a finish reason was cut off. LiteLLM would report "stop", as if the answer were complete."""
     last_chunk = wrapper.finish_reason_handler
 
-    def honest_last_chunk(self: Any) -> Any:
+    def checked_last_chunk(self: Any) -> Any:
         if self.received_finish_reason is None and self.intermittent_finish_reason is None:
             raise EOFError(CUT_STREAM_MESSAGE)
         return last_chunk(self)
 
-    honest_last_chunk.is_corrected = True  # type: ignore[attr-defined]
-    wrapper.finish_reason_handler = honest_last_chunk
+    checked_last_chunk.is_corrected = True  # type: ignore[attr-defined]
+    wrapper.finish_reason_handler = checked_last_chunk
 
 
 def _keep_reasons(wrapper: Any) -> None:
@@ -50,10 +50,10 @@ def _keep_reasons(wrapper: Any) -> None:
     read_chunk = wrapper.handle_openai_chat_completion_chunk
 
     def read_and_keep(self: Any, chunk: Any) -> Any:
-        found = read_chunk(self, chunk)
-        if found is not None and found.get("finish_reason") is None:
-            found["finish_reason"] = self.intermittent_finish_reason
-        return found
+        parsed = read_chunk(self, chunk)
+        if parsed is not None and parsed.get("finish_reason") is None:
+            parsed["finish_reason"] = self.intermittent_finish_reason
+        return parsed
 
     wrapper.handle_openai_chat_completion_chunk = read_and_keep
 
@@ -92,8 +92,8 @@ def _read_cohere(iterator: Any) -> None:
     parse, convert = iterator.chunk_parser, iterator.convert_str_chunk_to_generic_chunk
 
     def parse_named(self: Any, chunk: dict[str, Any]) -> Any:
-        named = chunk if "event" in chunk else {**chunk, "event": chunk.get("type", ""), "data": chunk}
-        return parse(self, named)
+        with_event = chunk if "event" in chunk else {**chunk, "event": chunk.get("type", ""), "data": chunk}
+        return parse(self, with_event)
 
     def convert_line(self: Any, chunk: Any) -> Any:
         line = chunk.strip() if isinstance(chunk, str) else chunk

@@ -60,12 +60,12 @@ class MockLane:
         """Answer as the entry says, after its delay. Protocols without a mock get a 400."""
         await asyncio.sleep(_delay_s(deployment.params))
         response = deployment.params.get("mock_response")
-        failed = _failure(call.protocol, response, streaming=call.stream)
-        if failed is not None:
-            return _answer(deployment, *failed)
+        failure = _failure(call.protocol, response, streaming=call.stream)
+        if failure is not None:
+            return _answer(deployment, *failure)
         if call.protocol == "embeddings":
-            fixed = response if isinstance(response, list) else None
-            return _answer(deployment, 200, embeddings(call.body, deployment.model, fixed, self._count))
+            vector = response if isinstance(response, list) else None
+            return _answer(deployment, 200, embeddings(call.body, deployment.model, vector, self._count))
         if call.protocol not in STREAMED:
             message = f"A mock model answers no {call.protocol}."
             return _answer(deployment, 400, error_body(call.protocol, 400, message, code="unsupported_endpoint"))
@@ -81,8 +81,11 @@ class MockLane:
 
     def _reply(self, deployment: Deployment, call: UpstreamCall, text: str) -> Reply:
         text, finish = truncate_to_tokens(text, _output_cap(call.body), self._count)
-        asked = call.body.get("n", 1)
-        choices = min((asked if type(asked) is int and asked > 0 else 1) * _prompts(call), _CHOICES_MAX)
+        requested_choices = call.body.get("n", 1)
+        choices = min(
+            (requested_choices if type(requested_choices) is int and requested_choices > 0 else 1) * _prompts(call),
+            _CHOICES_MAX,
+        )
         return Reply(
             id=self._new_id(),
             model=deployment.model,
@@ -105,17 +108,17 @@ class MockLane:
     def _stream(self, deployment: Deployment, call: UpstreamCall, reply: Reply, *, breaks: bool) -> UpstreamAnswer:
         options = call.body.get("stream_options")
         include_usage = isinstance(options, Mapping) and options.get("include_usage") is True
-        events_made = events(call.protocol, reply, include_usage=include_usage)
+        stream_events = events(call.protocol, reply, include_usage=include_usage)
         if breaks:
             error = error_event(call.protocol, 529, str(deployment.params["mock_response"]))
-            events_made = itertools.chain(itertools.islice(events_made, 3), [error])
-        pieces = _paced(events_made, _milliseconds(deployment.params.get("mock_chunk_delay_ms")) / 1000)
+            stream_events = itertools.chain(itertools.islice(stream_events, 3), [error])
+        pieces = _paced(stream_events, _milliseconds(deployment.params.get("mock_chunk_delay_ms")) / 1000)
         headers = {"content-type": "text/event-stream; charset=utf-8"}
         return UpstreamAnswer(200, headers, deployment, "mock", pieces=pieces, close=pieces.aclose)
 
 
-async def _paced(events_made: Iterator[bytes], delay_s: float) -> AsyncGenerator[bytes, None]:
-    for number, event in enumerate(events_made):
+async def _paced(stream_events: Iterator[bytes], delay_s: float) -> AsyncGenerator[bytes, None]:
+    for number, event in enumerate(stream_events):
         if number and delay_s:
             await asyncio.sleep(delay_s)
         yield event
@@ -181,6 +184,6 @@ def _milliseconds(value: Any) -> float:
 
 def _prompts(call: UpstreamCall) -> int:
     """The number of prompts: a completions request may have a list of them, as texts or as lists of tokens."""
-    given = call.body.get("prompt") if call.protocol == "completions" else None
-    is_list = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
-    return len(given) if is_list and given is not None else 1
+    prompt = call.body.get("prompt") if call.protocol == "completions" else None
+    is_list = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    return len(prompt) if is_list and prompt is not None else 1

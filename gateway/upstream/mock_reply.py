@@ -43,8 +43,8 @@ def truncate_to_tokens(text: str, tokens_max: int | None, count: Count) -> tuple
     if tokens_max is None or count(text) <= tokens_max:
         return text, "stop"
     ends = [match.end() for match in _WORDS.finditer(text)]
-    kept = _longest(text, ends, tokens_max, count)
-    return (kept or _longest(text, range(1, len(text)), tokens_max, count)), "length"
+    prefix = _longest(text, ends, tokens_max, count)
+    return (prefix or _longest(text, range(1, len(text)), tokens_max, count)), "length"
 
 
 def _longest(text: str, ends: Sequence[int], tokens_max: int, count: Count) -> str:
@@ -80,16 +80,20 @@ def events(protocol: ProtocolName, reply: Reply, *, include_usage: bool) -> Iter
 
 def embeddings(body: Mapping[str, Any], model: str, fixed: Sequence[float] | None, count: Count) -> bytes:
     """Unit vectors derived from the text: equal texts have equal vectors. `fixed` replaces them."""
-    given = body.get("input")
-    inputs = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    asked = body.get("dimensions")
-    size = min(asked, _EMBEDDING_DIMENSIONS_MAX) if type(asked) is int and asked > 0 else _EMBEDDING_DIMENSIONS
-    packed = body.get("encoding_format") == "base64"
+    value = body.get("input")
+    inputs = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
+    dimensions = body.get("dimensions")
+    size = (
+        min(dimensions, _EMBEDDING_DIMENSIONS_MAX)
+        if type(dimensions) is int and dimensions > 0
+        else _EMBEDDING_DIMENSIONS
+    )
+    is_base64 = body.get("encoding_format") == "base64"
     data = []
     for index, item in enumerate(inputs):
         vector = list(fixed) if fixed is not None else _vector(repr(item).encode(), size)
-        shown: Any = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if packed else vector
-        data.append({"object": "embedding", "index": index, "embedding": shown})
+        embedding: Any = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if is_base64 else vector
+        data.append({"object": "embedding", "index": index, "embedding": embedding})
     tokens = sum(len(item) if isinstance(item, list) else count(str(item)) for item in inputs)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return orjson.dumps({"object": "list", "data": data, "model": model, "usage": usage})
@@ -195,7 +199,7 @@ def _response_item(reply: Reply) -> dict[str, Any]:
 
 
 def _response(reply: Reply, status: str) -> dict[str, Any]:
-    done = status != "in_progress"
+    is_done = status != "in_progress"
     usage = {
         "input_tokens": reply.input_tokens,
         "input_tokens_details": {"cached_tokens": 0},
@@ -213,32 +217,32 @@ def _response(reply: Reply, status: str) -> dict[str, Any]:
         "instructions": None,
         "metadata": {},
         "model": reply.model,
-        "output": [_response_item(reply)] if done else [],
+        "output": [_response_item(reply)] if is_done else [],
         "parallel_tool_calls": True,
         "tool_choice": "auto",
         "tools": [],
-        "usage": usage if done else None,
+        "usage": usage if is_done else None,
     }
 
 
 def _response_events(reply: Reply) -> Iterator[bytes]:
     item = _response_item(reply)
     part = item["content"][0]
-    at = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    position = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     status = _response_status(reply)
-    begun = _response(reply, "in_progress")
-    story: list[tuple[str, dict[str, Any]]] = [
-        ("response.created", {"response": begun}),
-        ("response.in_progress", {"response": begun}),
+    initial = _response(reply, "in_progress")
+    typed_events: list[tuple[str, dict[str, Any]]] = [
+        ("response.created", {"response": initial}),
+        ("response.in_progress", {"response": initial}),
         ("response.output_item.added", {"output_index": 0, "item": {**item, "status": "in_progress", "content": []}}),
-        ("response.content_part.added", {**at, "part": {**part, "text": ""}}),
-        *(("response.output_text.delta", {**at, "delta": piece, "logprobs": []}) for piece in _pieces(reply)),
-        ("response.output_text.done", {**at, "text": reply.text, "logprobs": []}),
-        ("response.content_part.done", {**at, "part": part}),
+        ("response.content_part.added", {**position, "part": {**part, "text": ""}}),
+        *(("response.output_text.delta", {**position, "delta": piece, "logprobs": []}) for piece in _pieces(reply)),
+        ("response.output_text.done", {**position, "text": reply.text, "logprobs": []}),
+        ("response.content_part.done", {**position, "part": part}),
         ("response.output_item.done", {"output_index": 0, "item": item}),
         (f"response.{status}", {"response": _response(reply, status)}),
     ]
-    for number, (name, fields) in enumerate(story):
+    for number, (name, fields) in enumerate(typed_events):
         yield sse.typed_event(name, sequence_number=number, **fields)
 
 
@@ -266,8 +270,8 @@ def _message(reply: Reply) -> dict[str, Any]:
 def _message_events(reply: Reply) -> Iterator[bytes]:
     message = _message(reply)
     usage = message["usage"]
-    opened = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
-    yield sse.typed_event("message_start", message=opened)
+    initial = {**message, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
+    yield sse.typed_event("message_start", message=initial)
     yield sse.typed_event("content_block_start", index=0, content_block={"type": "text", "text": ""})
     for piece in _pieces(reply):
         yield sse.typed_event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})

@@ -29,7 +29,7 @@ class ModelListEntry(Protocol):
 def deployments_of(entries: Iterable[ModelListEntry], prices: PriceMap) -> tuple[Deployment, ...]:
     """One deployment per entry. Its id is the public name and the entry's position among its siblings: `gpt/0`."""
     siblings: dict[str, int] = {}
-    made = []
+    deployments = []
     for entry in entries:
         position = siblings.get(entry.model_name, 0)
         siblings[entry.model_name] = position + 1
@@ -37,7 +37,7 @@ def deployments_of(entries: Iterable[ModelListEntry], prices: PriceMap) -> tuple
         info = entry.model_info
         if model.startswith(_RESPONSES):
             model, info = model.removeprefix(_RESPONSES), {"mode": "responses", **info}
-        made.append(
+        deployments.append(
             Deployment(
                 id=f"{entry.model_name}/{position}",
                 name=entry.model_name,
@@ -49,25 +49,25 @@ def deployments_of(entries: Iterable[ModelListEntry], prices: PriceMap) -> tuple
                 weight=_weight(entry.litellm_params),
             )
         )
-    return tuple(made)
+    return tuple(deployments)
 
 
 def _weight(params: Mapping[str, Any]) -> float:
     """The entry's share of the load of its name. Without a `weight`, its limit of calls or tokens per minute, as in LiteLLM."""
-    given = (params.get(name) for name in ("weight", "rpm", "tpm"))
-    return next((value for value in given if isinstance(value, int | float) and not isinstance(value, bool)), 1)
+    values = (params.get(name) for name in ("weight", "rpm", "tpm"))
+    return next((value for value in values if isinstance(value, int | float) and not isinstance(value, bool)), 1)
 
 
 def provider_and_model(params: Mapping[str, Any], prices: PriceMap) -> tuple[str, str]:
     """LiteLLM's rule, without LiteLLM: `custom_llm_provider`, else the part before the first slash, else the provider
     under which the price map lists the bare name, else openai."""
     name = str(params["model"])
-    head, slash, rest = name.partition("/")
-    stated = params.get("custom_llm_provider")
-    if stated:
-        return str(stated), rest if slash and head == stated else name
+    head, slash, model = name.partition("/")
+    custom_provider = params.get("custom_llm_provider")
+    if custom_provider:
+        return str(custom_provider), model if slash and head == custom_provider else name
     if slash:
-        return head, rest
-    listed = str((prices.raw(name) or {}).get("litellm_provider") or "openai")
-    family = next((item for item in _FAMILIES if listed.startswith(f"{item}-")), listed)
+        return head, model
+    map_provider = str((prices.raw(name) or {}).get("litellm_provider") or "openai")
+    family = next((item for item in _FAMILIES if map_provider.startswith(f"{item}-")), map_provider)
     return _RENAMED.get(family, family), name

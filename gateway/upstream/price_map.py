@@ -66,8 +66,8 @@ class ModelEntry:
 
     def supports(self, ability: str) -> bool | None:
         """`function_calling`, `vision`, `response_schema`, …; None if it is not known."""
-        said = self.raw.get(f"supports_{ability}")
-        return said if isinstance(said, bool) else None
+        value = self.raw.get(f"supports_{ability}")
+        return value if isinstance(value, bool) else None
 
 
 class PriceMap:
@@ -84,11 +84,11 @@ class PriceMap:
         of the name that only choose a route or a region. A name without a provider counts only if the map assigns it to
         this provider: a model that is merely named like another one does not have that one's price.
         """
-        key = next((name for name in _names(deployment) if self._is_of(name, deployment.provider)), None)
+        key = next((name for name in _names(deployment) if self._is_listed_under(name, deployment.provider)), None)
         base = self.raw(key) if key is not None else None
         prices = {name: value for name, value in deployment.params.items() if is_price(name)}
-        said = {name: value for name, value in {**prices, **deployment.info}.items() if value is not None}
-        return ModelEntry({**(self._container(deployment) if base else {}), **(base or {}), **said}, key)
+        configured = {name: value for name, value in {**prices, **deployment.info}.items() if value is not None}
+        return ModelEntry({**(self._container(deployment) if base else {}), **(base or {}), **configured}, key)
 
     def _container(self, deployment: Deployment) -> Mapping[str, Any]:
         """A provider's price for running a model's code, which the map lists once for all of its models."""
@@ -99,24 +99,24 @@ class PriceMap:
 
     def raw(self, key: str) -> dict[str, Any] | None:
         """The map's entry with exactly this name."""
-        found = self._index().get(key)
-        return None if found is None else {name: value for name, value in found.items() if name not in _DROPPED}
+        entry = self._index().get(key)
+        return None if entry is None else {name: value for name, value in entry.items() if name not in _DROPPED}
 
     def forget(self) -> None:
         """Free the parsed map. The next lookup reads it again."""
         self._entries = None
 
-    def _is_of(self, name: str, provider: str) -> bool:
-        found = self._index().get(name)
-        if found is None:
+    def _is_listed_under(self, name: str, provider: str) -> bool:
+        entry = self._index().get(name)
+        if entry is None:
             return False
         if "/" in name and name.split("/", 1)[0] in (provider, *_ALIASES.get(provider, ())):
             return True
-        listed = str(found.get("litellm_provider", ""))
+        map_provider = str(entry.get("litellm_provider", ""))
         # vertex_ai-anthropic_models, bedrock_converse, cohere_chat: a family of the provider's
         return any(
-            listed == own or listed.startswith((f"{own}-", f"{own}_"))
-            for own in (provider, *_ALIASES.get(provider, ()))
+            map_provider == known_name or map_provider.startswith((f"{known_name}-", f"{known_name}_"))
+            for known_name in (provider, *_ALIASES.get(provider, ()))
         )
 
     def _index(self) -> Mapping[str, Any]:
@@ -132,10 +132,10 @@ def is_price(name: str) -> bool:
 
 def installed_price_map() -> Path | None:
     """The map in the installed LiteLLM, found without importing it; None if LiteLLM is not installed."""
-    found = importlib.util.find_spec("litellm")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("litellm")
+    if spec is None or spec.origin is None:
         return None
-    path = Path(found.origin).parent / _FILE
+    path = Path(spec.origin).parent / _FILE
     return path if path.is_file() else None
 
 
@@ -148,11 +148,11 @@ def _names(deployment: Deployment) -> Iterator[str]:
         for provider in (deployment.provider, *_ALIASES.get(deployment.provider, ())):
             yield f"{provider}/{model}"
         yield model
-    plain = _REGION.sub("", _ROUTES.sub("", deployment.model))
-    plain = _FINE_TUNED.sub(r"\1", plain)
-    if plain != deployment.model:
-        yield f"{deployment.provider}/{plain}"
-        yield plain
+    stripped = _REGION.sub("", _ROUTES.sub("", deployment.model))
+    stripped = _FINE_TUNED.sub(r"\1", stripped)
+    if stripped != deployment.model:
+        yield f"{deployment.provider}/{stripped}"
+        yield stripped
 
 
 def _read(path: Path) -> dict[str, Any]:

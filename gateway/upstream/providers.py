@@ -14,9 +14,9 @@ from gateway.upstream.port import Deployment, ProtocolName
 
 _CHAT: Final = frozenset[ProtocolName]({"chat"})
 _TEXT: Final = frozenset[ProtocolName]({"chat", "completions"})
-_USUAL: Final = frozenset[ProtocolName]({"chat", "completions", "embeddings"})
-_SERVER: Final = frozenset[ProtocolName]({*_USUAL, "rerank", "transcriptions"})
-_OPENAI: Final = frozenset[ProtocolName]({*_USUAL, "responses", "moderations", "images", "speech", "transcriptions"})
+_COMMON: Final = frozenset[ProtocolName]({"chat", "completions", "embeddings"})
+_SERVER: Final = frozenset[ProtocolName]({*_COMMON, "rerank", "transcriptions"})
+_OPENAI: Final = frozenset[ProtocolName]({*_COMMON, "responses", "moderations", "images", "speech", "transcriptions"})
 _ALL: Final = frozenset[ProtocolName]({*_OPENAI, "messages"})
 _EMBEDS: Final = frozenset[ProtocolName]({*_CHAT, "embeddings"})
 
@@ -45,17 +45,17 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
         frozenset({"messages"}), "https://api.anthropic.com", ("ANTHROPIC_API_KEY",), ("ANTHROPIC_BASE_URL",)
     ),
     # servers that people run themselves
-    "custom_openai": Provider(_USUAL),
-    "openai_like": Provider(_USUAL, only_max_tokens=True),
+    "custom_openai": Provider(_COMMON),
+    "openai_like": Provider(_COMMON, only_max_tokens=True),
     "hosted_vllm": Provider(_SERVER, None, ("HOSTED_VLLM_API_KEY",), ("HOSTED_VLLM_API_BASE",)),
     "vllm": Provider(_SERVER, None, ("HOSTED_VLLM_API_KEY",), ("HOSTED_VLLM_API_BASE",)),
     "litellm_proxy": Provider(_ALL, None, ("LITELLM_PROXY_API_KEY",), ("LITELLM_PROXY_API_BASE",)),
-    "llamafile": Provider(_USUAL, "http://127.0.0.1:8080/v1", (), ("LLAMAFILE_API_BASE",), only_max_tokens=True),
-    "lm_studio": Provider(_USUAL, None, ("LM_STUDIO_API_KEY",), ("LM_STUDIO_API_BASE",), only_max_tokens=True),
-    "xinference": Provider(_USUAL, None, (), (), only_max_tokens=True),
+    "llamafile": Provider(_COMMON, "http://127.0.0.1:8080/v1", (), ("LLAMAFILE_API_BASE",), only_max_tokens=True),
+    "lm_studio": Provider(_COMMON, None, ("LM_STUDIO_API_KEY",), ("LM_STUDIO_API_BASE",), only_max_tokens=True),
+    "xinference": Provider(_COMMON, None, (), (), only_max_tokens=True),
     # hosted
     "cerebras": Provider(_CHAT, "https://api.cerebras.ai/v1", ("CEREBRAS_API_KEY",)),
-    "deepinfra": Provider(_USUAL, "https://api.deepinfra.com/v1/openai", ("DEEPINFRA_API_KEY",), only_max_tokens=True),
+    "deepinfra": Provider(_COMMON, "https://api.deepinfra.com/v1/openai", ("DEEPINFRA_API_KEY",), only_max_tokens=True),
     "deepseek": Provider(_CHAT, "https://api.deepseek.com/beta", ("DEEPSEEK_API_KEY",), only_max_tokens=True),
     "fireworks_ai": Provider(
         _TEXT,
@@ -67,7 +67,7 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
     "mistral": Provider(_EMBEDS, "https://api.mistral.ai/v1", ("MISTRAL_API_KEY",), only_max_tokens=True),
     "moonshot": Provider(_CHAT, "https://api.moonshot.ai/v1", ("MOONSHOT_API_KEY",), only_max_tokens=True),
     "nvidia_nim": Provider(
-        _USUAL, "https://integrate.api.nvidia.com/v1", ("NVIDIA_NIM_API_KEY",), only_max_tokens=True
+        _COMMON, "https://integrate.api.nvidia.com/v1", ("NVIDIA_NIM_API_KEY",), only_max_tokens=True
     ),
     "openrouter": Provider(
         _TEXT, "https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY", "OR_API_KEY"), only_max_tokens=True
@@ -79,7 +79,7 @@ PROVIDERS: Final[Mapping[str, Provider]] = {
     ),
     "xai": Provider(_CHAT, "https://api.x.ai/v1", ("XAI_API_KEY",)),
 }
-_UNKNOWN: Final = Provider(_USUAL)
+_UNKNOWN: Final = Provider(_COMMON)
 
 PATHS: Final[Mapping[ProtocolName, str]] = {
     "chat": "/chat/completions",
@@ -117,9 +117,9 @@ _NEEDS_LITELLM: Final = frozenset(
 
 def api_base(deployment: Deployment, environment: Mapping[str, str]) -> str | None:
     """The deployment's base URL: its own `api_base`, else the provider's variable, else the provider's public address."""
-    given = deployment.params.get("api_base") or deployment.params.get("base_url")
-    if given:
-        return str(given)
+    configured = deployment.params.get("api_base") or deployment.params.get("base_url")
+    if configured:
+        return str(configured)
     provider = provider_of(deployment)
     return next((environment[name] for name in provider.base_variables if environment.get(name)), provider.api_base)
 

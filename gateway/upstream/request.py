@@ -114,19 +114,19 @@ def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None,
     headers["user-agent"] = user_agent
     headers[HOPS_HEADER] = str(hops_of(call.headers) + 1)
     if key:
-        headers.update(_credential(deployment, key))
+        headers.update(_credential_header(deployment, key))
     return headers
 
 
-def _credential(deployment: Deployment, key: str) -> dict[str, str]:
+def _credential_header(deployment: Deployment, key: str) -> dict[str, str]:
     # Anthropic's OAuth tokens (from Claude Code's login) are bearer tokens; its API keys are not.
     if deployment.provider == "anthropic" and not key.startswith("sk-ant-oat"):
         return {"x-api-key": key}
     return {"authorization": f"Bearer {key}"}
 
 
-def _move_output_cap(body: dict[str, Any], name: str, to: str) -> None:
+def _move_output_cap(body: dict[str, Any], name: str, new_name: str) -> None:
     """Rename a cap. If both names are set, the smaller cap stays, because that is what was reserved."""
-    caps = [cap for cap in (body.pop(name, None), body.get(to)) if cap is not None]
+    caps = [cap for cap in (body.pop(name, None), body.get(new_name)) if cap is not None]
     if caps:
-        body[to] = min(caps)
+        body[new_name] = min(caps)

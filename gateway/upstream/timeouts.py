@@ -17,6 +17,6 @@ def effective_timeouts(deployment: Deployment, call: UpstreamCall) -> Timeouts:
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or seconds <= 0:
         return call.timeouts
     limit_ms = max(1, int(seconds * 1000))
-    given = call.timeouts
-    shortened = dataclasses.replace(given, first_byte_ms=min(given.first_byte_ms, limit_ms))
-    return shortened if call.stream else dataclasses.replace(shortened, total_ms=min(given.total_ms, limit_ms))
+    timeouts = call.timeouts
+    shortened = dataclasses.replace(timeouts, first_byte_ms=min(timeouts.first_byte_ms, limit_ms))
+    return shortened if call.stream else dataclasses.replace(shortened, total_ms=min(timeouts.total_ms, limit_ms))

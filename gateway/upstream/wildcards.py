@@ -18,11 +18,11 @@ from gateway.upstream.price_map import PriceMap
 
 STAR: Final = "*"
 # Some providers put the model into the URL's path, so what clients write there must not escape it.
-_WORD: Final = r"((?:(?!\.\.)[A-Za-z0-9._:@/+-])+)"
+_NAME_PART: Final = r"((?:(?!\.\.)[A-Za-z0-9._:@/+-])+)"
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _ResolvedEntry:
     """A wildcard entry, resolved for the name that a client asked for."""
 
     model_name: str
@@ -46,19 +46,19 @@ class Wildcards:
     def deployments(self, name: str) -> tuple[Deployment, ...]:
         """The deployments for a name; empty if no entry matches."""
         for pattern, entries in self._patterns:
-            found = pattern.fullmatch(name)
-            if found is not None:
-                return deployments_of([_named(entry, name, found.groups()) for entry in entries], self._prices)
+            match = pattern.fullmatch(name)
+            if match is not None:
+                return deployments_of([_resolve_entry(entry, name, match.groups()) for entry in entries], self._prices)
         return ()
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(_WORD.join(re.escape(part) for part in name.split(STAR)))
+    return re.compile(_NAME_PART.join(re.escape(part) for part in name.split(STAR)))
 
 
-def _named(entry: ModelListEntry, name: str, stands_for: tuple[str, ...]) -> _Entry:
+def _resolve_entry(entry: ModelListEntry, name: str, matched_parts: tuple[str, ...]) -> _ResolvedEntry:
     model = str(entry.litellm_params["model"])
     # Each star of the model takes what the corresponding star of the name matches. A model without a star stays as it is.
-    for word in stands_for:
-        model = model.replace(STAR, word, 1)
-    return _Entry(name, {**entry.litellm_params, "model": model}, entry.model_info, entry.upstream)
+    for part in matched_parts:
+        model = model.replace(STAR, part, 1)
+    return _ResolvedEntry(name, {**entry.litellm_params, "model": model}, entry.model_info, entry.upstream)

@@ -21,7 +21,7 @@ _TYPES: Final = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-_KNOWN: Final = frozenset({*_TYPES.values(), "api_error"})
+_KNOWN_TYPES: Final = frozenset({*_TYPES.values(), "api_error"})
 
 
 def error_body(error: GatewayError) -> bytes:
@@ -31,8 +31,8 @@ def error_body(error: GatewayError) -> bytes:
 def error_object(error: GatewayError) -> dict[str, Any]:
     """The whole object, `{"type": "error", "error": {…}, "request_id"}`. The request id is taken from the metadata."""
     # A provider's error event keeps its own type; the type of our own errors follows from the status.
-    is_theirs = isinstance(error, StreamBroken) and error.type in _KNOWN
-    kind = error.type if is_theirs else type_of(error.status)
+    is_from_provider = isinstance(error, StreamBroken) and error.type in _KNOWN_TYPES
+    kind = error.type if is_from_provider else type_of(error.status)
     body: dict[str, Any] = {"type": kind, "message": error.message, "code": error.code}
     if error.param is not None:
         body["param"] = error.param

@@ -8,7 +8,7 @@ from typing import Final
 from policies.tokens.media import wav_bytes_per_second
 
 # Opus goes down to 6 kbit/s, and no common encoder goes lower for speech, which bounds the duration of a file.
-_BYTES_PER_SECOND_LEAST: Final = 750
+_BYTES_PER_SECOND_MIN: Final = 750
 # MPEG audio layer III: kbit/s by four bits of the frame header, for version 1, and for versions 2 and 2.5.
 _KBITS_1: Final = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
 _KBITS_2: Final = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
@@ -43,43 +43,43 @@ def duration_ms_at_most(sound: bytes) -> int:
 
     The bound does not hold for silence, which compresses to almost nothing: its seconds are booked if the answer reports them.
     """
-    known = duration_ms(sound)
-    return len(sound) * 1000 // _BYTES_PER_SECOND_LEAST + 1 if known is None else known
+    exact_ms = duration_ms(sound)
+    return len(sound) * 1000 // _BYTES_PER_SECOND_MIN + 1 if exact_ms is None else exact_ms
 
 
 def _wav_ms(sound: bytes) -> int | None:
     """From the `fmt ` and all `data` chunks. A streamed file has 0 or 0xFFFFFFFF as a size that was not known in advance."""
-    at, audio_bytes = 12, -1
+    offset, audio_bytes = 12, -1
     rates: list[int] = []
     for _ in range(_CHUNKS_READ_MAX):
-        if at + 8 > len(sound):
+        if offset + 8 > len(sound):
             rate = min(rates, default=0)
             return -(-audio_bytes * 1000 // rate) if rate and audio_bytes >= 0 else None
-        name, size = sound[at : at + 4], int.from_bytes(sound[at + 4 : at + 8], "little")
-        at += 8
+        name, size = sound[offset : offset + 4], int.from_bytes(sound[offset + 4 : offset + 8], "little")
+        offset += 8
         if name == b"fmt ":
-            rates.append(wav_bytes_per_second(sound[at : at + 16]))
+            rates.append(wav_bytes_per_second(sound[offset : offset + 16]))
         if name == b"data":
-            size = min(size or len(sound), len(sound) - at)
+            size = min(size or len(sound), len(sound) - offset)
             audio_bytes = max(audio_bytes, 0) + size
-        at += size + size % 2
+        offset += size + size % 2
     return None
 
 
 def _mp3_ms(sound: bytes) -> int | None:
     """The sum of the frames, correct for constant and variable bit rates; extrapolated beyond the first 52 s."""
-    begin = at = _offset_after_id3(sound)
+    start = offset = _offset_after_id3(sound)
     micros = 0
     for _ in range(_FRAMES_READ_MAX):
-        frame = _mp3_frame(sound, at)
-        if frame is None or at + frame[0] > len(sound):
+        frame = _mp3_frame(sound, offset)
+        if frame is None or offset + frame[0] > len(sound):
             break
-        at += frame[0]
+        offset += frame[0]
         micros += frame[1]
     else:
-        return -(-micros * (len(sound) - begin) // ((at - begin) * 1000))
+        return -(-micros * (len(sound) - start) // ((offset - start) * 1000))
     # The rest may be a tag, padding or a truncated frame. If there is more, these were not really frames.
-    return -(-micros // 1000) if micros and len(sound) - at <= _TAIL_BYTES_MAX else None
+    return -(-micros // 1000) if micros and len(sound) - offset <= _TAIL_BYTES_MAX else None
 
 
 def _offset_after_id3(sound: bytes) -> int:
@@ -91,14 +91,14 @@ def _offset_after_id3(sound: bytes) -> int:
     return 10 + size
 
 
-def _mp3_frame(sound: bytes, at: int) -> tuple[int, int] | None:
+def _mp3_frame(sound: bytes, offset: int) -> tuple[int, int] | None:
     """The size in bytes and the duration in microseconds of the frame at this offset."""
-    if at + 4 > len(sound) or sound[at] != 0xFF or sound[at + 1] & 0xE6 != 0xE2:
+    if offset + 4 > len(sound) or sound[offset] != 0xFF or sound[offset + 1] & 0xE6 != 0xE2:
         return None
-    version = sound[at + 1] >> 3 & 3
-    hertz = _HERTZ.get(version, (0, 0, 0, 0))[sound[at + 2] >> 2 & 3]
-    kbits = (_KBITS_1 if version == 3 else _KBITS_2)[sound[at + 2] >> 4]
+    version = sound[offset + 1] >> 3 & 3
+    hertz = _HERTZ.get(version, (0, 0, 0, 0))[sound[offset + 2] >> 2 & 3]
+    kbits = (_KBITS_1 if version == 3 else _KBITS_2)[sound[offset + 2] >> 4]
     if not hertz or not kbits:
         return None
     samples = 1_152 if version == 3 else 576
-    return samples // 8 * kbits * 1000 // hertz + (sound[at + 2] >> 1 & 1), samples * 1_000_000 // hertz
+    return samples // 8 * kbits * 1000 // hertz + (sound[offset + 2] >> 1 & 1), samples * 1_000_000 // hertz

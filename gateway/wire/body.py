@@ -85,9 +85,9 @@ def strip_tags(body: dict[str, Any]) -> None:
     metadata = body.get("metadata")
     if not isinstance(metadata, dict):
         return
-    left = {key: value for key, value in metadata.items() if key not in _TAG_KEYS}
-    body["metadata"] = left
-    if not left:
+    remaining = {key: value for key, value in metadata.items() if key not in _TAG_KEYS}
+    body["metadata"] = remaining
+    if not remaining:
         del body["metadata"]
 
 
@@ -124,13 +124,13 @@ def _reject_duplicates(raw: bytes, keys: Sequence[str]) -> None:
             raise BadRequest.field(key, "stands in the body twice", "duplicate_key")
 
 
-def whole_number(body: dict[str, Any], key: str, least: int, most: int = 2**31 - 1) -> int | None:
+def whole_number(body: dict[str, Any], key: str, minimum: int, maximum: int = 2**31 - 1) -> int | None:
     """An optional integer field. Raises `BadRequest` for other values, such as true, 1.0 or "1"."""
     value = body.get(key)
     if value is None:
         return None
-    if type(value) is not int or value < least or value > most:
-        raise BadRequest.field(key, f"must be a whole number from {least} to {most}")
+    if type(value) is not int or value < minimum or value > maximum:
+        raise BadRequest.field(key, f"must be a whole number from {minimum} to {maximum}")
     return value
 
 

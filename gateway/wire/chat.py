@@ -32,7 +32,7 @@ class ChatProtocol:
         newer = whole_number(body, "max_completion_tokens", 1)
         older = whole_number(body, "max_tokens", 1)
         # Web search is billed once per answer, because no answer reports how many searches it made.
-        least = HostedTools(1) if isinstance(body.get("web_search_options"), dict) else NO_HOSTED_TOOLS
+        hosted_min = HostedTools(1) if isinstance(body.get("web_search_options"), dict) else NO_HOSTED_TOOLS
         caps = [cap for cap in (newer, older) if cap is not None]
         return Request(
             body=body,
@@ -42,8 +42,10 @@ class ChatProtocol:
             output_tokens_max=min(caps) if caps else None,
             wants_usage=wants_usage(body),
             has_audio=_has_audio(raw, body),
-            hosted_least=least,
-            hosted_max=least if "tools" not in body else hosted_tools_bound(body["tools"], None).unitwise_max(least),
+            hosted_min=hosted_min,
+            hosted_max=hosted_min
+            if "tools" not in body
+            else hosted_tools_bound(body["tools"], None).unitwise_max(hosted_min),
             metadata=body.get("metadata"),
         )
 

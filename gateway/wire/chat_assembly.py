@@ -28,28 +28,28 @@ def assemble_answer(pieces: bytes) -> dict[str, Any]:
     return answer
 
 
-def merge_ends(whole: dict[str, Any], choice: Mapping[str, Any]) -> None:
+def merge_ends(merged: dict[str, Any], choice: Mapping[str, Any]) -> None:
     """Merge a chunk's finish reason and log probabilities, which are lists that grow chunk by chunk."""
     if choice.get("finish_reason") is not None:
-        whole["finish_reason"] = choice["finish_reason"]
+        merged["finish_reason"] = choice["finish_reason"]
     logprobs = choice.get("logprobs")
     if isinstance(logprobs, dict):
-        kept = whole["logprobs"] = whole["logprobs"] or {}
+        merged_logprobs = merged["logprobs"] = merged["logprobs"] or {}
         for key, value in logprobs.items():
-            grows = isinstance(value, list) and isinstance(kept.get(key), list)
-            kept[key] = kept[key] + value if grows else value
+            grows = isinstance(value, list) and isinstance(merged_logprobs.get(key), list)
+            merged_logprobs[key] = merged_logprobs[key] + value if grows else value
 
 
 def _merge_choice(choices: dict[int, dict[str, Any]], choice: dict[str, Any]) -> None:
     index = index_of(choice)
-    whole = choices.setdefault(
+    merged = choices.setdefault(
         index,
         {"index": index, "message": {"role": "assistant", "content": None}, "logprobs": None, "finish_reason": None},
     )
     delta = choice.get("delta")
     if isinstance(delta, dict):
-        _merge_delta(whole["message"], delta)
-    merge_ends(whole, choice)
+        _merge_delta(merged["message"], delta)
+    merge_ends(merged, choice)
 
 
 def _merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
@@ -68,12 +68,12 @@ def _merge_delta(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 def _merge_object(message: dict[str, Any], key: str, value: Mapping[str, Any]) -> None:
     """Merge a piece of a function call or of audio: ids and names come once, the long fields in pieces."""
-    whole = message.get(key)
-    if not isinstance(whole, dict):
-        whole = message[key] = {}
+    merged = message.get(key)
+    if not isinstance(merged, dict):
+        merged = message[key] = {}
     for name, part in value.items():
         grows = name in ("arguments", "data", "transcript") and isinstance(part, str)
-        whole[name] = append_text(whole.get(name), part) if grows else part
+        merged[name] = append_text(merged.get(name), part) if grows else part
 
 
 def _merge_tool_calls(calls: dict[int, dict[str, Any]], deltas: list[dict[str, Any]]) -> None:
@@ -94,9 +94,9 @@ def _list_calls(message: dict[str, Any]) -> None:
 
 
 def _join_strings(call: dict[str, Any], key: str, part: Mapping[str, Any]) -> None:
-    whole = call.get(key)
-    if not isinstance(whole, dict):
-        whole = call[key] = {}
+    merged = call.get(key)
+    if not isinstance(merged, dict):
+        merged = call[key] = {}
     for name, value in part.items():
         if isinstance(value, str):
-            whole[name] = append_text(whole.get(name), value)
+            merged[name] = append_text(merged.get(name), value)

@@ -112,7 +112,7 @@ def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
     completion = token_count(usage.get("completion_tokens", 0))
     if prompt is None or completion is None or prompt + completion == 0:
         return None
-    details, produced = details_of(usage, "prompt_tokens_details"), details_of(usage, "completion_tokens_details")
+    details, output_details = details_of(usage, "prompt_tokens_details"), details_of(usage, "completion_tokens_details")
     read = token_count(details.get("cached_tokens", usage.get("prompt_cache_hit_tokens"))) or 0
     written = token_count(usage.get("cache_creation_input_tokens", details.get("cache_creation_tokens"))) or 0
     read = min(read, prompt)
@@ -123,9 +123,9 @@ def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
         output_tokens=completion,
         cache_read_tokens=read,
         cache_write_tokens=min(written, prompt - read),
-        reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, completion),
+        reasoning_tokens=min(token_count(output_details.get("reasoning_tokens")) or 0, completion),
         audio_input_tokens=min(token_count(details.get("audio_tokens")) or 0, prompt - read),
-        audio_output_tokens=min(token_count(produced.get("audio_tokens")) or 0, completion),
+        audio_output_tokens=min(token_count(output_details.get("audio_tokens")) or 0, completion),
         hosted=NO_HOSTED_TOOLS
         if searches is maps is None
         else HostedTools(plausible_tool_uses(searches), plausible_tool_uses(maps)),
@@ -144,8 +144,8 @@ def usage_in(answer: bytes) -> Usage | None:
 
 
 def details_of(usage: Mapping[str, Any], key: str) -> dict[str, Any]:
-    given = usage.get(key)
-    return given if isinstance(given, dict) else {}
+    details = usage.get(key)
+    return details if isinstance(details, dict) else {}
 
 
 def wants_usage(body: Mapping[str, Any]) -> bool:

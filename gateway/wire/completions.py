@@ -50,8 +50,8 @@ class CompletionsProtocol:
     def upstream_body(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
         if output_tokens is not None:
-            own = request.output_tokens_max
-            body["max_tokens"] = output_tokens if own is None else min(output_tokens, own)
+            requested_max = request.output_tokens_max
+            body["max_tokens"] = output_tokens if requested_max is None else min(output_tokens, requested_max)
         if stream:
             request_stream(body)
         return body
@@ -118,9 +118,9 @@ def _assembled(pieces: bytes) -> dict[str, Any]:
         for choice in objects_in(chunk.get("choices"), "choices"):
             index = index_of(choice)
             blank = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
-            whole = choices.setdefault(index, blank)
-            whole["text"] += _text_of(choice)
-            merge_ends(whole, choice)
+            merged = choices.setdefault(index, blank)
+            merged["text"] += _text_of(choice)
+            merge_ends(merged, choice)
     answer["object"] = "text_completion"
     answer["choices"] = [choices[index] for index in sorted(choices)]
     return answer

@@ -31,19 +31,19 @@ def parts_of(raw: bytes) -> list[Part]:
     The boundary is taken from the first line of the body: a form must begin with it, and a header with another one would be
     wrong. Anything after the last boundary is ignored. An audio file of many megabytes is copied only once.
     """
-    opening, newline, _ = raw[: _BOUNDARY_BYTES_MAX + 4].partition(b"\r\n")
-    if not newline or not opening.startswith(b"--") or len(opening) < 3:
+    first_line, newline, _ = raw[: _BOUNDARY_BYTES_MAX + 4].partition(b"\r\n")
+    if not newline or not first_line.startswith(b"--") or len(first_line) < 3:
         raise _malformed("does not begin with a boundary")
-    boundary, begin = b"\r\n" + opening, len(opening)
+    boundary, start = b"\r\n" + first_line, len(first_line)
     parts: list[Part] = []
-    while not raw.startswith(b"--", begin):
-        end = raw.find(boundary, begin)
+    while not raw.startswith(b"--", start):
+        end = raw.find(boundary, start)
         if end < 0:
             raise _malformed("has no end")
         if len(parts) == PARTS_MAX:
             raise _malformed(f"has more than {PARTS_MAX} parts")
-        parts.append(_parse_part(raw, begin, end))
-        begin = end + len(boundary)
+        parts.append(_parse_part(raw, start, end))
+        start = end + len(boundary)
     return parts
 
 
@@ -57,12 +57,12 @@ def text_of(part: Part) -> str:
         raise BadRequest.field(part.name, "must be text in UTF-8") from None
 
 
-def _parse_part(raw: bytes, begin: int, end: int) -> Part:
+def _parse_part(raw: bytes, start: int, end: int) -> Part:
     """The part between two boundaries: a line break, the head, an empty line, the content."""
-    head_end = raw.find(b"\r\n\r\n", begin, min(end, begin + _HEAD_BYTES_MAX))
-    if not raw.startswith(b"\r\n", begin) or head_end < 0:
+    head_end = raw.find(b"\r\n\r\n", start, min(end, start + _HEAD_BYTES_MAX))
+    if not raw.startswith(b"\r\n", start) or head_end < 0:
         raise _malformed("has a part without a proper head")
-    head = raw[begin + 2 : head_end]
+    head = raw[start + 2 : head_end]
     # Browsers and SDKs write file names in UTF-8, as the standard for forms says (RFC 7578, 4.2).
     message: Message = HeaderParser().parsestr(head.decode("utf-8", "replace") + "\r\n\r\n")
     name = message.get_param("name", header="content-disposition")
@@ -77,5 +77,5 @@ def _parse_part(raw: bytes, begin: int, end: int) -> Part:
     return Part(name, raw[head_end + 4 : end], file_name, message.get_content_type())
 
 
-def _malformed(what: str) -> BadRequest:
-    return BadRequest(f"The body is not valid multipart/form-data: it {what}.", code="invalid_form")
+def _malformed(problem: str) -> BadRequest:
+    return BadRequest(f"The body is not valid multipart/form-data: it {problem}.", code="invalid_form")

@@ -45,8 +45,8 @@ class ImagesProtocol(BufferedProtocol):
 
     def usage(self, answer: Mapping[str, Any]) -> Usage | None:
         """The number of images, and the tokens if the model reports them. None if the answer has neither."""
-        made = answer.get("data")
-        images = len(made) if isinstance(made, list) else 0
+        data = answer.get("data")
+        images = len(data) if isinstance(data, list) else 0
         usage = details_of(answer, "usage")
         prompt = token_count(usage.get("input_tokens", usage.get("prompt_tokens"))) or 0
         output = token_count(usage.get("output_tokens", usage.get("completion_tokens"))) or 0

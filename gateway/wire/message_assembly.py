@@ -49,8 +49,8 @@ def _apply_delta(blocks: dict[int, dict[str, Any]], inputs: dict[int, list[str]]
         field = _GROWING[kind]
         block[field] = append_text(block.get(field), _text(delta, field))
     elif kind == "citations_delta":
-        cited = block.get("citations")
-        block["citations"] = [*(cited if isinstance(cited, list) else []), delta.get("citation")]
+        citations = block.get("citations")
+        block["citations"] = [*(citations if isinstance(citations, list) else []), delta.get("citation")]
     else:
         # A signature, or a delta type of the future: the last value of each field counts.
         block |= {key: value for key, value in delta.items() if key != "type"}
@@ -61,9 +61,9 @@ def _apply_message_delta(message: dict[str, Any], event: dict[str, Any]) -> None
     message |= {key: value for key, value in event.items() if key not in _OUTSIDE_MESSAGE and value is not None}
     usage = event.get("usage")
     if isinstance(usage, dict):
-        began = message.get("usage")
+        start_usage = message.get("usage")
         message["usage"] = {
-            **(began if isinstance(began, dict) else {}),
+            **(start_usage if isinstance(start_usage, dict) else {}),
             **{key: figure for key, figure in usage.items() if figure is not None},
         }
 

@@ -28,7 +28,7 @@ from gateway.wire.protocol import (
 from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 # "thinking.budget_tokens: must be at least 1024 and less than max_tokens"
-THINKING_TOKENS_LEAST: Final = 1_024
+THINKING_TOKENS_MIN: Final = 1_024
 _STOP: Final = sse.event(b'{"type":"message_stop"}', "message_stop")
 _DELTA_TEXTS: Final = ("text", "partial_json", "thinking")
 
@@ -52,9 +52,7 @@ class MessagesProtocol:
         if "tools" in body:
             request.hosted_max = hosted_tools_bound(body["tools"], None)
         # With thinking, the provider refuses a smaller cap, and turning thinking off would change the request.
-        request.output_tokens_min_useful = (
-            min(cap, THINKING_TOKENS_LEAST + 1) if _thinking_tokens(body) else min(cap, 1)
-        )
+        request.output_tokens_min_useful = min(cap, THINKING_TOKENS_MIN + 1) if _thinking_tokens(body) else min(cap, 1)
         return request
 
     def parse_count(self, raw: bytes) -> Request:
@@ -70,10 +68,10 @@ class MessagesProtocol:
 
     def upstream_body(self, request: Request, output_tokens: int | None, stream: bool) -> dict[str, Any]:
         body = dict(request.body)
-        own = request.output_tokens_max
-        if output_tokens is not None and (own is None or output_tokens < own):
+        requested_max = request.output_tokens_max
+        if output_tokens is not None and (requested_max is None or output_tokens < requested_max):
             body["max_tokens"] = output_tokens
-            _shorten_thinking(body, own, output_tokens)
+            _shorten_thinking(body, requested_max, output_tokens)
         if stream:
             body["stream"] = True
         return body
@@ -198,19 +196,19 @@ def usage_of(usage: Any) -> Usage | None:
     """Parse `usage` of Messages. Anthropic's `input_tokens` excludes tokens read from or written to the cache; ours includes them."""
     if not isinstance(usage, dict):
         return None
-    given = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
-    fresh, read, written, output = (token_count(usage.get(key) or 0) for key in given)
-    if fresh is None or read is None or written is None or output is None or fresh + read + written + output == 0:
+    keys = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
+    uncached, read, written, output = (token_count(usage.get(key) or 0) for key in keys)
+    if uncached is None or read is None or written is None or output is None or uncached + read + written + output == 0:
         return None
-    produced, kept = details_of(usage, "output_tokens_details"), details_of(usage, "cache_creation")
+    output_details, cache_creation = details_of(usage, "output_tokens_details"), details_of(usage, "cache_creation")
     searches = details_of(usage, "server_tool_use").get("web_search_requests")
     return Usage(
-        input_tokens=fresh + read + written,
+        input_tokens=uncached + read + written,
         output_tokens=output,
         cache_read_tokens=read,
         cache_write_tokens=written,
-        cache_write_1h_tokens=min(token_count(kept.get("ephemeral_1h_input_tokens")) or 0, written),
-        reasoning_tokens=min(token_count(produced.get("thinking_tokens")) or 0, output),
+        cache_write_1h_tokens=min(token_count(cache_creation.get("ephemeral_1h_input_tokens")) or 0, written),
+        reasoning_tokens=min(token_count(output_details.get("thinking_tokens")) or 0, output),
         hosted=HostedTools(plausible_tool_uses(searches)) if searches is not None else NO_HOSTED_TOOLS,
         service_tier=billing_term(usage.get("service_tier")),
         speed=billing_term(usage.get("speed")),
@@ -225,11 +223,15 @@ def _thinking_tokens(body: Mapping[str, Any]) -> int | None:
     return budget if type(budget) is int and budget > 0 else None
 
 
-def _shorten_thinking(body: dict[str, Any], own: int | None, output_tokens: int) -> None:
+def _shorten_thinking(body: dict[str, Any], requested_max: int | None, output_tokens: int) -> None:
     """Keep the thinking budget below the new cap, or the provider refuses. If it exceeded the client's own cap, that was
     intended (interleaved thinking)."""
     budget = _thinking_tokens(body)
-    if budget is not None and (own is None or budget < own) and budget >= output_tokens > THINKING_TOKENS_LEAST:
+    if (
+        budget is not None
+        and (requested_max is None or budget < requested_max)
+        and budget >= output_tokens > THINKING_TOKENS_MIN
+    ):
         body["thinking"] = {**body["thinking"], "budget_tokens": output_tokens - 1}
 
 

@@ -41,7 +41,7 @@ class Request:
     audio_ms: int = 0
     queries: int = 0
     # The use of the provider's own tools: reserved by the request's bounds, booked as the answer reports it.
-    hosted_least: HostedTools = NO_HOSTED_TOOLS  # booked even if the answer reports less
+    hosted_min: HostedTools = NO_HOSTED_TOOLS  # booked even if the answer reports less
     hosted_max: HostedTools = NO_HOSTED_TOOLS
     # Upper bound of the tokens billed for this call's images and audio: reserved up front, because nothing caps them.
     media_tokens: int = 0
@@ -163,16 +163,16 @@ _GOOGLE_TOOLS: Final = {
 }
 
 
-def hosted_tools_bound(tools: Any, most: Any) -> HostedTools:
-    """How often the provider's own tools may be used at most: by each tool's own bound, else `most`, else once.
+def hosted_tools_bound(tools: Any, default_bound: Any) -> HostedTools:
+    """How often the provider's own tools may be used at most: by each tool's own bound, else `default_bound`, else once.
     An answer runs all of its code in one container."""
-    asked: dict[str, int] = {}
+    uses: dict[str, int] = {}
     for tool in tools if isinstance(tools, list) else ():
         kind = _hosted_kind(tool) if isinstance(tool, dict) else None
         if kind is not None:
-            bound = 1 if kind == "sessions" else tool.get("max_uses", most)
-            asked[kind] = asked.get(kind, 0) + (plausible_tool_uses(bound) or 1)
-    return HostedTools(**asked) if asked else NO_HOSTED_TOOLS
+            bound = 1 if kind == "sessions" else tool.get("max_uses", default_bound)
+            uses[kind] = uses.get(kind, 0) + (plausible_tool_uses(bound) or 1)
+    return HostedTools(**uses) if uses else NO_HOSTED_TOOLS
 
 
 def _hosted_kind(tool: dict[str, Any]) -> str | None:

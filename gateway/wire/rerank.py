@@ -17,8 +17,8 @@ DOCUMENTS_MAX: Final = 10_000
 QUERY_CHARACTERS_MAX: Final = 1_000_000
 # Cohere's price is per query with up to 100 documents. A document of more than 500 tokens (query included) is split,
 # and each piece counts as a document.
-_DOCUMENTS_OF_A_QUERY: Final = 100
-_TOKENS_OF_A_PIECE: Final = 500
+_DOCUMENTS_PER_QUERY: Final = 100
+_TOKENS_PER_PIECE: Final = 500
 
 
 class RerankProtocol(BufferedProtocol):
@@ -42,7 +42,7 @@ class RerankProtocol(BufferedProtocol):
             model=model,
             has_output=False,
             metadata=body.get("metadata"),
-            queries=-(-pieces // _DOCUMENTS_OF_A_QUERY),
+            queries=-(-pieces // _DOCUMENTS_PER_QUERY),
             # Others bill by tokens and read the query again for each document; the prompt's count includes it once.
             media_tokens=query_tokens * (len(documents) - 1),
         )
@@ -63,9 +63,9 @@ def _pieces(document: Any, query_tokens: int) -> int:
         raise BadRequest.field("documents", "must be texts, or objects with a text")
     value = document if isinstance(document, str) else document.get("text")
     tokens = _tokens_at_most(value) if isinstance(value, str) else 0
-    return max(1, -(-tokens // max(1, _TOKENS_OF_A_PIECE - query_tokens)))
+    return max(1, -(-tokens // max(1, _TOKENS_PER_PIECE - query_tokens)))
 
 
-def _tokens_at_most(text_given: str) -> int:
+def _tokens_at_most(content: str) -> int:
     """An upper bound without a tokenizer: natural text has at least two bytes per token (English four, Chinese three)."""
-    return -(-len(text_given.encode("utf-8", "surrogatepass")) // 2)
+    return -(-len(content.encode("utf-8", "surrogatepass")) // 2)

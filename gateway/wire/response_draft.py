@@ -89,7 +89,7 @@ class ResponseDraft:
     def cut(self) -> list[dict[str, Any]]:
         """The events that close every open part and item, and then the answer."""
         closing = self._opening()
-        closing += [event for at in sorted(self._open_parts) for event in self._part_ends(*at)]
+        closing += [event for part_key in sorted(self._open_parts) for event in self._part_ends(*part_key)]
         for index in sorted(self._open):
             item = self._item(index)
             closing.append({"type": "response.output_item.done", "output_index": index, "item": item})
@@ -109,12 +109,12 @@ class ResponseDraft:
     def _part_ends(self, index: int, part_index: int) -> list[dict[str, Any]]:
         item = self._item(index)
         part = _part_at(item, "content", part_index)
-        at = {"item_id": item.get("id"), "output_index": index, "content_index": part_index}
+        position = {"item_id": item.get("id"), "output_index": index, "content_index": part_index}
         ends: list[dict[str, Any]] = []
         if kind_of(part) in _TEXT_DONE:
             name, field = _TEXT_DONE[kind_of(part)]
-            ends.append({"type": name, **at, field: part.get(field, ""), "logprobs": []})
-        return [*ends, {"type": "response.content_part.done", **at, "part": part}]
+            ends.append({"type": name, **position, field: part.get(field, ""), "logprobs": []})
+        return [*ends, {"type": "response.content_part.done", **position, "part": part}]
 
     def _append_text(self, event: dict[str, Any], parts: str, field: str) -> None:
         delta = event.get("delta")
@@ -140,7 +140,7 @@ class ResponseDraft:
         """Store the item as the provider sends it, replacing everything collected for it so far."""
         self._items[index] = item
         self._open.discard(index)
-        self._open_parts = {at for at in self._open_parts if at[0] != index}
+        self._open_parts = {part_key for part_key in self._open_parts if part_key[0] != index}
         for key in [key for key in self._texts if key[0] == index]:
             del self._texts[key]
 
@@ -159,14 +159,14 @@ class ResponseDraft:
 
 def _part_at(item: dict[str, Any], parts: str, index: int) -> dict[str, Any]:
     """The part at this index, created if the provider did not announce it. Raises `StreamBroken` if earlier parts are missing."""
-    found = item.get(parts)
-    if not isinstance(found, list):
-        found = item[parts] = []
-    if index > len(found):
+    part_list = item.get(parts)
+    if not isinstance(part_list, list):
+        part_list = item[parts] = []
+    if index > len(part_list):
         raise StreamBroken("The provider sent a part and left out those before it.")
-    if index == len(found):
-        found.append({})
-    if not isinstance(found[index], dict):
-        found[index] = {}
-    part: dict[str, Any] = found[index]
+    if index == len(part_list):
+        part_list.append({})
+    if not isinstance(part_list[index], dict):
+        part_list[index] = {}
+    part: dict[str, Any] = part_list[index]
     return part

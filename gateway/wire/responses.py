@@ -26,7 +26,7 @@ from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 ITEMS_MAX: Final = 20_000
 # "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16"
-OUTPUT_TOKENS_LEAST: Final = 16
+OUTPUT_TOKENS_MIN: Final = 16
 # Of an answer or a conversation. Longer ones are not remembered; real ones have a few hundred characters at most.
 _ID_CHARACTERS_MAX: Final = 1_000
 _ENDS: Final = frozenset({"response.completed", "response.incomplete"})
@@ -54,7 +54,7 @@ class ResponsesProtocol:
             model=model,
             stream=boolean(body, "stream"),
             output_tokens_max=cap,
-            output_tokens_min_useful=OUTPUT_TOKENS_LEAST,
+            output_tokens_min_useful=OUTPUT_TOKENS_MIN,
             hosted_max=hosted_tools_bound(body.get("tools"), body.get("max_tool_calls")),
             metadata=body.get("metadata"),
         )
@@ -137,7 +137,7 @@ class ResponsesRelay(EventRelay):
     def fail(self, error: GatewayError, budget: Mapping[str, Any] | None = None) -> bytes:
         """OpenAI's two events. Its SDK raises an exception only for the `error` field of the first one."""
         self._mark_all_delivered()
-        first = {
+        error_event = {
             "type": "error",
             "code": error.code,
             "message": error.message,
@@ -148,7 +148,7 @@ class ResponsesRelay(EventRelay):
         return (
             self._take_passed()
             + budget_comment(budget)
-            + typed_event(first)
+            + typed_event(error_event)
             + typed_event(self._draft.failed_event(error.code, error.message))
         )
 
@@ -196,7 +196,7 @@ def usage_of(usage: Any, hosted: HostedTools = NO_HOSTED_TOOLS, service_tier: st
     prompt, output = token_count(usage.get("input_tokens")), token_count(usage.get("output_tokens"))
     if prompt is None or output is None or prompt + output == 0:
         return None
-    details, produced = details_of(usage, "input_tokens_details"), details_of(usage, "output_tokens_details")
+    details, output_details = details_of(usage, "input_tokens_details"), details_of(usage, "output_tokens_details")
     read = min(token_count(details.get("cached_tokens")) or 0, prompt)
     written = token_count(details.get("cache_write_tokens", details.get("cache_creation_tokens"))) or 0
     return Usage(
@@ -204,7 +204,7 @@ def usage_of(usage: Any, hosted: HostedTools = NO_HOSTED_TOOLS, service_tier: st
         output_tokens=output,
         cache_read_tokens=read,
         cache_write_tokens=min(written, prompt - read),
-        reasoning_tokens=min(token_count(produced.get("reasoning_tokens")) or 0, output),
+        reasoning_tokens=min(token_count(output_details.get("reasoning_tokens")) or 0, output),
         hosted=hosted,
         service_tier=service_tier,
     )

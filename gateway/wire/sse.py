@@ -67,9 +67,13 @@ class EventSplitter:
 
 def data_of(event: bytes) -> bytes | None:
     """The event's data, or None for a comment. Several data lines are joined with LF, as the standard says."""
-    head, found, data = event.partition(b"data: ")
+    head, separator, data = event.partition(b"data: ")
     # Nearly every event is one data line, perhaps after a name. All others take the slow path.
-    if found and b"\n" not in data and (not head or (head.startswith(b"event:") and head.find(b"\n") == len(head) - 1)):
+    if (
+        separator
+        and b"\n" not in data
+        and (not head or (head.startswith(b"event:") and head.find(b"\n") == len(head) - 1))
+    ):
         return data
     lines = [line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None

@@ -30,7 +30,7 @@ def deployment(name: str, position: int, weight: int = 1) -> Deployment:
 
 def pool(clock: Clock, *weights: int, **settings: Any) -> DeploymentPool:
     entries = [deployment("m", i, weight) for i, weight in enumerate(weights)] + [deployment("only", 0)]
-    return DeploymentPool(entries, PoolSettings(**settings), clock_s=clock, chance=random.Random(7))
+    return DeploymentPool(entries, PoolSettings(**settings), clock_s=clock, rng=random.Random(7))
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_when_all_cool_down_the_first_to_recover_can_be_chosen(clock: Clock) -> 
 def test_should_retry_depends_on_failure_attempts_alternatives_and_advice(
     clock: Clock, failure: int | UpstreamError, attempts: int, others: bool, advice: str | None, again: bool
 ) -> None:
-    assert pool(clock).should_retry(failure, attempts, others=others, advice=advice) is again
+    assert pool(clock).should_retry(failure, attempts, has_others=others, advice=advice) is again
 
 
 @pytest.mark.parametrize("advice", [None, "true"])
@@ -182,7 +182,7 @@ def test_retry_after_above_8_s_is_left_to_the_client(clock: Clock, advice: str |
     shared = pool(clock)
     assert shared.should_retry(429, 1, advice=advice, retry_after_s=8)
     assert not shared.should_retry(429, 1, advice=advice, retry_after_s=8.1)
-    assert shared.should_retry(429, 1, advice=advice, retry_after_s=3600, others=True)
+    assert shared.should_retry(429, 1, advice=advice, retry_after_s=3600, has_others=True)
 
 
 def test_wait_doubles_with_jitter_and_respects_retry_after(clock: Clock) -> None:
@@ -194,7 +194,7 @@ def test_wait_doubles_with_jitter_and_respects_retry_after(clock: Clock) -> None
     assert shared.wait_s(1, retry_after_s=0.01) == 0.1
     assert shared.wait_s(1, retry_after_s=0) <= 0.5
     assert shared.wait_s(1, retry_after_s=3600) == 8
-    assert shared.wait_s(5, others=True) == 0.1
+    assert shared.wait_s(5, has_others=True) == 0.1
 
 
 def test_fallbacks_are_existing_other_names(clock: Clock) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.dry_run import Explained, explain
+from gateway.dry_run import DryRunResult, explain
 from gateway.endpoints.api.route import ApiRequest, Route, not_found
 from gateway.endpoints.api.schema import Name, Priority, ProjectQuery, Strict, Tokens
 from gateway.errors import GatewayError
@@ -200,7 +200,7 @@ def _principal(request: ApiRequest[ExplainQuery, ExplainBody]) -> Principal:
     return principal_of(found)
 
 
-def _view(found: Explained, protocol: str) -> Explanation:
+def _view(found: DryRunResult, protocol: str) -> Explanation:
     call = found.call
     return Explanation(
         verdict="forward" if found.error is None else "refuse",
@@ -218,7 +218,7 @@ def _view(found: Explained, protocol: str) -> Explanation:
         prompt_tokens_sent=call.count.tokens if call and call.count else None,
         prompt_tokens_reserved=call.count.reserve_tokens if call and call.count else None,
         saved_tokens=call.saved.tokens if call else 0,
-        budgets=tuple(_budget(link, balance) for link, balance in found.standing),
+        budgets=tuple(_budget(link, balance) for link, balance in found.balances),
         on_pressure=tuple(ladder_items(call.chain.ladder)) if call and call.chain.links else (),
         decisions=tuple(call.decisions) if call else (),
         hold=_hold(call),
@@ -244,7 +244,7 @@ def _tags(call: Call) -> dict[str, Any]:
     return {name: getattr(tags, name) for name in names} | {"options": sorted(tags.options)}
 
 
-def _intent(found: Explained) -> ExplainedIntent | None:
+def _intent(found: DryRunResult) -> ExplainedIntent | None:
     classification = found.planner.classification
     if classification is None:
         return None
@@ -253,7 +253,7 @@ def _intent(found: Explained) -> ExplainedIntent | None:
     )
 
 
-def _share(found: Explained) -> ExplainedShare | None:
+def _share(found: DryRunResult) -> ExplainedShare | None:
     share = found.planner.share
     if share is None:
         return None
