@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.ports import free_port
+
 SLOTS = 16_384
 _START_S = 20.0
 
@@ -49,21 +51,11 @@ def oldest_binary() -> str:
     return str(path)
 
 
-def free_port() -> int:
-    """A port that is free, and whose cluster bus port (10,000 above) is a port number at all."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port <= 55_000:
-            return port
-
-
 class RedisServer:
     """A server process with a directory of its own. It survives `kill` and `start` with its data on disk."""
 
     def __init__(self, *options: str, as_sentinel: bool = False, program: str = "") -> None:
-        self.port = free_port()
+        self.port = free_port(highest=55_000)  # its cluster bus listens 10,000 above
         self.directory = Path(tempfile.mkdtemp(prefix="farebox-redis-"))
         self._options = options
         self._as_sentinel = as_sentinel

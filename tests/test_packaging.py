@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 import gateway
-from tests.acceptance.test_readme import free_port
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.timeout(400)]
 

@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,13 +160,6 @@ def serving(
         config = {"model_list": model_list, "router_settings": {"num_retries": 0}, **sections}
         with running_farebox(folder, config, environment=environment or {}) as gateway:
             yield Served(gateway, running)
-
-
-def until(holds: Callable[[], bool], timeout_s: float = 5.0, what: str = "") -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
 
 
 def _fold_journal(connection: sqlite3.Connection) -> None:

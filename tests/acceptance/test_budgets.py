@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, model, serving, until, words
+from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, model, serving, words
 from tests.farebox_process import Reply, tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-budgets")
 
@@ -341,9 +342,7 @@ def test_call_blocked_by_a_sibling_hold_is_refused_with_429_and_fits_afterwards(
     served.provider.script(tokens=10, delay_ms=1500)
     with ThreadPoolExecutor(1) as pool:
         holder = pool.submit(served.chat, headers)
-        deadline = time.monotonic() + 5
-        while not served.seen() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(served.seen, 5, "the first call is with the provider")
         reply = served.chat(headers)
         facts = refusal(reply, 429, "run_budget_busy")
         assert reply.headers["retry-after"] == "1"
@@ -358,9 +357,7 @@ def test_wait_rung_waits_until_a_sibling_settles(served: Served) -> None:
     served.provider.script(tokens=10, delay_ms=700)
     with ThreadPoolExecutor(1) as pool:
         holder = pool.submit(served.chat, headers, max_tokens=80)
-        deadline = time.monotonic() + 5
-        while not served.seen() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(served.seen, 5, "the first call is with the provider")
         reply = served.chat(headers, max_tokens=40)
         assert reply.status == 200
         assert "wait=" in reply.headers["x-budget-actions"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ import pytest
 from gateway.store.file_lock import FileLock
 from tests.acceptance.scaled_out import redis_or_skip
 from tests.farebox_process import FareboxProcess
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 MODEL = {
@@ -59,12 +59,6 @@ class Cli:
             timeout=90,
         )
         return Result(done.returncode, done.stdout, done.stderr)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def settings_of(folder: Path, port: int) -> dict[str, Any]:

@@ -26,9 +26,11 @@ import pytest
 import yaml
 
 from tests.acceptance.scaled_out import LoopThread, redis_or_skip
-from tests.acceptance.serving import budget_comment, events_of, until
+from tests.acceptance.serving import budget_comment, events_of
 from tests.farebox_process import FareboxProcess, Reply, tagged
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
+from tests.waiting import until
 
 pytest_plugins = ["tests.store_fixtures"]
 

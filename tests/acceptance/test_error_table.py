@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import Served, model, serving, until, words
+from tests.acceptance.serving import Served, model, serving, words
 from tests.farebox_process import Reply, tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-errors")
 

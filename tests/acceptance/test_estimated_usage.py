@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import Served, model, serving, until
+from tests.acceptance.serving import Served, model, serving
 from tests.farebox_process import tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-estimated-usage")
 

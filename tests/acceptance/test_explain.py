@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import ProviderThread, Served, model, serving, until, words
+from tests.acceptance.serving import ProviderThread, Served, model, serving, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-explain")
 BUDGETS = [

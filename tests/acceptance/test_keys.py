@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import Served, serving, store_rows, until
+from tests.acceptance.serving import Served, serving, store_rows
 from tests.farebox_process import Reply, tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-keys")
 ADMIN = "an-admin-key-of-the-environment"

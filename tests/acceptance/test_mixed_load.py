@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.mixed_load import BUDGETS, RAISED_TOKENS, RUN_TOKENS, SETTINGS, MixedLoad, models
-from tests.acceptance.serving import Served, ledger_rows, serving, store_rows, until
+from tests.acceptance.serving import Served, ledger_rows, serving, store_rows
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = 24

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.acceptance.serving import ProviderThread, Served, model, until, words
+from tests.acceptance.serving import ProviderThread, Served, model, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess, running_farebox, tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-orchestration")
 ANSWER = json.dumps({"intent": "enrich", "confidence": 0.9, "reasoning": "it adds facts"})

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from tests.acceptance.scaled_out import FAST_MS, LoopThread, redis_or_skip, rows_of, settings_for
-from tests.acceptance.serving import until
 from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
 from tests.faults.chaos_proxy import ChaosProxy
 from tests.faults.postgres_proxies import PostgresProxy, postgres_proxy
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 pytest_plugins = ["tests.store_fixtures"]
 

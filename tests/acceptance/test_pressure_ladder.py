@@ -10,18 +10,10 @@ from urllib.parse import quote
 import pytest
 
 from policies.holdout import Arm, arm_of
-from tests.acceptance.serving import (
-    ProviderThread,
-    Served,
-    action_names,
-    budget_comment,
-    events_of,
-    model,
-    until,
-    words,
-)
+from tests.acceptance.serving import ProviderThread, Served, action_names, budget_comment, events_of, model, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, running_farebox, tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-pressure-ladder")
 EXPENSIVE_USD = 1e-5  # a token of a prompt to the expensive model

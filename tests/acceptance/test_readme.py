@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.fences import Block, blocks
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.xdist_group("readme"), pytest.mark.timeout(300)]
 
@@ -108,12 +108,6 @@ def _is_ready(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def block_with(text: str) -> Block:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
 from tests.acceptance.serving import Served, model, serving
 from tests.farebox_process import tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-runs-in-flight")
 SLOW = 'hi {"fake": {"delay_ms": 6000}}'
@@ -27,19 +26,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def wait_for_run(served: Served, run: str, within_s: float) -> dict[str, Any]:
-    deadline_s = time.monotonic() + within_s
-    while (reply := served.gateway.get(f"/api/runs/{run}")).status != 200 and time.monotonic() < deadline_s:
-        time.sleep(0.1)
-    assert reply.status == 200, reply.body
-    return dict(reply.json())
-
-
 def test_run_is_visible_and_can_be_paused_during_its_first_call(served: Served) -> None:
     headers = {**tagged("nightly", "long", "draft"), "x-workflow-agent": "writer"}
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(served.chat, headers, SLOW, max_tokens=20)
-        run = wait_for_run(served, "long", within_s=5)
+        until(lambda: served.gateway.get("/api/runs/long").status == 200, 5, "the run is there")
+        run = served.gateway.get("/api/runs/long").json()
         assert not call.done(), "it was seen before its first call ended"
         assert (run["workflow"], run["agent"], run["state"]) == ("nightly", "writer", "active")
         assert run["tokens"]["reserved"] > 0
@@ -49,8 +41,7 @@ def test_run_is_visible_and_can_be_paused_during_its_first_call(served: Served) 
         refused = served.chat(headers)
         assert (refused.status, refused.json()["error"]["code"]) == (402, "run_paused")
         assert call.result(30).status == 200
-    deadline_s = time.monotonic() + 10
-    while (run := wait_for_run(served, "long", within_s=1))["calls"] < 1 and time.monotonic() < deadline_s:
-        time.sleep(0.1)
+    until(lambda: served.gateway.get("/api/runs/long").json()["calls"] == 1, 10, "the call is counted")
+    run = served.gateway.get("/api/runs/long").json()
     assert (run["state"], run["calls"], run["tokens"]["reserved"]) == ("paused", 1, 0)
     assert run["steps"][0]["calls"] == 1

@@ -22,6 +22,7 @@ from tests.acceptance.serving import ProviderThread
 from tests.farebox_process import FareboxProcess, Reply, fake_model, running_farebox, tagged
 from tests.postgres_server import execute, with_database
 from tests.redis_server import RedisServer
+from tests.waiting import eventually
 
 pytest_plugins = ["tests.store_fixtures"]
 
@@ -247,7 +248,7 @@ async def workers_with_a_call(
         config["model_list"].append(fake_model(provider.openai_url))
         with running_farebox(folder, config, arguments=("--workers", "2")) as gateway:
             calling = asyncio.create_task(asyncio.to_thread(gateway.chat, "hi", tagged("wf", "in-flight")))
-            await until(lambda: asyncio.sleep(0, bool(provider.requests)), 10, "the call is in flight")
+            await eventually(lambda: provider.requests, 10, "the call is in flight")
             yield gateway, calling
 
 

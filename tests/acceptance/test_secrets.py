@@ -28,11 +28,13 @@ import yaml
 from gateway.store.database import Database
 from tests.acceptance.collector import Collector, running_collector
 from tests.acceptance.scaled_out import redis_or_skip
-from tests.acceptance.serving import ProviderThread, model, until
+from tests.acceptance.serving import ProviderThread, model
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
+from tests.ports import free_port
 from tests.postgres_server import execute, with_database
-from tests.redis_server import RedisServer, free_port
+from tests.redis_server import RedisServer
+from tests.waiting import until
 
 pytest_plugins = ["tests.store_fixtures"]
 pytestmark = pytest.mark.xdist_group("acceptance-secrets")

@@ -12,17 +12,9 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from tests.acceptance.serving import (
-    PROMPT_TOKENS,
-    RESERVED_TOKENS,
-    Served,
-    budget_comment,
-    finish_of,
-    serving,
-    text_of,
-    until,
-)
+from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, budget_comment, finish_of, serving, text_of
 from tests.farebox_process import tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("acceptance-streams")
 

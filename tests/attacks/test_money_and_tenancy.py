@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import INPUT_NANO_USD, OUTPUT_NANO_USD, Served, model, serving, store_rows, until
+from tests.acceptance.serving import INPUT_NANO_USD, OUTPUT_NANO_USD, Served, model, serving, store_rows
 from tests.farebox_process import Reply, tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("attacks-money")
 ADMIN = "an-admin-key-of-the-environment"

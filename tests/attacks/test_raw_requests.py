@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.serving import Served, until
+from tests.acceptance.serving import Served
 from tests.attacks.raw_http import CHAT, connect, exchange, read_reply, request
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("attacks")
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import Served, serving, until
+from tests.acceptance.serving import Served, serving
 from tests.attacks.raw_http import CHAT, connect, read_reply, request
 from tests.bare_server import bare_server
 from tests.farebox_process import tagged
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("slow-clients")
 

@@ -11,9 +11,10 @@ from urllib.error import URLError
 import openai
 import pytest
 
-from tests.acceptance.serving import Served, finish_of, model, serving, text_of, until
+from tests.acceptance.serving import Served, finish_of, model, serving, text_of
 from tests.clients.serving_clients import roomy, run_of, tiny
 from tests.farebox_process import Reply
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("clients-idempotency")
 

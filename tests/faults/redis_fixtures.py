@@ -66,13 +66,6 @@ async def settled_and_reserved(ledger: RedisLedger, account: str = "run:r", proj
     return found.settled.tokens, found.reserved.tokens
 
 
-async def until(condition: Callable[[], bool], within_s: float = 15.0) -> None:
-    """Wait for something that happens in the background."""
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def retry_until_available(operation: Callable[[], Awaitable[T]], within_s: float = 20.0) -> T:
     """The result of the first attempt at which the ledger is available."""
     async with asyncio.timeout(within_s):

@@ -15,8 +15,8 @@ import pytest
 from gateway.ledger.redis_scripts import SETTLE
 from tests.acceptance.scaled_out import redis_or_skip
 from tests.faults.gateway_faults import HELD_TOKENS, ClientOutcomes, FaultyFleet, faulty_fleet
-from tests.faults.redis_fixtures import until
 from tests.redis_server import RedisServer
+from tests.waiting import eventually
 
 pytest_plugins = ["tests.store_fixtures"]
 
@@ -39,7 +39,7 @@ async def answer_without_booking(world: FaultyFleet, run: str, outcomes: ClientO
     calling = asyncio.create_task(
         world.call_concurrently(run, AT_ONCE, 0, outcomes, gateways=world.fleet.gateways[:1], once=True)
     )
-    await until(lambda: world.provider.concurrent == AT_ONCE, within_s=60)
+    await eventually(lambda: world.provider.concurrent == AT_ONCE, timeout_s=60)
     lost.stall_at = SETTLE.sha.encode()
     await calling
     lost.stall_at = b""

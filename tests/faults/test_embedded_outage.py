@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 from gateway.ledger.sqlite_worker import FILE_CHECK_INTERVAL_S
-from tests.acceptance.serving import PROMPT_TOKENS, serving, until
+from tests.acceptance.serving import PROMPT_TOKENS, serving
 from tests.farebox_process import FareboxProcess, tagged
 from tests.faults.test_gateway_stop import check_books
+from tests.waiting import until
 
 BUDGETS = [{"scope": "run", "match": "*", "tokens": 1_000_000}]
 

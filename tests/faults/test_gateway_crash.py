@@ -17,18 +17,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.serving import (
-    PROMPT_TOKENS,
-    RESERVED_TOKENS,
-    Served,
-    ledger_rows,
-    model,
-    serving,
-    store_rows,
-    until,
-)
+from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, Served, ledger_rows, model, serving, store_rows
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess, Reply, tagged
+from tests.waiting import until
 
 LIMIT = 5000
 SHORT = {"ttl_seconds": 1, "sweep_seconds": 0.2}

@@ -10,8 +10,9 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from tests.acceptance.serving import PROMPT_TOKENS, Served, finish_of, ledger_rows, serving, store_rows, until
+from tests.acceptance.serving import PROMPT_TOKENS, Served, finish_of, ledger_rows, serving, store_rows
 from tests.farebox_process import Reply, tagged
+from tests.waiting import until
 
 BUDGETS = [{"scope": "run", "match": "*", "tokens": 100_000}]
 

@@ -16,7 +16,8 @@ from gateway.ledger.port import LedgerUnavailable
 from gateway.ledger.redis_connection import Address, ConnectionLost, Credentials, RedisConnection, RedisReplyError
 from tests.faults.chaos_proxy import ChaosProxy, chaos
 from tests.faults.redis_fixtures import LONG_DEADLINE_MS, retry_until_available, server, shared_server
-from tests.redis_server import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_server import RedisServer
 
 __all__ = ["server", "shared_server"]
 

@@ -28,10 +28,10 @@ from tests.faults.redis_fixtures import (
     settled_and_reserved,
     shared_server,
     tokens,
-    until,
 )
 from tests.redis_server import RedisServer, running_server
 from tests.store_events import NOW_MS
+from tests.waiting import eventually
 
 __all__ = ["server", "shared_server"]
 
@@ -259,7 +259,7 @@ async def test_stalled_rebuild_does_not_overwrite_a_newer_one(server: RedisServe
     slow.ready.clear()
     async with ledger_at(server.url, rebuild=slow.rebuild) as one, ledger_at(server.url, rebuild=quick.rebuild) as two:
         reserving = asyncio.create_task(one.reserve("p", reserve_request("c1", 20)))
-        await until(lambda: bool(slow.rebuilds))
+        await eventually(lambda: bool(slow.rebuilds))
         server.command("DEL", "farebox:{p}:rebuild")
         await settle_and_store(two, quick, {"c2": 40})
         slow.ready.set()
@@ -330,9 +330,9 @@ async def test_power_cut_of_redis_under_load_exceeds_the_budget_only_by_open_hol
                         await ledger.settle("p", request.id, tokens(1), b"{}")
 
             callers = [asyncio.create_task(caller(name)) for name in range(10)]
-            await until(lambda: store.settled.get("run:r", 0) >= 100)
+            await eventually(lambda: store.settled.get("run:r", 0) >= 100)
             disk.sync()
-            await until(lambda: store.settled["run:r"] >= 200)
+            await eventually(lambda: store.settled["run:r"] >= 200)
             before = await ledger.epoch()
             await asyncio.to_thread(disk.cut, torn_bytes)
             async with asyncio.timeout(30):

@@ -27,9 +27,9 @@ from tests.faults.redis_fixtures import (
     settled_and_reserved,
     shared_server,
     tokens,
-    until,
 )
 from tests.redis_server import RedisServer
+from tests.waiting import eventually
 
 __all__ = ["server", "shared_server"]
 
@@ -88,13 +88,13 @@ async def until_down(gateway: OutageLedger) -> None:
 
 async def bring_back(proxy: ChaosProxy, gateway: OutageLedger) -> None:
     await proxy.start()
-    await until(lambda: gateway.health.is_available)
+    await eventually(lambda: gateway.health.is_available)
 
 
 async def stall_request_for(proxy: ChaosProxy, request: bytes, seconds: float) -> None:
     """Delay the first request with these bytes, and all after it, for so long."""
     proxy.stall_at = request
-    await until(lambda: proxy.is_stalled)
+    await eventually(lambda: proxy.is_stalled)
     proxy.stall_at = b""
     await asyncio.sleep(seconds)
     proxy.resume()
@@ -131,7 +131,7 @@ class TestUnavailable:
             moved = await gateway.outbox_read("flusher")
             await gateway.outbox_acknowledge(moved)
             assert len(moved) == 300
-            await until(lambda: gateway.health.is_available)
+            await eventually(lambda: gateway.health.is_available)
         finally:
             server.command("CONFIG", "SET", "maxmemory", 0)
 
@@ -158,11 +158,11 @@ class TestUnavailable:
             # 100 ms; the rest is for a busy machine.
             assert slowest < 1.0
             proxy.resume()
-            await until(lambda: gateway.health.is_available)
+            await eventually(lambda: gateway.health.is_available)
 
     async def test_slow_replies_open_the_breaker(self, proxy: ChaosProxy, tmp_path: Path) -> None:
         async with gateway_at(proxy.url, tmp_path, slow_ms=100) as gateway:
-            await until(lambda: gateway.health.is_available)
+            await eventually(lambda: gateway.health.is_available)
             proxy.latency_s = 0.15
             for number in range(5):
                 if gateway.health.is_available:
@@ -172,12 +172,12 @@ class TestUnavailable:
             await asyncio.sleep(3 * PROBE_S)
             assert not gateway.health.is_available
             proxy.latency_s = 0.0
-            await until(lambda: gateway.health.is_available)
+            await eventually(lambda: gateway.health.is_available)
 
     async def test_blocked_event_loop_does_not_open_the_breaker(self, server: RedisServer, tmp_path: Path) -> None:
         """Many calls at once to a process that has just started block its event loop for longer than any deadline."""
         async with gateway_at(server.url, tmp_path, deadline_ms=100, slow_ms=80) as gateway:
-            await until(lambda: gateway.health.is_available)
+            await eventually(lambda: gateway.health.is_available)
             await gateway.reserve("p", reserve_request("first", 1))
             granted = 0
             for number in range(10):
@@ -196,7 +196,7 @@ class TestUnavailable:
     ) -> None:
         """Together the calls take longer than the deadline of each."""
         async with gateway_at(proxy.url, tmp_path, deadline_ms=1_000, slow_ms=800) as gateway:
-            await until(lambda: gateway.health.is_available)
+            await eventually(lambda: gateway.health.is_available)
             await gateway.reserve("p", reserve_request("first", 1, limit=None))
             proxy.bytes_per_s = 150_000
             started = time.monotonic()
@@ -211,7 +211,7 @@ class TestUnavailable:
     ) -> None:
         """The calls in flight find out about the stall: no queued call waits for a deadline of its own."""
         async with gateway_at(proxy.url, tmp_path, deadline_ms=500, slow_ms=400) as gateway:
-            await until(lambda: gateway.health.is_available)
+            await eventually(lambda: gateway.health.is_available)
             await gateway.reserve("p", reserve_request("first", 1))
             proxy.stall()
             started = time.monotonic()
@@ -222,7 +222,7 @@ class TestUnavailable:
             assert time.monotonic() - started < 5.0
             assert not gateway.health.is_available
             proxy.resume()
-            await until(lambda: gateway.health.is_available)
+            await eventually(lambda: gateway.health.is_available)
 
     async def test_calls_waiting_for_a_rebuild_neither_block_others_nor_open_the_breaker(
         self, server: RedisServer, tmp_path: Path
@@ -367,7 +367,7 @@ class TestSettlements:
         proxy.replies_lost = 1_000
         await gateway.settle("p", "c1", tokens(6), b"{}")
         proxy.replies_lost = 0
-        await until(lambda: gateway.health.spooled == 0 and gateway.health.is_available)
+        await eventually(lambda: gateway.health.spooled == 0 and gateway.health.is_available)
         assert await settled_and_reserved(direct_ledger) == (6, 0)
         assert await direct_ledger.outbox_size() == 1
 
@@ -385,7 +385,7 @@ class TestSettlements:
         await dying.close()
         (tmp_path / "dying.spool").write_bytes(left + b"0badc0de {torn")
         async with gateway_at(server.url, tmp_path, name="next") as successor:
-            await until(lambda: successor.health.is_available)
+            await eventually(lambda: successor.health.is_available)
             assert await settled_and_reserved(direct_ledger) == (6, 0)
         assert not (tmp_path / "dying.spool").exists()
 

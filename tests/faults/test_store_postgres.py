@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -23,6 +22,7 @@ from gateway.store.usage_report import GroupBy, UsageFilter
 from tests.faults.postgres_proxies import PostgresProxy, postgres_proxy, transaction_pooler
 from tests.postgres_server import execute
 from tests.store_events import NOW_MS, entry, rows_of
+from tests.waiting import eventually
 
 pytest_plugins = ("tests.store_fixtures",)
 
@@ -39,13 +39,6 @@ async def db(proxy: PostgresProxy) -> AsyncIterator[Database]:
     await database.open()
     yield database
     await database.close()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -69,23 +62,28 @@ async def test_outage_is_buffered_reported_and_flushed_after_recovery(db: Databa
     flusher = Flusher(ledger, db, consumer="one", outbox_cap=50, idle_ms=10, chance=lambda: 0.0)
     task = asyncio.create_task(flusher.run())
     await ledger.record("default", [entry("before")])
-    await until(lambda: flusher.inserted_total == 1)
+    await eventually(lambda: flusher.inserted_total == 1)
     proxy.cut()
     await ledger.record("default", [entry(f"e{number}") for number in range(45)])
-    await until(lambda: flusher.is_nearly_full)
+    await eventually(lambda: flusher.is_nearly_full)
     assert (flusher.is_full, flusher.is_store_available) == (False, False)
     assert flusher.last_error.startswith("The store cannot be reached")
     await ledger.record("default", [entry(f"f{number}") for number in range(5)])
-    await until(lambda: flusher.is_full)
+    await eventually(lambda: flusher.is_full)
     assert flusher.lag_ms > 0
     proxy.restore()
-    await until(lambda: flusher.outbox_size == 0 and flusher.inserted_total == 51)
+    await eventually(lambda: flusher.outbox_size == 0 and flusher.inserted_total == 51)
     assert flusher.lag_ms == 0
     assert flusher.is_store_available
     assert not flusher.is_full
     assert await flusher.stop()
     await task
     assert len(await rows_of(db)) == 51
+
+
+async def more_is_inserted(flusher: Flusher) -> None:
+    before = flusher.inserted_total
+    await eventually(lambda: flusher.inserted_total > before, 60)
 
 
 async def test_120000_buffered_events_are_stored_once_despite_cuts(db: Database, proxy: PostgresProxy) -> None:
@@ -97,14 +95,13 @@ async def test_120000_buffered_events_are_stored_once_despite_cuts(db: Database,
         numbers = range(start, start + 1_000)
         await ledger.record("default", [entry(f"e{number}", run=f"r{number % runs_seen}") for number in numbers])
     task = asyncio.create_task(flusher.run())
-    await until(lambda: flusher.outbox_size == 120_000 and not flusher.is_store_available)
+    await eventually(lambda: flusher.outbox_size == 120_000 and not flusher.is_store_available)
     for _ in range(3):
         proxy.restore()
-        stored = flusher.inserted_total
-        await until(lambda stored=stored: flusher.inserted_total > stored, 60)  # type: ignore[misc]
+        await more_is_inserted(flusher)
         proxy.cut()
     proxy.restore()
-    await until(lambda: flusher.outbox_size == 0, 100)
+    await eventually(lambda: flusher.outbox_size == 0, 100)
     assert flusher.lag_ms == 0
     assert await flusher.stop()
     await task

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import socket
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
@@ -25,6 +24,7 @@ from gateway.upstream.port import (
     UpstreamUnreachable,
 )
 from tests.fake_provider import FakeProvider
+from tests.ports import free_port
 
 KEY = "sk-canary-0123456789"
 
@@ -264,15 +264,9 @@ async def test_proxy_environment_variables_are_ignored(
 # ── timeouts ──
 
 
-def unused_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @pytest.mark.parametrize(
     "base",
-    [f"http://127.0.0.1:{unused_port()}/v1", "http://no-such-host.invalid/v1", "ftp://127.0.0.1/v1", "nonsense"],
+    [f"http://127.0.0.1:{free_port()}/v1", "http://no-such-host.invalid/v1", "ftp://127.0.0.1/v1", "nonsense"],
     ids=["closed", "unknown", "ftp", "nonsense"],  # the port is another in every process that collects the tests
 )
 async def test_failed_connection_raises_unreachable_without_address_or_key(lane: DirectLane, base: str) -> None:

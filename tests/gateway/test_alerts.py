@@ -23,6 +23,7 @@ from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Amount, Limit
 from policies.budgets import Budget, RunLimits, Scope, Subject, Window, chain_for
 from policies.reservation import Balance
+from tests.waiting import eventually
 
 
 def call_of(*budgets: Budget) -> Call:
@@ -150,9 +151,7 @@ async def test_webhook_to_a_private_address_is_refused_on_connect(host: str) -> 
         alerts.start()
         with structlog.testing.capture_logs() as log:
             alerts.overran(call_of(), Amount(5, 7))
-            async with asyncio.timeout(10):
-                while not any(line["event"] == "alert_not_sent" for line in log):
-                    await asyncio.sleep(0.02)
+            await eventually(lambda: any(line["event"] == "alert_not_sent" for line in log), 10)
         await alerts.stop()
     assert received == []
     assert "forbidden place" in next(line["error"] for line in log if line["event"] == "alert_not_sent")

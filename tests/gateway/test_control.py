@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from policies.amounts import Limit
 from policies.budgets import Budget, Scope
 from policies.settings import SETTINGS, Settings
 from tests.store_events import NOW_MS
+from tests.waiting import eventually
 
 STEP = "orchestration_max_tokens_per_step"
 ENABLED = "orchestration_enabled"
@@ -43,13 +43,6 @@ async def control(db: Database) -> AsyncIterator[Control]:
     await found.stop()
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.005)
-
-
 async def test_without_a_store_settings_come_from_file_and_defaults(tmp_path: Path) -> None:
     closed = Database(f"sqlite:///{tmp_path}/store.db")
     control = Control(closed, {STEP: 1234})
@@ -68,7 +61,7 @@ async def test_snapshot_loads_once_the_store_becomes_available(tmp_path: Path) -
     await control.start()
     await database.open()
     await database.migrate(NOW_MS)
-    await until(lambda: control.snapshot.is_loaded)
+    await eventually(lambda: control.snapshot.is_loaded)
     assert control.is_store_available
     await control.stop()
     await database.close()
@@ -89,7 +82,7 @@ async def test_change_by_another_process_is_loaded_once_by_polling(control: Cont
     seen: list[Snapshot] = []
     control.subscribe(seen.append)
     await settings.put(db, STEP, 999, "ada", NOW_MS)
-    await until(lambda: control.snapshot.settings.max_tokens_per_step == 999)
+    await eventually(lambda: control.snapshot.settings.max_tokens_per_step == 999)
     assert before.settings.max_tokens_per_step == 4000  # a snapshot is immutable
     assert control.snapshot.generation == before.generation + 1
     assert seen == [control.snapshot]
@@ -148,13 +141,13 @@ async def test_last_snapshot_stays_while_the_store_is_unreachable(tmp_path: Path
     control = Control(database, poll_ms=10)
     await control.start()
     await settings.put(database, STEP, 777, "ada", NOW_MS)
-    await until(lambda: control.snapshot.settings.max_tokens_per_step == 777)
+    await eventually(lambda: control.snapshot.settings.max_tokens_per_step == 777)
     await database.close()
-    await until(lambda: not control.is_store_available)
+    await eventually(lambda: not control.is_store_available)
     assert control.snapshot.settings.max_tokens_per_step == 777
     assert control.last_error
     await database.open()
-    await until(lambda: control.is_store_available)
+    await eventually(lambda: control.is_store_available)
     await control.stop()
     await database.close()
 
@@ -174,10 +167,10 @@ async def test_polling_survives_an_unexpected_store_error(control: Control, db: 
     async with db.begin() as connection:
         await connection.execute(text("ALTER TABLE budgets RENAME TO elsewhere"))
         await connection.execute(text("UPDATE control_versions SET version = version + 1"))
-    await until(lambda: not control.is_store_available)
+    await eventually(lambda: not control.is_store_available)
     async with db.begin() as connection:
         await connection.execute(text("ALTER TABLE elsewhere RENAME TO budgets"))
-    await until(lambda: control.is_store_available)
+    await eventually(lambda: control.is_store_available)
 
 
 async def test_unreadable_budgets_keep_their_last_values_while_key_changes_apply(
@@ -189,7 +182,7 @@ async def test_unreadable_budgets_keep_their_last_values_while_key_changes_apply
         await connection.execute(text("UPDATE budgets SET mode = 'of a later version'"))
         await versions.raise_version(connection, versions.Subject.BUDGETS)
     await keys.revoke(db, key.key.id, NOW_MS)
-    await until(lambda: control.snapshot.find_key(key.plain, NOW_MS) is None)
+    await eventually(lambda: control.snapshot.find_key(key.plain, NOW_MS) is None)
     assert [stored.id for stored in control.snapshot.budgets] == ["b1"]  # as last read
     assert "of a later version" in control.last_error
     generation = control.snapshot.generation

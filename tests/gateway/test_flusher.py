@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from gateway.store import usage, usage_event
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.usage import InsertCounts
 from tests.store_events import NOW_MS, entry, rows_of
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -32,13 +32,6 @@ async def db(tmp_path: Path) -> AsyncIterator[Database]:
 @pytest.fixture
 async def ledger() -> MemoryLedger:
     return MemoryLedger()
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.005)
 
 
 class Sink:
@@ -127,7 +120,7 @@ async def test_loop_retries_after_every_kind_of_error(ledger: MemoryLedger, db: 
     flusher = flusher_of(ledger, db, sink)
     await ledger.record("default", [entry("a")])
     task = asyncio.create_task(flusher.run())
-    await until(lambda: flusher.inserted_total)
+    await eventually(lambda: flusher.inserted_total)
     assert (sink.faults, flusher.failures_in_a_row, flusher.is_store_available) == ([], 0, True)
     assert await flusher.stop()
     await task

@@ -22,6 +22,7 @@ from policies.amounts import Amount, Limit
 from policies.budgets import Chain, Link, Scope, Window
 from policies.reservation import Demand, Granted, Hold, OnLost
 from policies.tokens import PromptCount
+from tests.waiting import eventually
 
 
 class RecordingLedger(MemoryLedger):
@@ -71,21 +72,15 @@ async def held(ledger: MemoryLedger, name: str) -> Call:
     return call
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.01)
-
-
 async def test_long_call_is_renewed_with_its_prompt_and_output_until_it_ends() -> None:
     ledger = RecordingLedger(lambda: 0)
     async with beating(ledger) as heartbeat:
         call = await held(ledger, "a")
         heartbeat.sent(call)
-        await until(lambda: len(ledger.renewed) == 1)
+        await eventually(lambda: len(ledger.renewed) == 1)
         assert ledger.renewed[0] == Progress("a", Amount(12, 0, 1)), "the prompt as it was reserved"
         heartbeat.progressed(call, 30)
-        await until(lambda: len(ledger.renewed) == 2)
+        await eventually(lambda: len(ledger.renewed) == 2)
         assert ledger.renewed[1] == Progress("a", Amount(42, 0, 1))
         heartbeat.finished(call)
         seen = len(ledger.renewed)
@@ -115,7 +110,7 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
             send_observer.on_waiting()
         never, left, quick = cast(list[SendObserver], send_observers)
         assert quick.before_send() is None, "a call that waited less than a tick is not reported"
-        await until(lambda: len(ledger.renewed) == 2)
+        await eventually(lambda: len(ledger.renewed) == 2)
         confirmation = left.before_send()
         assert confirmation is not None
         await confirmation
@@ -124,7 +119,7 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
         await asyncio.sleep(0.12)
         assert {sign.id: sign.on_lost for sign in ledger.renewed} == {"never": OnLost.RELEASE, "left": OnLost.CHARGE}
         now_ms, seen = 70_000, ledger.sweeps
-        await until(lambda: ledger.sweeps >= seen + 3)
+        await eventually(lambda: ledger.sweeps >= seen + 3)
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (2 * 62, 0)
 
@@ -137,12 +132,12 @@ async def test_request_is_not_sent_if_its_hold_cannot_be_confirmed(trouble: str)
         send_observer = heartbeat.sent(await held(ledger, "a"))
         assert send_observer is not None
         send_observer.on_waiting()
-        await until(lambda: bool(ledger.renewed))
+        await eventually(lambda: bool(ledger.renewed))
         if trouble == "away":
             ledger.errors = [LedgerUnavailable("away")]
         else:
             now_ms, seen = 70_000, ledger.sweeps
-            await until(lambda: ledger.sweeps >= seen + 3)
+            await eventually(lambda: ledger.sweeps >= seen + 3)
         confirmation = send_observer.before_send()
         assert confirmation is not None
         with pytest.raises(LedgerOutage):
@@ -160,9 +155,9 @@ async def test_ledger_errors_stop_neither_renewal_nor_sweep() -> None:
     ledger.errors = [LedgerUnavailable("away"), LedgerError("damaged")]
     async with beating(ledger) as heartbeat:
         heartbeat.sent(await held(ledger, "a"))
-        await until(lambda: bool(ledger.renewed))
+        await eventually(lambda: bool(ledger.renewed))
         assert not ledger.errors
-        await until(lambda: ledger.sweeps >= 3)
+        await eventually(lambda: ledger.sweeps >= 3)
 
 
 async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
@@ -175,6 +170,6 @@ async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
         heartbeat.finished(call)  # as if its process had died
         now_ms = 10_000
         sweeps = ledger.sweeps
-        await until(lambda: ledger.sweeps >= sweeps + 3)
+        await eventually(lambda: ledger.sweeps >= sweeps + 3)
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (62, 0)

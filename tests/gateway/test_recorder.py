@@ -12,6 +12,7 @@ from gateway.bookkeeping.recorder import BatchRecorder
 from gateway.ledger.memory import MemoryLedger
 from gateway.ledger.port import EntryKind, LedgerError, LedgerUnavailable, OutboxEntry
 from policies.amounts import ZERO
+from tests.waiting import eventually
 
 
 def entry(name: str, project: str = "p") -> OutboxEntry:
@@ -86,9 +87,7 @@ async def test_waiting_events_are_written_once_the_ledger_is_back(monkeypatch: p
     await asyncio.sleep(0.08)
     assert ledger.taken == []
     ledger.closed.clear()
-    async with asyncio.timeout(2):
-        while not ledger.taken:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: ledger.taken, 2, "the event is written")
     await recorder.stop()
     assert ledger.taken == ["a"], "without another event to wake it"
 
