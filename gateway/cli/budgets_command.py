@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -16,6 +16,8 @@ app = typer.Typer(
 
 BudgetId = Annotated[str, typer.Argument(metavar="ID")]
 Project = Annotated[str, typer.Option(help="The project.")]
+# Budgets with an account for each run or step, of which there may be any number: what lists those accounts.
+_PER_RUN: Final = {"run": "`farebox runs list`", "step": "`farebox runs show`"}
 
 
 @command(app, "list")
@@ -30,6 +32,9 @@ def list_budgets(session: Session, project: Project = "default") -> None:
 def show_budget(session: Session, budget_id: BudgetId, project: Project = "default") -> None:
     """Show one budget and its current accounts, the fullest first."""
     response = session.request("GET", f"/budgets/{budget_id}", {"project": project})
+    if not response["accounts"] and not session.as_json:
+        typer.echo(_without_accounts(response))
+        return
     headings = ("name", "tokens", "held", "of", "left", "usd", "of usd", "requests", "of requests", "resets")
     session.print_rows(
         response,
@@ -91,6 +96,13 @@ def delete_budget(session: Session, budget_id: BudgetId) -> None:
     session.print_result(response, f"Budget {budget_id} is deleted.")
 
 
+def _without_accounts(budget: dict[str, Any]) -> str:
+    scope, match = budget["scope"], budget["match"]
+    if scope in _PER_RUN:
+        return f"Each {scope} that {match} matches has an account of its own; {_PER_RUN[scope]} shows them."
+    return f"No {scope} that {match} matches has made a call yet, so there is no account."
+
+
 def _budget_row(budget: dict[str, Any]) -> tuple[Any, ...]:
     fullest = budget["accounts"][0] if budget["accounts"] else None
     used = None if fullest is None or fullest["used"] is None else f"{fullest['used']:.0%}"
@@ -103,7 +115,7 @@ def _budget_row(budget: dict[str, Any]) -> tuple[Any, ...]:
         budget["usd"],
         budget["requests"],
         budget["mode"],
-        len(budget["accounts"]),
+        None if budget["scope"] in _PER_RUN else len(budget["accounts"]),
         None if fullest is None else fullest["scope_id"],
         used,
     )

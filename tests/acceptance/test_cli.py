@@ -200,6 +200,18 @@ def test_workflows_budgets_and_suggest_commands_work_without_a_gateway(cli: Cli)
     assert "steps.0.id" in bad.err
 
 
+def test_budget_without_accounts_of_its_own_says_where_they_are_or_that_nothing_was_used(cli: Cli) -> None:
+    assert "0" not in cli("budgets", "list").out.split("file:0")[1].split("enforce")[1].split()
+    assert cli("budgets", "show", "file:0").out == (
+        "Each run that * matches has an account of its own; `farebox runs list` shows them.\n"
+    )
+    made = cli("budgets", "create", "agent", "support-*", "--requests", "5", "--json").json()
+    assert cli("budgets", "show", made["id"]).out == (
+        "No agent that support-* matches has made a call yet, so there is no account.\n"
+    )
+    assert cli("budgets", "show", made["id"], "--json").json()["accounts"] == []
+
+
 def test_classify_reads_an_argument_or_stdin(cli: Cli) -> None:
     found = cli(
         "classify", "Summarize the following thread in three sentences.", "--step", "summarize", "--json"
