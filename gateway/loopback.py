@@ -8,7 +8,7 @@ from typing import Final
 
 _ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - read, never bound
 # A request that was forwarded does not count as local, whoever forwarded it.
-_FORWARDING_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-real-ip", "x-forwarded-host")
+_FORWARDING_HEADERS: Final = frozenset({"forwarded", "x-forwarded-for", "x-real-ip", "x-forwarded-host"})
 
 
 def is_loopback(host: str) -> bool:
@@ -22,7 +22,7 @@ def is_loopback(host: str) -> bool:
 
 def is_forwarded(headers: Mapping[str, str]) -> bool:
     """Whether a proxy forwarded the request, so that its sender may be anywhere. Header names are in lower case."""
-    return any(name in headers for name in _FORWARDING_HEADERS)
+    return not _FORWARDING_HEADERS.isdisjoint(headers)
 
 
 def local_address(host: str, port: int) -> str:

@@ -75,7 +75,7 @@ class SqliteWorker:
         self._loop = loop
         self._open_done: asyncio.Future[None] = loop.create_future()
         self._close_done: asyncio.Future[None] = loop.create_future()
-        self.outage = SqliteOutage(loop, lambda: self._enqueue(self._write_probe_row, (), is_short=True))
+        self.outage = SqliteOutage(loop, lambda: self.perform(self._write_probe_row))
         self._next_file_check_s = 0.0
         self._queued: list[Operation] = []  # since the last turn of the loop
         self._is_run_scheduled = False  # `_run_queued` will be called in this turn of the loop
@@ -99,22 +99,18 @@ class SqliteWorker:
         self.request_stop()
         await asyncio.shield(self._close_done)
 
-    async def perform(self, operation: Callable[..., R], *arguments: Any) -> R:
+    def perform(self, operation: Callable[..., R], *arguments: Any) -> asyncio.Future[R]:
         """Run a short operation of a call, on a few rows."""
-        answer: R = await self._enqueue(operation, arguments, is_short=True)
-        return answer
+        return self._enqueue(operation, arguments, is_short=True)
 
-    async def perform_long(self, operation: Callable[..., R], *arguments: Any) -> R:
+    def perform_long(self, operation: Callable[..., R], *arguments: Any) -> asyncio.Future[R]:
         """Run an operation that may take long, on many rows or with disk waits."""
-        answer: R = await self._enqueue(operation, arguments, is_short=False)
-        return answer
+        return self._enqueue(operation, arguments, is_short=False)
 
-    def _enqueue(
-        self, operation: Callable[..., Any], arguments: tuple[Any, ...], *, is_short: bool
-    ) -> asyncio.Future[Any]:
+    def _enqueue(self, operation: Callable[..., R], arguments: tuple[Any, ...], *, is_short: bool) -> asyncio.Future[R]:
         if self._thread_operations + len(self._queued) >= QUEUED_MAX:
             raise LedgerUnavailable(f"{QUEUED_MAX} operations are waiting for the disk")
-        answer: asyncio.Future[Any] = self._loop.create_future()
+        answer: asyncio.Future[R] = self._loop.create_future()
         self._queued.append(Operation(operation, arguments, answer, is_short))
         self._schedule_run()
         return answer

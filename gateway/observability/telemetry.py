@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.pipeline.call import Call, Outcome
-from policies.amounts import Amount, usd
+from policies.amounts import NANO_USD_PER_USD, Amount
 from policies.pricing import Usage
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -161,7 +161,7 @@ class Telemetry:
             self._tokens["output", model].inc(usage.output_tokens)
         if amount.nano_usd > 0:
             workflow = _bounded(call.tags.workflow or "", self._workflows)
-            self._cost[model, workflow].inc(usd(amount.nano_usd))
+            self._cost[model, workflow].inc(amount.nano_usd / NANO_USD_PER_USD)
 
     def refused(self, call: Call, code: str) -> None:
         self._admissions["refused", code].inc()
@@ -169,7 +169,7 @@ class Telemetry:
 
     def overran(self, call: Call, overrun: Amount) -> None:
         self.overruns.inc()
-        self.overrun.inc(usd(max(0, overrun.nano_usd)))
+        self.overrun.inc(max(0, overrun.nano_usd) / NANO_USD_PER_USD)
 
 
 class _Series(dict[tuple[str, ...], Any]):

@@ -5,7 +5,6 @@ A call that does not fit climbs the ladder that the innermost budget declares (`
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -65,7 +64,7 @@ class Admission:
         snapshot: Callable[[], Snapshot],
         now_ms: Callable[[], int],
         rules: AdmissionRules,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        sleep: Callable[[float], Awaitable[object]],
     ) -> None:
         self._ledger = ledger
         self._reserving = reserving
@@ -206,7 +205,7 @@ class Admission:
             call.count = await self.count(call)
         return changed
 
-    async def _try_reserve(self, call: Call, demand: Demand) -> Decision:
+    def _try_reserve(self, call: Call, demand: Demand) -> Awaitable[Decision]:
         request = Reserve(
             id=call.id,
             owner=self._rules.owner,
@@ -216,7 +215,7 @@ class Admission:
             draft=draft_of(call),
             on_lost=self._rules.on_lost,
         )
-        return await self._reserving.reserve(call, request)
+        return self._reserving.reserve(call, request)
 
     async def _accept(self, call: Call, demand: Demand, granted: Granted) -> None:
         """Remember the grant. The ledger may limit money where the chain does not: an operator's override is known only there."""

@@ -204,14 +204,10 @@ class CallHandler:
         Repeating it is safe, because the ledger knows by the call's id what it has already booked.
         """
         try:
-            return await self._settle(call, outcome)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._start_task(self._settle(call, outcome)))
-            raise
-
-    async def _settle(self, call: Call, outcome: Outcome) -> Settlement:
-        try:
             return await self._settler.settle(call, outcome)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._start_task(self._settler.settle(call, outcome)))
+            raise
         finally:
             self._in_flight.finished(call)
 

@@ -90,7 +90,7 @@ class Intake:
         call.retry = retry_of(exchange.headers)
         if call.tags.run is not None:
             call.raw = raw
-        self.check_model(call.request.model, principal)
+        check_model(call.request.model, principal, self._is_model)
         if call.tags.workflow is not None:
             call.run = call.tags.run or await self._runs.implicit_run(principal.project, call.tags.workflow)
         call.timings.stop("tag")
