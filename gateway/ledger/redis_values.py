@@ -7,13 +7,12 @@ ever sent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import orjson
 
 from gateway.ledger.port import EntryKind, OutboxEntry, Reserve, Resolution
-from policies.amounts import UNITS, UNLIMITED, ZERO, Amount, Limit, Unit
+from policies.amounts import UNITS, ZERO, Amount, Limit, Unit, limit_of
 from policies.reservation import Balance, Demand, Gate, Granted, Hold, Refusal, Refused, State
 from policies.settlement import UNKNOWN_RESERVATION
 
@@ -71,13 +70,6 @@ def amount_of_text(text: bytes | None) -> Amount:
     return Amount(*(int(word) for word in text.split())) if text else ZERO
 
 
-@lru_cache(maxsize=4096)
-def _limit(tokens: int | None, nano_usd: int | None, requests: int | None) -> Limit:
-    """Cached: there are many accounts but few limits, and a shared value costs a third of a new one."""
-    limit = Limit(tokens, nano_usd, requests)
-    return UNLIMITED if limit.is_unlimited else limit
-
-
 def balances_at(reply: Sequence[Any], at: int, accounts: Sequence[str]) -> tuple[Balance, ...]:
     """The balances from position `at` of a reply, in the order of the accounts. Spelled out, because every call runs it."""
     balances = []
@@ -89,7 +81,7 @@ def balances_at(reply: Sequence[Any], at: int, accounts: Sequence[str]) -> tuple
         reserved = (
             Amount(held_tokens, held_nano_usd, held_requests) if held_tokens or held_nano_usd or held_requests else ZERO
         )
-        balances.append(Balance(name, _limit(*limit), settled, reserved, _GATES[gate]))
+        balances.append(Balance(name, limit_of(*limit), settled, reserved, _GATES[gate]))
         at += _BALANCE_LENGTH
     return tuple(balances)
 

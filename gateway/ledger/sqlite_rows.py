@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from policies.amounts import UNLIMITED, Amount, Limit
+from policies.amounts import Amount, limit_of
 from policies.reservation import Account, Gate, OnLost, Reservation, State
 from policies.settlement import EntryKind, OutboxEntry
 
@@ -132,14 +132,8 @@ def has_same_rules(account: Account, other: Account) -> bool:
 
 def account_of(row: Sequence[Any]) -> Account:
     return Account(
-        Amount(*row[0:3]), Amount(*row[3:6]), _limit(row[7:10]), _limit(row[10:13]), Gate(row[13]), row[14], row[6]
+        Amount(*row[0:3]), Amount(*row[3:6]), limit_of(*row[7:10]), limit_of(*row[10:13]), Gate(row[13]), row[14], row[6]
     )  # fmt: skip
-
-
-def _limit(values: Sequence[int | None]) -> Limit:
-    """The one UNLIMITED if there is no limit, because policies compare it by identity."""
-    limit = Limit(*values)
-    return UNLIMITED if limit.is_unlimited else limit
 
 
 def reservation_row(reservation: Reservation) -> tuple[Any, ...]:
@@ -162,7 +156,7 @@ def reservation_of(row: Sequence[Any]) -> Reservation:
         id=row[0],
         owner=row[1],
         accounts=tuple(link[0] for link in chain),
-        limits=tuple(_limit(link[1:]) for link in chain),
+        limits=tuple(limit_of(*link[1:]) for link in chain),
         held=Amount(*row[4:7]),
         output_tokens=row[7],
         deadline_ms=row[8],

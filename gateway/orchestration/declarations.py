@@ -9,7 +9,7 @@ from typing import Any, Final
 from cachetools import LRUCache
 
 from gateway.store.workflows import Workflow
-from policies.amounts import UNLIMITED, Limit
+from policies.amounts import UNITS, UNLIMITED, Limit, limit_of
 from policies.declaration import flattened
 from policies.pressure import Ladder, parse_ladder
 
@@ -32,7 +32,7 @@ class DeclaredWorkflow:
 
     def step_limit(self, step: str) -> Limit:
         declared = self.steps.get(step)
-        return UNLIMITED if declared is None else limit_of(declared)
+        return UNLIMITED if declared is None else declared_limit(declared)
 
 
 UNDECLARED: Final = DeclaredWorkflow()
@@ -56,7 +56,7 @@ class Declarations:
 def read(workflow: Workflow) -> DeclaredWorkflow:
     declared = workflow.declaration
     return DeclaredWorkflow(
-        limit=limit_of(declared),
+        limit=declared_limit(declared),
         observes=workflow.mode == "observe",
         compresses=declared.get("compression") is not False,
         ladder=_ladder(declared),
@@ -82,10 +82,7 @@ def _ladder(declared: Mapping[str, Any]) -> Ladder | None:
         return None
 
 
-def limit_of(declared: Mapping[str, Any]) -> Limit:
+def declared_limit(declared: Mapping[str, Any]) -> Limit:
     """The budget that a declaration puts on a run of the workflow, or on a step of one."""
-    units = (declared.get(f"budget_{unit}") for unit in ("tokens", "nano_usd", "requests"))
-    tokens, nano_usd, requests = (value if isinstance(value, int) else None for value in units)
-    if tokens is None and nano_usd is None and requests is None:
-        return UNLIMITED
-    return Limit(tokens, nano_usd, requests)
+    units = (declared.get(f"budget_{unit}") for unit in UNITS)
+    return limit_of(*(value if isinstance(value, int) else None for value in units))

@@ -157,8 +157,7 @@ class ModelCalls:
         """Settle the question, and return what was booked in nano-USD: the worst case if the provider does not report usage."""
         source = "provider" if usage is not None else "estimated"
         used = usage or Usage(demand.prompt_tokens, demand.output_tokens_max)
-        price = self._prices.price(deployment)
-        cost = cost_nano_usd(price, used) if price is not None else 0
+        amount = self._amount(deployment, used)
         detail = {
             "status": "ok",
             "usage_source": source,
@@ -167,12 +166,11 @@ class ModelCalls:
             "cache_read_tokens": used.cache_read_tokens,
             "reasoning_tokens": used.reasoning_tokens,
         }
-        amount = Amount(used.input_tokens + used.output_tokens, cost, 1)
         try:
             await self._ledger.settle(project, call_id, amount, orjson.dumps(detail))
         except LedgerUnavailable:  # the sweeper books the hold
             _log.warning("own_question_not_settled", request_id=call_id)
-        return cost
+        return amount.nano_usd
 
     async def _void(self, project: str, call_id: str) -> None:
         try:
@@ -203,8 +201,7 @@ class ModelCalls:
         )
 
     def _book_overhead(self, call_id: str, model: str, deployment: Deployment, usage: Usage) -> None:
-        price = self._prices.price(deployment)
-        cost = cost_nano_usd(price, usage) if price is not None else 0
+        amount = self._amount(deployment, usage)
         event = {
             "request_id": call_id,
             "key_id": OVERHEAD,
@@ -216,6 +213,10 @@ class ModelCalls:
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
         }
-        amount = Amount(usage.input_tokens + usage.output_tokens, cost, 1)
         entry = OutboxEntry("", call_id, EntryKind.RECORDED, LOCAL_PROJECT, amount, self._now_ms(), orjson.dumps(event))
         self._recorder.record(LOCAL_PROJECT, entry)
+
+    def _amount(self, deployment: Deployment, usage: Usage) -> Amount:
+        price = self._prices.price(deployment)
+        cost = cost_nano_usd(price, usage) if price is not None else 0
+        return Amount(usage.input_tokens + usage.output_tokens, cost, 1)

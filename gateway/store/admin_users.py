@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,8 +25,6 @@ ABSOLUTE_MS: Final = 12 * 3_600_000
 # A session's last use is written at most this often, so that reading a page does not cost a write.
 SEEN_EVERY_MS: Final = 60_000
 PASSWORD_CHARACTERS_MIN: Final = 12
-
-RandomToken = Callable[[], str]
 
 
 class WeakPassword(StoreError):
@@ -47,10 +44,6 @@ class AdminSession:
     user: AdminUser
     created_at_ms: int
     expires_at_ms: int
-
-
-def _new_token() -> str:
-    return secrets.token_urlsafe(32)
 
 
 async def put_user(db: Database, name: str, password: str, role: str, now_ms: int) -> AdminUser:
@@ -94,9 +87,9 @@ async def check_password(db: Database, name: str, password: str) -> AdminUser | 
     return _user(row)
 
 
-async def open_session(db: Database, user: AdminUser, now_ms: int, new_token: RandomToken = _new_token) -> str:
+async def open_session(db: Database, user: AdminUser, now_ms: int) -> str:
     """Returns the cookie's value, which is stored nowhere. It is always new, which prevents session fixation."""
-    token = new_token()
+    token = secrets.token_urlsafe(32)
     row = {
         "digest": session_digest(token),
         "user": user.name,

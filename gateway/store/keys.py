@@ -30,8 +30,6 @@ _CHARACTERS: Final = len(PREFIX) + _BODY_CHARACTERS + _CHECK_CHARACTERS
 # Enough to recognise a key in a list, too little to guess the rest: 35 of 43 random characters stay unknown.
 _SHOWN_CHARACTERS: Final = len(PREFIX) + 8
 
-RandomBytes = Callable[[int], bytes]
-
 
 class KeyNameTaken(Exception):
     """Another key of the project has this name, and one of the two has a budget of its own."""
@@ -101,7 +99,7 @@ class KeyRequest:
     expires_at_ms: int | None = None
 
 
-def make_plain_key(random_bytes: RandomBytes = secrets.token_bytes) -> str:
+def make_plain_key(random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> str:
     body = _base62(int.from_bytes(random_bytes(_RANDOM_BYTES)), _BODY_CHARACTERS)
     return PREFIX + body + _checksum(body)
 
@@ -119,13 +117,11 @@ def digest_of(plain: str) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
-async def create(
-    db: Database, request: KeyRequest, who: str, now_ms: int, random_bytes: RandomBytes = secrets.token_bytes
-) -> NewKey:
+async def create(db: Database, request: KeyRequest, who: str, now_ms: int) -> NewKey:
     """Make a key and store its digest. Raises KeyNameTaken, StoreUnavailable."""
-    plain = make_plain_key(random_bytes)
+    plain = make_plain_key()
     key = ApiKey(
-        id="key_" + random_bytes(8).hex(),
+        id="key_" + secrets.token_hex(8),
         name=request.name,
         project=request.project,
         prefix=plain[:_SHOWN_CHARACTERS],
@@ -191,14 +187,12 @@ async def revoke(db: Database, key_id: str, now_ms: int) -> ApiKey | None:
         return await _locked(connection, key_id)
 
 
-async def rotate(
-    db: Database, key_id: str, now_ms: int, grace_ms: int = 0, random_bytes: RandomBytes = secrets.token_bytes
-) -> NewKey | None:
+async def rotate(db: Database, key_id: str, now_ms: int, grace_ms: int = 0) -> NewKey | None:
     """Give the key a new secret; its budgets and history stay. The old secret works for another `grace_ms`.
 
     Returns None if there is no such key or it is revoked.
     """
-    plain = make_plain_key(random_bytes)
+    plain = make_plain_key()
     async with db.begin() as connection:
         key = await _locked(connection, key_id)
         if key is None or key.revoked_at_ms is not None:
