@@ -29,7 +29,7 @@ from policies.shares import proportional_shares
 from policies.values import value_class
 
 NEUTRAL_AIS: Final = 5.0
-# Fewer past runs than this say more about chance than about the step.
+# Fewer past runs than this are too small a sample to plan by.
 SAMPLES_MIN: Final = 10
 # If fewer steps than this have a history, most would be weighted by a different measure than the rest.
 COVERAGE_MIN: Final = Fraction(1, 2)
@@ -107,7 +107,7 @@ class Allocation:
     allocations: tuple[StepAllocation, ...]
 
     def of(self, step: str) -> StepAllocation | None:
-        return next((one for one in self.allocations if one.step == step), None)
+        return next((allocation for allocation in self.allocations if allocation.step == step), None)
 
 
 def ais_multiplier(ais: float) -> float:
@@ -163,8 +163,8 @@ def allocate_next(
     effective_strategy = "adaptive" if settings.allocation_strategy == "adaptive" else "proportional"
     weighted_demand = _weighted_demand(step, effective_strategy, settings, ais)
     tokens = max(0, min(weighted_demand.demand, run_remaining_tokens))
-    left = f"; the run has {tokens:,} left" if tokens < weighted_demand.demand else ""
-    return _allocation(step, tokens, settings, f"not planned: {weighted_demand.explanation}{left}")
+    remaining_note = f"; the run has {tokens:,} left" if tokens < weighted_demand.demand else ""
+    return _allocation(step, tokens, settings, f"not planned: {weighted_demand.explanation}{remaining_note}")
 
 
 def reallocate(
@@ -183,26 +183,33 @@ def reallocate(
     and all steps completed so far: the order of completion does not affect the result.
     """
     demands = _weighted_demands(steps, _effective_strategy(plan.strategy, steps), settings, ais)
-    planned = {one.step: one.tokens for one in plan.allocations}
+    planned = {allocation.step: allocation.tokens for allocation in plan.allocations}
     open_steps = {
         name: weighted_demand for name, weighted_demand in demands.items() if name not in completed and name in planned
     }
     unused_tokens = sum(planned.get(name, 0) - used for name, used in completed.items())
     if unused_tokens >= 0:
         room = {name: max(0, weighted_demand.cap - planned[name]) for name, weighted_demand in open_steps.items()}
-        now = {name: planned[name] + more for name, more in _shares_by_step(unused_tokens, open_steps, room).items()}
+        reallocated = {
+            name: planned[name] + extra_tokens
+            for name, extra_tokens in _shares_by_step(unused_tokens, open_steps, room).items()
+        }
     else:
-        left = max(0, _pool_limit(pool_limit_tokens, settings) - sum(completed.values()))
-        now = _shares_by_step(left, open_steps, {name: planned[name] for name in open_steps})
+        remaining_tokens = max(0, _pool_limit(pool_limit_tokens, settings) - sum(completed.values()))
+        reallocated = _shares_by_step(remaining_tokens, open_steps, {name: planned[name] for name in open_steps})
     return replace(
-        plan, allocations=tuple(_reallocated(one, now, completed.get(one.step), settings) for one in plan.allocations)
+        plan,
+        allocations=tuple(
+            _reallocated(allocation, reallocated, completed.get(allocation.step), settings)
+            for allocation in plan.allocations
+        ),
     )
 
 
-def history_of(own: Iterable[Sample], alike: Iterable[Sample] = ()) -> StepHistory | None:
+def history_of(own_samples: Iterable[Sample], similar_samples: Iterable[Sample] = ()) -> StepHistory | None:
     """The step's own past runs if there are ten, else those of its intent and model; None if there are fewer of these, too."""
     of: Literal["step", "intent"] = "step"
-    for samples in (tuple(own), tuple(alike)):
+    for samples in (tuple(own_samples), tuple(similar_samples)):
         p95 = decayed_p95(samples)
         if len(samples) >= SAMPLES_MIN and p95 is not None:
             return StepHistory(len(samples), p95, of)
@@ -218,7 +225,7 @@ def decayed_p95(samples: Iterable[Sample]) -> int | None:
         reached += weight
         if reached >= enough:
             return tokens
-    return ranked[-1][0] if ranked else None  # rounding of floating-point sums may miss the mark by a hair
+    return ranked[-1][0] if ranked else None  # the rounded sum of floats may end just below the threshold
 
 
 @value_class
@@ -285,10 +292,10 @@ def _scaled_baseline(baseline: int, ais: float) -> int:
 
 def _adaptive_demand(history: StepHistory, demand: int, cap: int, explanation: str) -> _WeightedDemand:
     """A p95 above the demand raises it; otherwise the plan would refuse the use that it has learned."""
-    used = min(history.p95_tokens, cap)
+    capped_p95_tokens = min(history.p95_tokens, cap)
     whose = "" if history.of == "step" else " of its intent and model"
     explanation_with_history = f"p95 {history.p95_tokens:,} over {history.samples} past runs{whose}; {explanation}"
-    return _WeightedDemand(max(demand, used), cap, used, explanation_with_history, "adaptive")
+    return _WeightedDemand(max(demand, capped_p95_tokens), cap, capped_p95_tokens, explanation_with_history, "adaptive")
 
 
 def _priority_weight(step: StepDemand) -> int:
@@ -302,8 +309,8 @@ def _effective_strategy(strategy: str, steps: Sequence[StepDemand]) -> str:
     """The strategy; `proportional` instead of `adaptive` while fewer than half of the steps have a history."""
     if strategy not in ALLOCATION_STRATEGIES:
         raise ValueError(f"'{strategy[:40]}' is not a strategy; there are {', '.join(ALLOCATION_STRATEGIES)}")
-    known = sum(step.history is not None and step.history.is_enough for step in steps)
-    if strategy == "adaptive" and known < COVERAGE_MIN * max(1, len(steps)):
+    steps_with_history = sum(step.history is not None and step.history.is_enough for step in steps)
+    if strategy == "adaptive" and steps_with_history < COVERAGE_MIN * max(1, len(steps)):
         return "proportional"
     return strategy
 

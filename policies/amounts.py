@@ -123,7 +123,7 @@ def usd_text(nano_usd: int) -> str:
     return f"{'-' if nano_usd < 0 else ''}{dollars}.{nano:09}".rstrip("0").rstrip(".")
 
 
-def _lower_limit(one: int | None, other: int | None) -> int | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return min(one, other)
+def _lower_limit(limit: int | None, other_limit: int | None) -> int | None:
+    if limit is None or other_limit is None:
+        return limit if other_limit is None else other_limit
+    return min(limit, other_limit)

@@ -89,8 +89,10 @@ def names_a_choice(answer: Answer) -> str | None:
     """One of the choices if they are known; otherwise something short enough to be a choice."""
     text = answer.text[:_ANSWER_CHARACTERS].strip()
     if answer.choices:
-        named = [choice for choice in answer.choices if re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text, re.I)]
-        return None if named else f"none of the {len(answer.choices)} choices is in the answer"
+        named_choices = [
+            choice for choice in answer.choices if re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text, re.I)
+        ]
+        return None if named_choices else f"none of the {len(answer.choices)} choices is in the answer"
     if answer.schema is not None or answer.wants_json or len(_WORD.findall(text)) <= _CHOICE_WORDS_MAX:
         return None
     return f"the answer to a choice has more than {_CHOICE_WORDS_MAX} words"
@@ -99,13 +101,13 @@ def names_a_choice(answer: Answer) -> str | None:
 def from_source(answer: Answer) -> str | None:
     """At least half of the answer's items (in prose: of its words) should occur in the source."""
     source = _normalized(answer.source[:_SOURCE_CHARACTERS])
-    items = [item for item in (_normalized(one) for one in _items(answer.text[:_ANSWER_CHARACTERS])) if item]
+    items = [item for item in (_normalized(raw_item) for raw_item in _items(answer.text[:_ANSWER_CHARACTERS])) if item]
     if not source or not items:
         return None
-    found = sum(item in source for item in items)
-    if found >= _FROM_SOURCE_MIN * len(items):
+    items_in_source = sum(item in source for item in items)
+    if items_in_source >= _FROM_SOURCE_MIN * len(items):
         return None
-    return f"only {found} of {len(items)} items of the answer are in what was given"
+    return f"only {items_in_source} of {len(items)} items of the answer are in what was given"
 
 
 def parsed_json(text: str) -> Any:
@@ -129,7 +131,7 @@ def schema_fault(value: object, schema: Mapping[str, Any], path: str = "answer",
         return None
     options = schema.get("anyOf")
     if isinstance(options, list) and options:
-        faults = [schema_fault(value, one, path, depth + 1) for one in options if isinstance(one, Mapping)]
+        faults = [schema_fault(value, option, path, depth + 1) for option in options if isinstance(option, Mapping)]
         if faults and None not in faults:
             return f"{path} is none of what may stand there"
     if isinstance(schema.get("enum"), list) and value not in schema["enum"]:
@@ -141,7 +143,9 @@ def schema_fault(value: object, schema: Mapping[str, Any], path: str = "answer",
     if isinstance(value, dict):
         return _object_fault(value, schema, path, depth)
     if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
-        faults = [schema_fault(one, schema["items"], f"{path}[{at}]", depth + 1) for at, one in enumerate(value)]
+        faults = [
+            schema_fault(option, schema["items"], f"{path}[{index}]", depth + 1) for index, option in enumerate(value)
+        ]
         return next((fault for fault in faults if fault is not None), None)
     return None
 
@@ -156,45 +160,47 @@ def _object_fault(value: Mapping[str, Any], schema: Mapping[str, Any], path: str
     unknown = [name for name in value if name not in properties]
     if unknown and schema.get("additionalProperties") is False:
         return f"{path} has {unknown[0]}, which the schema does not"
-    for name, wanted in properties.items():
-        if name in value and isinstance(wanted, Mapping):
-            fault = schema_fault(value[name], wanted, f"{path}.{name}", depth + 1)
+    for name, property_schema in properties.items():
+        if name in value and isinstance(property_schema, Mapping):
+            fault = schema_fault(value[name], property_schema, f"{path}.{name}", depth + 1)
             if fault is not None:
                 return fault
     return None
 
 
-def _is_type(value: object, wanted: object) -> bool:
-    if wanted is None:
+def _is_type(value: object, type_names: object) -> bool:
+    if type_names is None:
         return True
-    return any(_is_one_type(value, one) for one in (wanted if isinstance(wanted, list) else [wanted]))
+    return any(
+        _is_one_type(value, type_name) for type_name in (type_names if isinstance(type_names, list) else [type_names])
+    )
 
 
-def _is_one_type(value: object, wanted: object) -> bool:
-    if wanted == "null":
+def _is_one_type(value: object, type_name: object) -> bool:
+    if type_name == "null":
         return value is None
     if isinstance(value, bool):  # a bool is an int in Python
-        return wanted == "boolean"
-    if wanted == "integer":
+        return type_name == "boolean"
+    if type_name == "integer":
         return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     kinds: Mapping[object, Any] = {"number": int | float, "string": str, "object": dict, "array": list}
-    return wanted != "boolean" and (wanted not in kinds or isinstance(value, kinds[wanted]))
+    return type_name != "boolean" and (type_name not in kinds or isinstance(value, kinds[type_name]))
 
 
-def _type_words(wanted: object) -> str:
-    return " or ".join(map(str, wanted)) if isinstance(wanted, list) else str(wanted)
+def _type_words(type_names: object) -> str:
+    return " or ".join(map(str, type_names)) if isinstance(type_names, list) else str(type_names)
 
 
 def _leaves(value: Any) -> list[Any]:
     leaves, waiting = [], [value]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            waiting.extend(one.values())
-        elif isinstance(one, list):
-            waiting.extend(one)
+        node = waiting.pop()
+        if isinstance(node, dict):
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
         else:
-            leaves.append(one)
+            leaves.append(node)
     return leaves
 
 
@@ -209,8 +215,8 @@ def _items(text: str) -> list[str]:
         return [str(leaf) for leaf in leaves if isinstance(leaf, str | int) and not isinstance(leaf, bool)]
     except ValueError:
         lines = [line.strip(" \t-*•0123456789.)") for line in text.splitlines()]
-        listed = [line for line in lines if line]
-        return listed if len(listed) > 1 else [word for word in _WORD.findall(text) if len(word) > 3]
+        non_empty_lines = [line for line in lines if line]
+        return non_empty_lines if len(non_empty_lines) > 1 else [word for word in _WORD.findall(text) if len(word) > 3]
 
 
 def _normalized(text: str) -> str:

@@ -142,14 +142,14 @@ class Book:
         return tuple(self._account(project, name).balance(name) for name in accounts)
 
     def set_override(self, project: str, account: str, limit: Limit, now_ms: int) -> Balance:
-        after = replace(self._account(project, account), override=limit, tightened=UNLIMITED, used_ms=now_ms)
-        self.storage.put_account(project, account, after)
-        return after.balance(account)
+        updated = replace(self._account(project, account), override=limit, tightened=UNLIMITED, used_ms=now_ms)
+        self.storage.put_account(project, account, updated)
+        return updated.balance(account)
 
     def set_gate(self, project: str, account: str, gate: Gate, now_ms: int) -> Balance:
-        after = replace(self._account(project, account), gate=gate, used_ms=now_ms)
-        self.storage.put_account(project, account, after)
-        return after.balance(account)
+        updated = replace(self._account(project, account), gate=gate, used_ms=now_ms)
+        self.storage.put_account(project, account, updated)
+        return updated.balance(account)
 
     def current_run(self, project: str, workflow: str, candidate: str, silence_ms: int, now_ms: int) -> str:
         current = self.storage.run(project, workflow)
@@ -163,9 +163,9 @@ class Book:
 
     def outbox_read(self, consumer: str, limit: int, now_ms: int) -> tuple[OutboxEntry, ...]:
         free = (entry for entry in self.storage.outbox() if self._is_claimable(entry.position, consumer, now_ms))
-        taken = tuple(islice(free, limit))
-        self._claims.update((entry.position, (consumer, now_ms)) for entry in taken)
-        return taken
+        entries = tuple(islice(free, limit))
+        self._claims.update((entry.position, (consumer, now_ms)) for entry in entries)
+        return entries
 
     def outbox_acknowledge(self, entries: Sequence[OutboxEntry], now_ms: int) -> None:
         self.storage.remove([entry.position for entry in entries])
@@ -185,16 +185,16 @@ class Book:
         override: Limit | None,
         now_ms: int,
     ) -> None:
-        before = self._account(project, account)
-        after = replace(
-            before,
+        current = self._account(project, account)
+        restored = replace(
+            current,
             settled=settled,
             keep_ms=keep_ms,
             used_ms=now_ms,
-            gate=before.gate if gate is None else gate,
-            override=before.override if override is None else override,
+            gate=current.gate if gate is None else gate,
+            override=current.override if override is None else override,
         )
-        self.storage.put_account(project, account, after)
+        self.storage.put_account(project, account, restored)
 
     def purge(self, limit: int, now_ms: int) -> int:
         return self.storage.forget_expired(now_ms, limit)
@@ -277,7 +277,7 @@ class DictStorage:
 
     def pending(self, project: str, limit: int) -> list[Reservation]:
         in_project = [self.reservations[key] for key in self._open if key[0] == project]
-        return sorted(in_project, key=lambda one: (one.deadline_ms, one.id))[:limit]
+        return sorted(in_project, key=lambda reservation: (reservation.deadline_ms, reservation.id))[:limit]
 
     def append(self, entry: OutboxEntry) -> None:
         self._positions += 1
@@ -301,7 +301,7 @@ class DictStorage:
         self.runs[project, workflow] = (run, closes_ms)
 
     def forget_expired(self, now_ms: int, limit: int) -> int:
-        accounts = [key for key, one in self.accounts.items() if is_forgettable_account(one, now_ms)][:limit]
+        accounts = [key for key, value in self.accounts.items() if is_forgettable_account(value, now_ms)][:limit]
         for key in accounts:
             del self.accounts[key]
         over = (
@@ -310,8 +310,8 @@ class DictStorage:
         )
         answered = list(islice(chain.from_iterable(over), limit - len(accounts)))
         for key in answered:
-            found = self.reservations.pop(key)
-            del self._resolved[_keep_ms(found)][key]
+            reservation = self.reservations.pop(key)
+            del self._resolved[_keep_ms(reservation)][key]
         forgotten = len(accounts) + len(answered)
         closed = [key for key, (_, closes_ms) in self.runs.items() if closes_ms <= now_ms][: limit - forgotten]
         for key in closed:

@@ -256,10 +256,10 @@ def _link_for_run(link: Link, run: str) -> Link:
     hold = link.hold
     name, scope_id = (run, run) if link.scope is _RUN else (_escaped_run(run), link.scope_id)
     # The account's name begins with `step/*` or `run/*`.
-    kind, _, rest = hold.account.partition(ANY_RUN)
-    named = Hold(kind + name + rest, hold.limit, hold.tighten, hold.enforce, hold.keep_ms)
+    kind, _, suffix = hold.account.partition(ANY_RUN)
+    run_hold = Hold(kind + name + suffix, hold.limit, hold.tighten, hold.enforce, hold.keep_ms)
     same = (link.window, link.resets_at_ms, link.soft_tokens, link.on_outage, link.is_share)
-    return Link(named, link.scope, scope_id, *same)
+    return Link(run_hold, link.scope, scope_id, *same)
 
 
 _SCOPE_ORDER: Final = {scope: position for position, scope in enumerate(Scope)}
@@ -365,12 +365,12 @@ def limit_of_run(run: Parent, project: str, budgets: Sequence[Budget]) -> Limit:
     return limit
 
 
-def limit_across_workflows(runs: Sequence[Parent], given: Limit, project: str, budgets: Sequence[Budget]) -> Limit:
-    """The smallest limit of a run under any of its workflows, except in units for which the run itself was `given` a limit."""
+def limit_across_workflows(runs: Sequence[Parent], own_limit: Limit, project: str, budgets: Sequence[Budget]) -> Limit:
+    """The smallest limit of a run under any of its workflows, except in units for which the run has a limit of its own, `own_limit`."""
     limit = UNLIMITED
     for run in runs:
         limit = limit.tightened_by(limit_of_run(run, project, budgets))
-    return Limit(*(limit.of(unit) if given.of(unit) is None else None for unit in UNITS))
+    return Limit(*(limit.of(unit) if own_limit.of(unit) is None else None for unit in UNITS))
 
 
 def _keep_ms(window: Window) -> int:

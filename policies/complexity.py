@@ -54,8 +54,12 @@ class StepComplexity:
     @property
     def reason(self) -> str:
         """The score and its two highest parts, in words."""
-        most = sorted(self.parts.items(), key=lambda part: -part[1])[:2]
-        return f"step complexity {self.score:.1f} (" + ", ".join(f"{name} {score:.1f}" for name, score in most) + ")"
+        largest_parts = sorted(self.parts.items(), key=lambda part: -part[1])[:2]
+        return (
+            f"step complexity {self.score:.1f} ("
+            + ", ".join(f"{name} {score:.1f}" for name, score in largest_parts)
+            + ")"
+        )
 
 
 PARTS: Final = ("prompt", "data", "conditions", "context", "reasoning", "output")
@@ -122,14 +126,14 @@ _LIST_ITEM: Final = re.compile(r"^[ \t]{0,8}(?:[-*•+]|\(?\d{1,2}[.)])[ \t]", r
 def features_of(body: Mapping[str, Any]) -> StepFeatures:
     """Parse a request body of chat completions, messages, responses or completions. Fields of a wrong type count as missing."""
     system, earlier, newest = _split_texts(body)
-    asked = [instruction_part(text) for text in (system, newest) if text]
-    instruction_chars = sum(map(len, asked))
+    instructions = [instruction_part(text) for text in (system, newest) if text]
+    instruction_chars = sum(map(len, instructions))
     return StepFeatures(
         instruction_chars=instruction_chars,
         data_chars=max(0, len(system) + len(newest) + sum(map(len, earlier)) - instruction_chars),
-        conditions=sum(len(_CONDITION.findall(text)) for text in asked),
+        conditions=sum(len(_CONDITION.findall(text)) for text in instructions),
         context_turns=len(earlier),
-        demands=sum(len(_LIST_ITEM.findall(text)) for text in asked),
+        demands=sum(len(_LIST_ITEM.findall(text)) for text in instructions),
         output_fields=_schema_field_count(body),
         output_tokens_max=_output_tokens_max(body),
         reasoning_effort=_effort(body),
@@ -177,10 +181,10 @@ def _output_factor(features: StepFeatures) -> float:
 
 def _interpolated(curve: Curve, value: float) -> float:
     """Linear between the points of the curve, constant beyond its end."""
-    at = bisect_right(curve, (value, float("inf")))
-    if at == len(curve):
+    index = bisect_right(curve, (value, float("inf")))
+    if index == len(curve):
         return curve[-1][1]
-    (low, low_score), (high, high_score) = curve[at - 1], curve[at]
+    (low, low_score), (high, high_score) = curve[index - 1], curve[index]
     return low_score + (high_score - low_score) * (value - low) / (high - low)
 
 
@@ -193,22 +197,22 @@ def _split_texts(body: Mapping[str, Any]) -> tuple[str, list[str], str]:
             system.append(text)
         else:
             turns.append((role, text))
-    asked = [number for number, (role, text) in enumerate(turns) if role == "user" and text]
-    newest = asked[-1] if asked else len(turns)
+    instruction_numbers = [number for number, (role, text) in enumerate(turns) if role == "user" and text]
+    newest = instruction_numbers[-1] if instruction_numbers else len(turns)
     earlier = [text for number, (_, text) in enumerate(turns) if number != newest]
-    return "\n\n".join(text for text in system if text), earlier, turns[newest][1] if asked else ""
+    return "\n\n".join(text for text in system if text), earlier, turns[newest][1] if instruction_numbers else ""
 
 
 def _messages(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("messages", "input", "prompt"):
-        given = body.get(name)
-        if isinstance(given, str) and name != "messages":
-            yield "user", given
-        for one in given[-_TEXTS_MAX:] if isinstance(given, list) else ():
-            if isinstance(one, Mapping):
-                yield _role(one), content_text(one.get("content")) or content_text(one.get("output"))
-            elif isinstance(one, str):
-                yield "user", one
+        items = body.get(name)
+        if isinstance(items, str) and name != "messages":
+            yield "user", items
+        for item in items[-_TEXTS_MAX:] if isinstance(items, list) else ():
+            if isinstance(item, Mapping):
+                yield _role(item), content_text(item.get("content")) or content_text(item.get("output"))
+            elif isinstance(item, str):
+                yield "user", item
 
 
 def _role(message: Mapping[str, Any]) -> str:
@@ -236,7 +240,9 @@ def _part_text(part: Mapping[str, Any]) -> str:
         return text
     inner = part.get("content")
     if isinstance(inner, list):
-        inner = "\n".join(str(one.get("text", "")) for one in inner[:_TEXTS_MAX] if isinstance(one, Mapping))
+        inner = "\n".join(
+            str(inner_part.get("text", "")) for inner_part in inner[:_TEXTS_MAX] if isinstance(inner_part, Mapping)
+        )
     return inner if isinstance(inner, str) else ""
 
 
@@ -257,11 +263,11 @@ def _effort(body: Mapping[str, Any]) -> str | None:
 def answer_schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The JSON schema of the answer, as chat completions, Responses or Anthropic's `output_format` specify it."""
     inner = (body.get(name) for name in ("text", "output_config"))
-    formats = (one.get("format") for one in inner if isinstance(one, Mapping))
-    for given in (body.get("response_format"), *formats, body.get("output_format")):
-        if isinstance(given, Mapping):
-            wrapped = given.get("json_schema")
-            schema = (wrapped if isinstance(wrapped, Mapping) else given).get("schema")
+    formats = (part.get("format") for part in inner if isinstance(part, Mapping))
+    for response_format in (body.get("response_format"), *formats, body.get("output_format")):
+        if isinstance(response_format, Mapping):
+            wrapped = response_format.get("json_schema")
+            schema = (wrapped if isinstance(wrapped, Mapping) else response_format).get("schema")
             if isinstance(schema, Mapping):
                 return schema
     return None
@@ -281,10 +287,10 @@ def _field_names(schema: Mapping[str, Any], depth: int) -> Iterator[str]:
     if depth == 0:
         return
     properties = schema.get("properties")
-    named = properties if isinstance(properties, Mapping) else {}
-    yield from named
+    fields = properties if isinstance(properties, Mapping) else {}
+    yield from fields
     items = schema.get("items")
-    inner: Sequence[Any] = [*named.values(), items]
-    for one in inner:
-        if isinstance(one, Mapping):
-            yield from _field_names(one, depth - 1)
+    inner: Sequence[Any] = [*fields.values(), items]
+    for nested in inner:
+        if isinstance(nested, Mapping):
+            yield from _field_names(nested, depth - 1)

@@ -19,22 +19,25 @@ def flattened(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if it has something for a model: a `prompt` or an `intent`. Steps without a priority inherit that of their group. A
     repeated id is the same step. Raises ValueError for groups nested deeper than 32.
     """
-    found: dict[str, dict[str, Any]] = {}
-    _collect(steps, {}, found, DEPTH_MAX)
-    return list(found.values())
+    steps_by_name: dict[str, dict[str, Any]] = {}
+    _collect(steps, {}, steps_by_name, DEPTH_MAX)
+    return list(steps_by_name.values())
 
 
 def _collect(
-    steps: Sequence[Mapping[str, Any]], inherited: Mapping[str, Any], found: dict[str, dict[str, Any]], depth: int
+    steps: Sequence[Mapping[str, Any]],
+    inherited: Mapping[str, Any],
+    steps_by_name: dict[str, dict[str, Any]],
+    depth: int,
 ) -> None:
     if depth == 0:
         raise ValueError(f"steps are nested deeper than {DEPTH_MAX}")
     for step in steps:
-        own = {**inherited, **{name: value for name, value in step.items() if name != "steps" and value is not None}}
+        fields = {**inherited, **{name: value for name, value in step.items() if name != "steps" and value is not None}}
         inner = step.get("steps") or ()
         if not inner or "prompt" in step or "intent" in step:
-            found.setdefault(str(own["id"]), own)
-        _collect(inner, {name: own[name] for name in _INHERITED if name in own}, found, depth - 1)
+            steps_by_name.setdefault(str(fields["id"]), fields)
+        _collect(inner, {name: fields[name] for name in _INHERITED if name in fields}, steps_by_name, depth - 1)
 
 
 def learned_steps(runs_by_step: Mapping[str, int]) -> tuple[str, ...] | None:
@@ -47,7 +50,7 @@ def learned_steps(runs_by_step: Mapping[str, int]) -> tuple[str, ...] | None:
     runs = max(runs_by_step.values(), default=0)
     if runs < RUNS_TO_LEARN:
         return None
-    return tuple(step for step, seen in runs_by_step.items() if 2 * seen >= runs)
+    return tuple(step for step, runs_with_step in runs_by_step.items() if 2 * runs_with_step >= runs)
 
 
 def tool_name(tool: Any) -> str:
@@ -57,5 +60,5 @@ def tool_name(tool: Any) -> str:
     if not isinstance(tool, Mapping):
         return ""
     inner = tool.get("function")
-    named = inner if isinstance(inner, Mapping) else tool
-    return str(named.get("name") or "")
+    definition = inner if isinstance(inner, Mapping) else tool
+    return str(definition.get("name") or "")

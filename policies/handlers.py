@@ -197,15 +197,15 @@ def registry_of(entry_points: Iterable[EntryPoint]) -> Registry:
     `faults`, so that a broken package does not stop the gateway. If two are registered for one intent, the one whose entry
     point sorts first wins, so that the result does not depend on the order of installation.
     """
-    registry, faults, taken = Registry(), [], set[Intent]()
+    registry, faults, registered = Registry(), [], set[Intent]()
     for point in sorted(entry_points, key=lambda point: (point.name, str(getattr(point, "value", "")))):
         handler = _load_handler(point)
         if isinstance(handler, str):
             faults.append(handler)
-        elif handler.intent in taken:
+        elif handler.intent in registered:
             faults.append(f"handler '{point.name}': another package already brings one for {handler.intent}.")
         else:
-            taken.add(handler.intent)
+            registered.add(handler.intent)
             registry = registry.with_handler(handler)
     return Registry(registry.handlers, tuple(faults))
 

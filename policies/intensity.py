@@ -21,7 +21,7 @@ from policies.values import value_class
 
 NEUTRAL: Final = 5.0
 SCORE_MAX: Final = 10.0
-# A single long run says more about the day than about the agent.
+# Fewer runs than this are too small a sample: a single one may be unusually long.
 RUNS_MIN: Final = 5
 _CREATION_SHARE: Final = 0.3
 
@@ -145,8 +145,10 @@ UNKNOWN_SCORE: Final = IntensityScore(NEUTRAL, NEUTRAL, NEUTRAL)
 def intensity_score(activity: AgentActivity | None = None, shape: WorkflowShape | None = None) -> IntensityScore:
     """The scores of an agent; 5.0 for unknown parts. Execution is unknown before five runs."""
     created = _group_scores(CREATION, {} if shape is None else _shape_values(shape))
-    seen = activity is not None and activity.runs >= RUNS_MIN
-    executed = _group_scores(EXECUTION, _activity_values(activity, shape) if activity is not None and seen else {})
+    has_enough_runs = activity is not None and activity.runs >= RUNS_MIN
+    executed = _group_scores(
+        EXECUTION, _activity_values(activity, shape) if activity is not None and has_enough_runs else {}
+    )
     parts = {f"creation.{name}": score for name, score in created.items()}
     parts |= {f"execution.{name}": score for name, score in executed.items()}
     return combined_score(
@@ -256,11 +258,15 @@ def _group_scores(groups: Iterable[Group], values: Values) -> dict[str, float]:
     """The score of each group with at least one known measure."""
     scores = {}
     for group in groups:
-        given = values.get(group.name, {})
-        known = [(measure, value) for measure in group.measures if (value := given.get(measure.name)) is not None]
-        weight = sum(measure.weight for measure, _ in known)
+        group_values = values.get(group.name, {})
+        measured = [
+            (measure, value) for measure in group.measures if (value := group_values.get(measure.name)) is not None
+        ]
+        weight = sum(measure.weight for measure, _ in measured)
         if weight:
-            scores[group.name] = sum(measure.weight * _normalized(measure, value) for measure, value in known) / weight
+            scores[group.name] = (
+                sum(measure.weight * _normalized(measure, value) for measure, value in measured) / weight
+            )
     return scores
 
 
@@ -270,6 +276,8 @@ def _normalized(measure: Measure, value: float) -> float:
 
 
 def _weighted_mean(groups: Iterable[Group], scores: Mapping[str, float]) -> float | None:
-    known = [group for group in groups if group.name in scores]
-    weight = sum(group.weight for group in known)
-    return min(SCORE_MAX, sum(group.weight * scores[group.name] for group in known) / weight) if weight else None
+    scored_groups = [group for group in groups if group.name in scores]
+    weight = sum(group.weight for group in scored_groups)
+    return (
+        min(SCORE_MAX, sum(group.weight * scores[group.name] for group in scored_groups) / weight) if weight else None
+    )

@@ -52,5 +52,5 @@ def parse_intent(text: str) -> Intent:
     try:
         return Intent(text.strip().lower())
     except ValueError:
-        shown = text.strip()[:40]
-        raise IntentClassificationError(f"'{shown}' is not an intent; the ten are {', '.join(Intent)}.") from None
+        quoted = text.strip()[:40]
+        raise IntentClassificationError(f"'{quoted}' is not an intent; the ten are {', '.join(Intent)}.") from None

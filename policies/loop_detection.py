@@ -90,12 +90,12 @@ def _messages_turn(turns: Sequence[Any]) -> tuple[str, ...] | None:
             results[_text(part.get("tool_use_id"))] = _text(part.get("content"))
         else:
             other_parts.append(_text(part))
-    before = turns[-2] if len(turns) > 1 else None
-    if not results or not isinstance(before, dict) or not isinstance(before.get("content"), list):
+    assistant_turn = turns[-2] if len(turns) > 1 else None
+    if not results or not isinstance(assistant_turn, dict) or not isinstance(assistant_turn.get("content"), list):
         return None
-    calls = [part for part in before["content"] if isinstance(part, dict) and part.get("type") == "tool_use"]
-    asked = [(_text(call.get("id")), _text(call.get("name")), _text(call.get("input"))) for call in calls]
-    joined = _calls_with_results(asked, results)
+    calls = [part for part in assistant_turn["content"] if isinstance(part, dict) and part.get("type") == "tool_use"]
+    calls_made = [(_text(call.get("id")), _text(call.get("name")), _text(call.get("input"))) for call in calls]
+    joined = _calls_with_results(calls_made, results)
     return None if joined is None else (*joined, *other_parts)
 
 

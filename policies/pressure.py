@@ -44,7 +44,7 @@ class Ladder:
         object.__setattr__(self, "tried", tuple(rung for rung in reached if rung is not Rung.REFUSE))
 
     def share_of(self, rung: Rung) -> float | None:
-        return next((share for one, share in self.early if one is rung), None)
+        return next((share for early_rung, share in self.early if early_rung is rung), None)
 
 
 DEFAULT_LADDER: Final = Ladder((Rung.COMPRESS, Rung.ROUTE, Rung.CLAMP, Rung.REFUSE))
@@ -121,12 +121,14 @@ def prompt_room(refused: Refused, demand: Demand, answer_tokens: int) -> int:
 
     For money it is estimated from what this prompt costs, which is exact if all its tokens cost the same.
     """
-    produced = demand.choices * answer_tokens
+    output_tokens = demand.choices * answer_tokens
     if refused.unit == "tokens":
-        return (refused.balance.remaining("tokens") or 0) - produced
+        return (refused.balance.remaining("tokens") or 0) - output_tokens
     if refused.unit == "nano_usd" and demand.prompt_nano_usd:
-        left = (refused.balance.remaining("nano_usd") or 0) - produced * demand.output_nano_usd_per_token
-        return left * demand.prompt_tokens // demand.prompt_nano_usd
+        prompt_nano_usd = (
+            refused.balance.remaining("nano_usd") or 0
+        ) - output_tokens * demand.output_nano_usd_per_token
+        return prompt_nano_usd * demand.prompt_tokens // demand.prompt_nano_usd
     return 0
 
 

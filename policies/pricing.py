@@ -182,7 +182,7 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
     base = _rates(entry, "")
     if entry.get("mode") in _TEXT_MODES and not _has_text_prices(entry):
         return None
-    others = {
+    tier_rates = {
         "image_nano_usd": _nano_usd(entry, ("output_cost_per_image", "input_cost_per_image")),
         "second_nano_usd": _nano_usd(entry, ("input_cost_per_second", "output_cost_per_second", "cost_per_second")),
         "query_nano_usd": _nano_usd(entry, ("input_cost_per_query",)),
@@ -190,16 +190,19 @@ def price_from_map(entry: Mapping[str, Any]) -> Price | None:
             entry, ("input_cost_per_character", "output_cost_per_character"), _PER_MTOK
         ),
     }
-    if base is None and all(value is None for value in others.values()):
+    if base is None and all(value is None for value in tier_rates.values()):
         return None
     rates = base or Rates(0, 0, 0, 0, 0, 0, 0, 0)
     above = _rates_above_thresholds(entry, rates, "")
     tiers = {}
     for tier in _SERVICE_TIERS:
-        own = _rates(entry, f"_{tier}", rates)
-        if own is not None and own != rates:
-            tiers[tier] = (own, _rates_above_thresholds(entry, own, f"_{tier}") or _raised_to_floor(above, own))
-    other_fields |= {name: value or 0 for name, value in others.items()}
+        rates_of_tier = _rates(entry, f"_{tier}", rates)
+        if rates_of_tier is not None and rates_of_tier != rates:
+            tiers[tier] = (
+                rates_of_tier,
+                _rates_above_thresholds(entry, rates_of_tier, f"_{tier}") or _raised_to_floor(above, rates_of_tier),
+            )
+    other_fields |= {name: value or 0 for name, value in tier_rates.items()}
     return Price(rates, above, tiers, **other_fields)
 
 
@@ -239,10 +242,10 @@ def cost_nano_usd(price: Price, usage: Usage, service_tier: object = None) -> in
     )
     per_thousand = usage.audio_ms * price.second_nano_usd
     images = 0 if usage.output_tokens and rates.output else usage.images
-    whole = images * price.image_nano_usd + usage.queries * price.query_nano_usd
+    unit_nano_usd = images * price.image_nano_usd + usage.queries * price.query_nano_usd
     if usage.hosted is not NO_HOSTED_TOOLS:
-        whole += usage.hosted.cost_nano_usd(price.hosted)
-    return -(-(per_million + per_thousand * 1000 + whole * MILLION) // MILLION)
+        unit_nano_usd += usage.hosted.cost_nano_usd(price.hosted)
+    return -(-(per_million + per_thousand * 1000 + unit_nano_usd * MILLION) // MILLION)
 
 
 def worst_media_nano_usd(price: Price, tokens: int, units: Usage, service_tier: object = None) -> int:
@@ -288,10 +291,10 @@ def _scaled_thresholds(above: tuple[tuple[int, Rates], ...], factor: int) -> tup
 
 def _read_factors(entry: Mapping[str, Any]) -> dict[str, int]:
     """The numbers in `provider_specific_entry`; its other values are not prices."""
-    given = entry.get("provider_specific_entry")
-    if not isinstance(given, dict):
+    entries = entry.get("provider_specific_entry")
+    if not isinstance(entries, dict):
         return {}
-    numbers = {name: value for name, value in given.items() if type(value) in (int, float)}
+    numbers = {name: value for name, value in entries.items() if type(value) in (int, float)}
     return {
         name.lower(): _scaled_integer(name, value, Decimal(_FACTORS_SCALE))
         for name, value in numbers.items()
@@ -327,7 +330,7 @@ def _rates_for(base: Rates, above: Iterable[tuple[int, Rates]], prompt_tokens: i
 
 def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> Rates | None:
     """The entry's rates with this suffix; missing ones come from `base`."""
-    given = {
+    costs = {
         "input": _rate(entry, "input_cost_per_token" + suffix),
         "output": _rate(entry, "output_cost_per_token" + suffix),
         "cache_read": _rate(entry, "cache_read_input_token_cost" + suffix),
@@ -337,21 +340,21 @@ def _rates(entry: Mapping[str, Any], suffix: str, base: Rates | None = None) -> 
         "audio_input": _rate(entry, "input_cost_per_audio_token" + suffix),
         "audio_output": _rate(entry, "output_cost_per_audio_token" + suffix),
     }
-    if all(rate is None for rate in given.values()):
+    if all(rate is None for rate in costs.values()):
         return None
     if base is not None:
-        return _with_replaced_rates(base, given)
-    input_rate, output_rate = given["input"] or 0, given["output"] or 0
-    cache_write_rate = given["cache_write"]
+        return _with_replaced_rates(base, costs)
+    input_rate, output_rate = costs["input"] or 0, costs["output"] or 0
+    cache_write_rate = costs["cache_write"]
     return Rates(
         input=input_rate,
         output=output_rate,
-        cache_read=_value_or(given["cache_read"], input_rate),
+        cache_read=_value_or(costs["cache_read"], input_rate),
         cache_write=_value_or(cache_write_rate, input_rate),
-        cache_write_1h=_value_or(given["cache_write_1h"], _value_or(cache_write_rate, input_rate)),
-        reasoning=_value_or(given["reasoning"], output_rate),
-        audio_input=_value_or(given["audio_input"], input_rate),
-        audio_output=_value_or(given["audio_output"], output_rate),
+        cache_write_1h=_value_or(costs["cache_write_1h"], _value_or(cache_write_rate, input_rate)),
+        reasoning=_value_or(costs["reasoning"], output_rate),
+        audio_input=_value_or(costs["audio_input"], input_rate),
+        audio_output=_value_or(costs["audio_output"], output_rate),
     )
 
 
@@ -361,12 +364,12 @@ def _has_text_prices(entry: Mapping[str, Any]) -> bool:
 
 def _tiered_rates(entry: Mapping[str, Any]) -> tuple[tuple[int, Rates], ...]:
     """The rows of a `tiered_pricing` table, ascending: the row that its prompt reaches applies to the whole call."""
-    found = []
+    tiers = []
     for row in _table_rows(entry):
         # A row without a price for answers does not make them free: the entry's own price applies.
-        whole = {"output_cost_per_token": entry.get("output_cost_per_token"), **row}
+        merged_row = {"output_cost_per_token": entry.get("output_cost_per_token"), **row}
         try:
-            rates = _rates(whole, "") if _has_text_prices(whole) else None
+            rates = _rates(merged_row, "") if _has_text_prices(merged_row) else None
         except PriceError as error:
             raise PriceError(_TIERED_PRICING, f"has a row in which {error}") from None
         limits = row.get("range")
@@ -376,8 +379,8 @@ def _tiered_rates(entry: Mapping[str, Any]) -> tuple[tuple[int, Rates], ...]:
             raise PriceError(
                 _TIERED_PRICING, f"has a row whose range begins with {limits[0]!r}, which is no number of tokens"
             )
-        found.append((int(limits[0]), rates))
-    return tuple(sorted(found, key=lambda row: row[0]))
+        tiers.append((int(limits[0]), rates))
+    return tuple(sorted(tiers, key=lambda row: row[0]))
 
 
 def _table_rows(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -387,16 +390,16 @@ def _table_rows(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _with_replaced_rates(base: Rates, given: Mapping[str, int | None]) -> Rates:
+def _with_replaced_rates(base: Rates, replacements: Mapping[str, int | None]) -> Rates:
     """A rate of `base` that equals its plain rate follows that rate's replacement, too."""
-    changed: dict[str, int] = {name: rate for name, rate in given.items() if rate is not None}
-    for plain, followers in (
+    changed: dict[str, int] = {name: rate for name, rate in replacements.items() if rate is not None}
+    for field_name, followers in (
         ("input", ("cache_read", "cache_write", "cache_write_1h", "audio_input")),
         ("output", ("reasoning", "audio_output")),
     ):
-        rate = given[plain]
+        rate = replacements[field_name]
         for name in followers:
-            if rate is not None and name not in changed and getattr(base, name) == getattr(base, plain):
+            if rate is not None and name not in changed and getattr(base, name) == getattr(base, field_name):
                 changed[name] = rate
     return replace(base, **changed)
 
@@ -408,12 +411,14 @@ def _rates_above_thresholds(entry: Mapping[str, Any], base: Rates, tier: str) ->
         match = _THRESHOLD_SUFFIX.search(name.removesuffix(tier) if tier else name)
         if match and (not tier or name.endswith(tier)):
             thresholds.add(int(match[1]))
-    found = []
+    rates_by_threshold = []
     for threshold in sorted(thresholds):
         rates = _rates(entry, f"_above_{threshold}k_tokens{tier}", base)
         if rates is not None:
-            found.append((threshold * 1000 - (entry.get("litellm_provider") == _INCLUSIVE_PROVIDER), rates))
-    return tuple(found)
+            rates_by_threshold.append(
+                (threshold * 1000 - (entry.get("litellm_provider") == _INCLUSIVE_PROVIDER), rates)
+            )
+    return tuple(rates_by_threshold)
 
 
 def _raised_to_floor(above: tuple[tuple[int, Rates], ...], floor: Rates) -> tuple[tuple[int, Rates], ...]:
@@ -456,5 +461,5 @@ def _scaled_integer(name: str, value: object, scale: Decimal) -> int:
     return int(scaled.to_integral_value(rounding="ROUND_CEILING"))
 
 
-def _value_or(given: int | None, otherwise: int) -> int:
-    return otherwise if given is None else given
+def _value_or(value: int | None, default: int) -> int:
+    return default if value is None else value

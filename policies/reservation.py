@@ -286,7 +286,7 @@ def fit(
         else:
             breaches.append(index)
     if refusals:
-        return Fit(0, min(refusals, key=lambda one: (_SEVERITY.index(one[1]), one[0])), tuple(breaches))
+        return Fit(0, min(refusals, key=lambda refusal: (_SEVERITY.index(refusal[1]), refusal[0])), tuple(breaches))
     return Fit(output_tokens, None, tuple(breaches))
 
 
@@ -365,8 +365,10 @@ def place(request: Reserve, accounts: Sequence[Account], now_ms: int) -> Placeme
         request.id, request.owner, names, limits, held, outcome.output_tokens,
         now_ms + request.ttl_ms, request.on_lost, request.draft,
     )  # fmt: skip
-    after = tuple([_with_hold(*pair, held, now_ms) for pair in zip(request.holds, accounts, strict=True)])
-    return Placement(_granted(reservation, request.holds, after, now_ms, outcome.breaches), reservation, after)
+    accounts_after = tuple([_with_hold(*pair, held, now_ms) for pair in zip(request.holds, accounts, strict=True)])
+    return Placement(
+        _granted(reservation, request.holds, accounts_after, now_ms, outcome.breaches), reservation, accounts_after
+    )
 
 
 def repeat_placement(request: Reserve, reservation: Reservation, accounts: Sequence[Account], now_ms: int) -> Placement:
@@ -388,15 +390,17 @@ def extend(
     outcome = fit(extra, holds, accounts, extending=True, held=current.held)
     if outcome.refused is not None:
         return Placement(_refused(outcome.refused, extra, holds, accounts, now_ms))
-    more = extra.amount(outcome.output_tokens)
+    extra_amount = extra.amount(outcome.output_tokens)
     reservation = replace(
         current,
         limits=tuple(hold.limit for hold in holds),
-        held=current.held + more,
+        held=current.held + extra_amount,
         output_tokens=current.output_tokens + outcome.output_tokens,
     )
-    after = tuple(_with_hold(*pair, more, now_ms) for pair in zip(holds, accounts, strict=True))
-    return Placement(_granted(reservation, holds, after, now_ms, outcome.breaches), reservation, after)
+    accounts_after = tuple(_with_hold(*pair, extra_amount, now_ms) for pair in zip(holds, accounts, strict=True))
+    return Placement(
+        _granted(reservation, holds, accounts_after, now_ms, outcome.breaches), reservation, accounts_after
+    )
 
 
 def renewed_reservation(reservation: Reservation, heartbeat: Progress, deadline_ms: int) -> Reservation:
@@ -418,8 +422,8 @@ def _check_same_accounts(reservation: Reservation, holds: Sequence[Hold]) -> Non
         raise ValueError(f"reservation {reservation.id!r} holds on {reservation.accounts}, not on the accounts given")
 
 
-def _with_hold(hold: Hold, account: Account, more: Amount, now_ms: int) -> Account:
-    settled, reserved = account.settled, account.reserved + more
+def _with_hold(hold: Hold, account: Account, extra_amount: Amount, now_ms: int) -> Account:
+    settled, reserved = account.settled, account.reserved + extra_amount
     if (
         settled.tokens + reserved.tokens > AMOUNT_MAX
         or settled.nano_usd + reserved.nano_usd > AMOUNT_MAX
@@ -440,8 +444,8 @@ def _tightened_accounts(
     for hold, account in zip(holds, accounts, strict=True):
         tightened = account.tightened.tightened_by(hold.tighten)
         if tightened != account.tightened:
-            after = replace(account, tightened=tightened, keep_ms=hold.keep_ms, used_ms=now_ms)
-            changed.append((hold.account, after))
+            updated = replace(account, tightened=tightened, keep_ms=hold.keep_ms, used_ms=now_ms)
+            changed.append((hold.account, updated))
     return tuple(changed)
 
 
@@ -454,11 +458,11 @@ def _balances(holds: Sequence[Hold], accounts: Sequence[Account]) -> tuple[Balan
 def _granted(
     reservation: Reservation,
     holds: Sequence[Hold],
-    after: Sequence[Account],
+    accounts_after: Sequence[Account],
     now_ms: int,
     breaches: tuple[int, ...] = (),
 ) -> Granted:
-    balances = _balances(holds, after)
+    balances = _balances(holds, accounts_after)
     observed = tuple(holds[index].account for index in breaches)
     return Granted(
         reservation.id, reservation.output_tokens, reservation.held, reservation.deadline_ms, now_ms, balances, observed

@@ -142,16 +142,16 @@ def route(request: RouteRequest, candidates: Sequence[Candidate], settings: Sett
     A replacement for a named model must be known to have the needed abilities; `auto` accepts models with unknown abilities
     if there is no model with known ones.
     """
-    known = {candidate.name: candidate for candidate in candidates}
-    kept = _named_route(request, known, settings)
-    if kept is not None:
-        return kept
+    candidate_by_name = {candidate.name: candidate for candidate in candidates}
+    named_route = _named_route(request, candidate_by_name, settings)
+    if named_route is not None:
+        return named_route
     fixed_tier = request.model.removeprefix(AUTO).removeprefix(":") if is_auto(request.model) else ""
     if fixed_tier and fixed_tier not in TIERS:
         return NoRoute(
             f"'{request.model[:60]}' names no tier; there are {', '.join(f'auto:{tier}' for tier in TIERS)}."
         )
-    sticky = known.get(request.sticky_model or "")
+    sticky = candidate_by_name.get(request.sticky_model or "")
     if (
         sticky is not None
         and not request.failed_attempts
@@ -170,17 +170,17 @@ def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings:
     Only priced models that are known to have every needed ability; the nearest tier below first, and within it the most
     expensive first, to lose as little quality as possible. Empty if `model` itself has no price.
     """
-    known = {candidate.name: candidate for candidate in candidates}
-    current = known.get(model)
+    candidate_by_name = {candidate.name: candidate for candidate in candidates}
+    current = candidate_by_name.get(model)
     if current is None or current.price is None:
         return ()
     limit = _cost(current, needs)
-    found = [
+    cheaper_candidates = [
         candidate
         for candidate in candidates
         if candidate.price is not None and _is_known_to_take(candidate, needs) and _cost(candidate, needs) < limit
     ]
-    found.sort(
+    cheaper_candidates.sort(
         key=lambda candidate: (
             -TIERS.index(candidate.tier),
             -_cost(candidate, needs),
@@ -196,7 +196,7 @@ def cheaper(model: str, needs: Needs, candidates: Sequence[Candidate], settings:
             True,
             f"{candidate.name} costs {_cost_percent(candidate, limit, needs)} % of {model} for this call.",
         )
-        for candidate in found
+        for candidate in cheaper_candidates
     )
 
 
@@ -207,7 +207,7 @@ def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
         needed.add(TOOLS)
     inner = (_get(body.get(name), "format") for name in ("text", "output_config"))
     formats = (body.get("response_format"), body.get("output_format"), *inner)
-    if any(_get(wanted, "type") == "json_schema" for wanted in formats):
+    if any(_get(response_format, "type") == "json_schema" for response_format in formats):
         needed.add(JSON_SCHEMA)
     return frozenset(needed)
 
@@ -215,29 +215,29 @@ def needed_abilities(body: Mapping[str, Any]) -> frozenset[str]:
 def estimated_prompt_tokens(body: Mapping[str, Any]) -> int:
     """An estimate of a prompt's tokens (chat, Responses or Messages) before they are counted: a third of its characters,
     which is more than English and code come to. Ignores content that is not text. Linear time."""
-    left = [body.get(name) for name in _PROMPT_FIELDS]
+    unvisited = [body.get(name) for name in _PROMPT_FIELDS]
     characters = 0
-    while left:
-        node = left.pop()
+    while unvisited:
+        node = unvisited.pop()
         if isinstance(node, str):
             characters += len(node)
         elif isinstance(node, list):
-            left.extend(node)
+            unvisited.extend(node)
         elif isinstance(node, Mapping) and str(node.get("type")) not in _NON_TEXT_TYPES:
-            left.extend(node.values())
+            unvisited.extend(node.values())
     return characters // 3
 
 
 def _parts(body: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     """Turns and their parts, also those inside the results of tools. The arguments of tool calls are not searched."""
-    left = [body.get("messages"), body.get("input")]
-    while left:
-        node = left.pop()
+    unvisited = [body.get("messages"), body.get("input")]
+    while unvisited:
+        node = unvisited.pop()
         if isinstance(node, list):
-            left.extend(node)
+            unvisited.extend(node)
         elif isinstance(node, Mapping):
             yield node
-            left += [node.get("content"), node.get("output")]
+            unvisited += [node.get("content"), node.get("output")]
 
 
 def _ability(part: Mapping[str, Any]) -> str | None:
@@ -251,13 +251,13 @@ def _get(value: object, name: str) -> object:
     return value.get(name) if isinstance(value, Mapping) else None
 
 
-def _named_route(request: RouteRequest, known: Mapping[str, Candidate], settings: Settings) -> Route | None:
+def _named_route(request: RouteRequest, candidate_by_name: Mapping[str, Candidate], settings: Settings) -> Route | None:
     """The route of a named model that is kept; None if there is a choice."""
     if is_auto(request.model):
         return None
-    asked = known.get(request.model)
-    tier = None if asked is None else asked.tier
-    if asked is None:
+    requested = candidate_by_name.get(request.model)
+    tier = None if requested is None else requested.tier
+    if requested is None:
         reason = "is in no tier, so it cannot be compared with others"
     elif not request.may_reroute:
         reason = "was asked for by name, and rerouting is not allowed here"
@@ -293,8 +293,8 @@ def _best_route(
     request: RouteRequest, wanted_tier: Tier, reason: str, candidates: Sequence[Candidate], settings: Settings
 ) -> Route | NoRoute:
     """The best of the wanted tier; if none of it can take the call, of the nearest tier above, and failing that, below."""
-    at = TIERS.index(wanted_tier)
-    for tier in (*TIERS[at:], *TIERS[:at][::-1]):
+    tier_index = TIERS.index(wanted_tier)
+    for tier in (*TIERS[tier_index:], *TIERS[:tier_index][::-1]):
         capable = [
             candidate for candidate in candidates if candidate.tier is tier and _can_take(candidate, request.needs)
         ]
@@ -309,9 +309,9 @@ def _best_route(
             return Route(best.name, best.tier, best.name != request.model, "; ".join(words) + ".")
     if is_auto(request.model):
         return NoRoute(f"No configured model can take this call: {_why_none(request.needs, candidates)}.")
-    asked = next(candidate for candidate in candidates if candidate.name == request.model)
+    requested = next(candidate for candidate in candidates if candidate.name == request.model)
     return Route(
-        request.model, asked.tier, False, f"{reason}; no model is known to be able to, so {request.model} stays."
+        request.model, requested.tier, False, f"{reason}; no model is known to be able to, so {request.model} stays."
     )
 
 

@@ -380,11 +380,11 @@ class Settings:
     @classmethod
     def from_values(cls, values: Mapping[str, object] = MappingProxyType({})) -> Settings:
         """Validate `values` (full keys); missing keys take their defaults. Raises SettingError for the first fault."""
-        known = {**defaults(), **{key: validated(key, value) for key, value in values.items()}}
+        all_values = {**defaults(), **{key: validated(key, value) for key, value in values.items()}}
         typed: dict[str, Any] = {
-            field.name: _by_intent(known, field.name)
+            field.name: _by_intent(all_values, field.name)
             if field.name in ("token_budget", "compression_strategy")
-            else known[PREFIX + field.name]
+            else all_values[PREFIX + field.name]
             for field in fields(cls)
         }
         return cls(**typed)

@@ -167,10 +167,10 @@ def _resolved_reservation(
 def _booking(
     resolved: Reservation, accounts: Sequence[Account], difference: Amount, freed: Amount, entry: OutboxEntry | None
 ) -> Booking:
-    after = tuple([_booked_account(account, difference, freed, resolved.resolved_ms) for account in accounts])
-    balances = _balances(resolved, after)
+    accounts_after = tuple([_booked_account(account, difference, freed, resolved.resolved_ms) for account in accounts])
+    balances = _balances(resolved, accounts_after)
     return Booking(
-        Resolution(resolved.state, True, resolved.booked, resolved.overrun, balances), resolved, after, entry
+        Resolution(resolved.state, True, resolved.booked, resolved.overrun, balances), resolved, accounts_after, entry
     )
 
 

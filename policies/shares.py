@@ -19,39 +19,39 @@ def proportional_shares(total: int, weights: Sequence[int], caps: Sequence[int])
     if len(weights) != len(caps) or min((total, *weights, *caps)) < 0:
         raise ValueError("weights and caps must be as many, and nothing may be negative")
     shares = [0] * len(weights)
-    left, unfilled = _fill_caps(min(total, sum(caps)), weights, caps, shares)
+    remaining, unfilled = _fill_caps(min(total, sum(caps)), weights, caps, shares)
     if unfilled:
-        _round_shares(left, unfilled, weights, caps, shares)
-    elif left:
+        _round_shares(remaining, unfilled, weights, caps, shares)
+    elif remaining:
         weightless = [position for position, weight in enumerate(weights) if weight == 0]
-        equal = proportional_shares(left, [1] * len(weightless), [caps[position] for position in weightless])
+        equal = proportional_shares(remaining, [1] * len(weightless), [caps[position] for position in weightless])
         for position, share in zip(weightless, equal, strict=True):
             shares[position] = share
     return shares
 
 
-def _fill_caps(left: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> tuple[int, list[int]]:
+def _fill_caps(remaining: int, weights: Sequence[int], caps: Sequence[int], shares: list[int]) -> tuple[int, list[int]]:
     """Fill the shares that reach their caps, the smallest ratio of cap to weight first. Returns what is left, and the rest."""
     weighted = [position for position, weight in enumerate(weights) if weight > 0]
     weighted.sort(key=lambda position: Fraction(caps[position], weights[position]))
     weight_left = sum(weights)
-    for done, position in enumerate(weighted):
-        if left * weights[position] < caps[position] * weight_left:
-            return left, weighted[done:]
+    for filled, position in enumerate(weighted):
+        if remaining * weights[position] < caps[position] * weight_left:
+            return remaining, weighted[filled:]
         shares[position] = caps[position]
-        left -= caps[position]
+        remaining -= caps[position]
         weight_left -= weights[position]
-    return left, []
+    return remaining, []
 
 
 def _round_shares(
-    left: int, unfilled: Sequence[int], weights: Sequence[int], caps: Sequence[int], shares: list[int]
+    remaining: int, unfilled: Sequence[int], weights: Sequence[int], caps: Sequence[int], shares: list[int]
 ) -> None:
     """Round the exact shares half up, which is Webster's result for whatever they then sum to, and correct that sum token by token."""
     weight = sum(weights[position] for position in unfilled)
     for position in unfilled:
-        shares[position] = (2 * left * weights[position] + weight) // (2 * weight)
-    missing = left - sum(shares[position] for position in unfilled)
+        shares[position] = (2 * remaining * weights[position] + weight) // (2 * weight)
+    missing = remaining - sum(shares[position] for position in unfilled)
     if missing:
         _correct_sum(missing, weights, caps, shares)
 

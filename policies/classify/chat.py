@@ -23,12 +23,12 @@ def step_text_from_chat(body: Mapping[str, Any], step: str | None, workflow: str
     because it is the upstream's job to refuse a malformed request.
     """
     messages = body.get("messages")
-    listed: Sequence[Any] = messages if isinstance(messages, list) else ()
+    message_list: Sequence[Any] = messages if isinstance(messages, list) else ()
     return StepText(
         step=step,
         workflow=workflow,
-        system=_system(listed[:MESSAGES_SEARCHED]),
-        prompt=_last_user(listed),
+        system=_system(message_list[:MESSAGES_SEARCHED]),
+        prompt=_last_user(message_list),
         tools=tuple(_tool_names(body)),
         response_format=_response_format(body.get("response_format")),
     )
@@ -70,12 +70,12 @@ def _tool_names(body: Mapping[str, Any]) -> Iterable[str]:
             yield name
 
 
-def _response_format(asked: Any) -> str | None:
-    if not isinstance(asked, Mapping):
+def _response_format(response_format: Any) -> str | None:
+    if not isinstance(response_format, Mapping):
         return None
-    schema = asked.get("json_schema")
+    schema = response_format.get("json_schema")
     if isinstance(schema, Mapping) and isinstance(schema.get("schema"), Mapping):
         # A schema that is too large is truncated and then no longer parses, so it counts as "some JSON".
         return json.dumps(schema["schema"], separators=(",", ":"), ensure_ascii=False, default=str)[:SCHEMA_CHARS]
-    kind = asked.get("type")
+    kind = response_format.get("type")
     return kind if isinstance(kind, str) and kind != "text" else None

@@ -50,15 +50,15 @@ def classify(
     return by_model
 
 
-def plan_takes_precedence(planned: str, found: str) -> bool:
+def plan_takes_precedence(planned: str, classified: str) -> bool:
     """Whether a call's intent is that of its step in the run's plan, by the sources of the two.
 
     What the announcement of a run declares counts like a workflow's declaration. A prompt in it decides only if the call's own text
     says too little. Steps of past runs (`cache`) decide nothing.
     """
-    if found in ("header", "declared"):
+    if classified in ("header", "declared"):
         return False
-    return planned == "declared" or (found == "fallback" and planned in ("rules", "model", "llm"))
+    return planned == "declared" or (classified == "fallback" and planned in ("rules", "model", "llm"))
 
 
 def classify_by_model(evidence: Evidence) -> Classification:
@@ -70,8 +70,8 @@ def classify_by_model(evidence: Evidence) -> Classification:
         source="model",
         reasoning=reasoning_for(evidence.hints, intent),
         alternatives=tuple(
-            Alternative(other, round(chance, 3))
-            for other, chance in others[:ALTERNATIVES_MAX]
-            if chance >= ALTERNATIVE_MIN
+            Alternative(other, round(probability, 3))
+            for other, probability in others[:ALTERNATIVES_MAX]
+            if probability >= ALTERNATIVE_MIN
         ),
     )

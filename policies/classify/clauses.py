@@ -19,18 +19,18 @@ _LOOK_BACK = 14
 
 def split_clauses(text: str) -> list[list[str]]:
     """At most `CLAUSES_MAX` clauses in reading order; a comma is kept as a word, a colon ends a clause."""
-    found: list[list[str]] = []
+    clauses: list[list[str]] = []
     for sentence in _SENTENCE.split(text.replace("’", "'")):
         words = without_claims(_WORD.findall(sentence.lower()))
         start = 0
-        for at, word in enumerate([*words, ":"]):
+        for index, word in enumerate([*words, ":"]):
             if word == ":":
-                if at > start:
-                    found.append(words[start:at])
-                start = at + 1
-        if len(found) >= CLAUSES_MAX:
+                if index > start:
+                    clauses.append(words[start:index])
+                start = index + 1
+        if len(clauses) >= CLAUSES_MAX:
             break
-    return found[:CLAUSES_MAX]
+    return clauses[:CLAUSES_MAX]
 
 
 def without_claims(words: list[str]) -> list[str]:
@@ -38,40 +38,42 @@ def without_claims(words: list[str]) -> list[str]:
     grammar = lexicon().grammar
     words = _without_overrides(words)
     cut: set[int] = set()
-    for at, word in enumerate(words):
+    for index, word in enumerate(words):
         if word in grammar.intent_forms:
-            start_index = _claim_start(words, at, grammar)
+            start_index = _claim_start(words, index, grammar)
             if start_index is not None:
-                cut.update(range(start_index, at + 1))
-    return [word for at, word in enumerate(words) if at not in cut] if cut else words
+                cut.update(range(start_index, index + 1))
+    return [word for index, word in enumerate(words) if index not in cut] if cut else words
 
 
-def _claim_start(words: list[str], at: int, grammar: Grammar) -> int | None:
-    """The start of the claim that ends in the intent word at `at`; None if the word is not part of a claim."""
-    if _is_list_of_choices(words, at, grammar):
+def _claim_start(words: list[str], index: int, grammar: Grammar) -> int | None:
+    """The start of the claim that ends in the intent word at `index`; None if the word is not part of a claim."""
+    if _is_list_of_choices(words, index, grammar):
         return None
-    first = max(0, at - _LOOK_BACK)
-    before = words[first:at]
-    following = words[at + 1 : at + 5]
-    start_index = next((back for back in range(len(before)) if _is_claim_start(before, back, following, grammar)), None)
+    first = max(0, index - _LOOK_BACK)
+    words_before = words[first:index]
+    following = words[index + 1 : index + 5]
+    start_index = next(
+        (back for back in range(len(words_before)) if _is_claim_start(words_before, back, following, grammar)), None
+    )
     if start_index is not None:
         return _include_preface(words, first + start_index)
     if not grammar.label_words.isdisjoint(following[:1]) or _is_said_as_label(following, grammar):
-        return _include_preface(words, max(first, at - 3))
+        return _include_preface(words, max(first, index - 3))
     return None
 
 
-def _is_claim_start(before: list[str], back: int, following: list[str], grammar: Grammar) -> bool:
-    word, rest = before[back], before[back + 1 :]
-    linked = not grammar.links.isdisjoint(rest)
+def _is_claim_start(words_before: list[str], back: int, following: list[str], grammar: Grammar) -> bool:
+    word, words_after = words_before[back], words_before[back + 1 :]
+    linked = not grammar.links.isdisjoint(words_after)
     if word in grammar.label_words:
-        return not rest or linked
+        return not words_after or linked
     if word in grammar.stances and linked:
-        return any(own in grammar.pronouns or own in grammar.own_nouns for own in rest)
+        return any(word_after in grammar.pronouns or word_after in grammar.own_nouns for word_after in words_after)
     return (
         word in grammar.pronouns
         and not grammar.own_nouns.isdisjoint(following[:1])
-        and bool({"is", "was", "as"} & set(rest))
+        and bool({"is", "was", "as"} & set(words_after))
     )
 
 
@@ -88,17 +90,17 @@ def _include_preface(words: list[str], start_index: int) -> int:
     return 0 if 0 < start_index <= 8 and words[start_index - 1] == ":" else start_index
 
 
-def _is_list_of_choices(words: list[str], at: int, grammar: Grammar) -> bool:
+def _is_list_of_choices(words: list[str], index: int, grammar: Grammar) -> bool:
     """Three intent words in one sentence are the choices of a router, which is legitimate."""
-    return len({word for word in words[max(0, at - 12) : at + 12] if word in grammar.intent_forms}) >= 3
+    return len({word for word in words[max(0, index - 12) : index + 12] if word in grammar.intent_forms}) >= 3
 
 
 def _without_overrides(words: list[str]) -> list[str]:
     grammar = lexicon().grammar
-    for at, word in enumerate(words):
+    for index, word in enumerate(words):
         if word in grammar.overrides:
-            reach = words[at + 1 : at + 8]
+            reach = words[index + 1 : index + 8]
             ends = [step for step, target in enumerate(reach) if target in grammar.rule_words]
             if ends:
-                return words[:at] + words[at + 2 + ends[-1] :]
+                return words[:index] + words[index + 2 + ends[-1] :]
     return words

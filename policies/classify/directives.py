@@ -57,59 +57,70 @@ def _directives_of_clause(clause: Sequence[str], words: Lexicon) -> list[Directi
 
 def _second_directive(clause: Sequence[str], head: int, words: Lexicon) -> list[Directive]:
     """ "Fetch my last mail and summarize it": the verb after the first "and" counts as well."""
-    for at in range(head + 1, min(len(clause) - 1, head + 16)):
-        if clause[at] in ("and", "then", "und", "et", "y"):
-            directive = parse_directive(clause, at + 1 + (clause[at + 1] in words.grammar.fillers), "second", words)
+    for index in range(head + 1, min(len(clause) - 1, head + 16)):
+        if clause[index] in ("and", "then", "und", "et", "y"):
+            directive = parse_directive(
+                clause, index + 1 + (clause[index + 1] in words.grammar.fillers), "second", words
+            )
             if directive is not None:
                 return [directive]
     return []
 
 
 def _stated_directives(clause: Sequence[str], words: Lexicon) -> list[Directive]:
-    found: list[Directive] = []
-    for at, word in enumerate(clause[:40]):
-        start, via = _verb_after(clause, at, word, words)
+    directives: list[Directive] = []
+    for index, word in enumerate(clause[:40]):
+        start, via = _verb_after(clause, index, word, words)
         if start is None:
             continue
         directive = parse_directive(
             clause, start + (start < len(clause) and clause[start] in words.grammar.fillers), via, words
         )
         if directive is not None:
-            found.append(directive)
-        if len(found) == 3:
+            directives.append(directive)
+        if len(directives) == 3:
             break
-    return found
+    return directives
 
 
-def _verb_after(clause: Sequence[str], at: int, word: str, words: Lexicon) -> tuple[int | None, str]:
+def _verb_after(clause: Sequence[str], index: int, word: str, words: Lexicon) -> tuple[int | None, str]:
     """The position where a verb may follow this word, and how explicit the directive is."""
-    following = clause[at + 1 : at + 6]
+    following = clause[index + 1 : index + 6]
     if word in words.grammar.task_nouns and "to" in following:
-        return at + 2 + following.index("to"), "task"
+        return index + 2 + following.index("to"), "task"
     if word in words.grammar.task_nouns and following[:1] == ["is"]:
-        return at + 2, "task"
+        return index + 2, "task"
     if word in words.grammar.expertise:
         for step, link in enumerate(following[:3]):
             if link in words.grammar.expertise_links:
-                return at + 2 + step, "task" if word in ("tasked", "asked", "instructed", "assigned") else "expertise"
+                return index + 2 + step, "task" if word in (
+                    "tasked",
+                    "asked",
+                    "instructed",
+                    "assigned",
+                ) else "expertise"
     if word == "you" and following and following[0] in words.grammar.modals:
         skip = 1 + (following[1:2] == ["to"]) + (following[1:2] in (["also"], ["then"], ["now"], ["first"]))
-        return at + 1 + skip, "task" if following[0] != "can" else "expertise"
-    if word in ("need", "want", "like") and "to" in following[:2] and {"i", "we"} & set(clause[max(0, at - 2) : at]):
-        return at + 2 + following.index("to"), "task"
+        return index + 1 + skip, "task" if following[0] != "can" else "expertise"
+    if (
+        word in ("need", "want", "like")
+        and "to" in following[:2]
+        and {"i", "we"} & set(clause[max(0, index - 2) : index])
+    ):
+        return index + 2 + following.index("to"), "task"
     if word == "you" and following:
-        return at + 1, "expertise"
+        return index + 1, "expertise"
     if word in ("who", "that") and clause[0] in ("you", "act", "as", "this"):
-        return at + 1, "expertise"
+        return index + 1, "expertise"
     if word == "help" and following[:1] in (["me"], ["us"]):
-        return at + 2, "task"
+        return index + 2, "task"
     return None, ""
 
 
 def _aside_directive(clause: Sequence[str], words: Lexicon) -> list[Directive]:
     """ "Given the notes, write …": the verb after a comma or a "please", or "Given the notes verify if …"."""
-    for at, word in enumerate(clause[:60]):
-        start = at + 1
+    for index, word in enumerate(clause[:60]):
+        start = index + 1
         if word in (",", "please"):
             while start < len(clause) and clause[start] in words.grammar.fillers:
                 start += 1
@@ -122,55 +133,55 @@ def _aside_directive(clause: Sequence[str], words: Lexicon) -> list[Directive]:
     return []
 
 
-def parse_directive(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Directive | None:
+def parse_directive(clause: Sequence[str], index: int, via: str, words: Lexicon) -> Directive | None:
     """The directive whose verb is at this word; None if there is no known verb."""
-    if at >= len(clause):
+    if index >= len(clause):
         return None
-    verb, ends = _verb_at(clause, at, words)
+    verb, ends = _verb_at(clause, index, words)
     if verb is None:
-        return _carried_directive(clause, at, via, words)
+        return _carried_directive(clause, index, via, words)
     produces, object_word = _object_after(clause, ends, words)
     return Directive(verb, words.verbs.get(verb, ()), produces, object_word, via)
 
 
-def _carried_directive(clause: Sequence[str], at: int, via: str, words: Lexicon) -> Directive | None:
+def _carried_directive(clause: Sequence[str], index: int, via: str, words: Lexicon) -> Directive | None:
     """ "Use the tools to gather facts" asks to gather; "take both drafts and merge them" asks to merge."""
-    if clause[at] not in words.grammar.carriers:
+    if clause[index] not in words.grammar.carriers:
         return None
-    for step in range(at + 1, min(len(clause) - 1, at + 24)):
+    for step in range(index + 1, min(len(clause) - 1, index + 24)):
         if clause[step] in ("to", "and", "then") and words.forms.get(clause[step + 1]) is not None:
             return parse_directive(clause, step + 1, via, words)
     return None
 
 
-def _is_list_item(clause: Sequence[str], at: int, words: Lexicon) -> bool:
+def _is_list_item(clause: Sequence[str], index: int, words: Lexicon) -> bool:
     """Whether a word that could be a verb is an item of a list: "given question, answer and context"."""
     return (
-        at < len(clause)
-        and clause[at] in words.grammar.noun_verbs
-        and clause[at + 1 : at + 2] in (["and"], [","], ["or"], ["from"], [])
+        index < len(clause)
+        and clause[index] in words.grammar.noun_verbs
+        and clause[index + 1 : index + 2] in (["and"], [","], ["or"], ["from"], [])
     )
 
 
-def _verb_at(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None, int]:
+def _verb_at(clause: Sequence[str], index: int, words: Lexicon) -> tuple[str | None, int]:
     for length in (3, 2):
-        phrase = words.phrases.get(tuple(clause[at : at + length]))
+        phrase = words.phrases.get(tuple(clause[index : index + length]))
         if phrase is not None:
-            return phrase, at + length
-    form = clause[at]
+            return phrase, index + length
+    form = clause[index]
     base = words.forms.get(form)
     if base is None or form in words.grammar.negations:
-        return None, at
+        return None, index
     if base == "fasse" and "zusammen" in clause:
         base = "summarize"
-    return base, at + 1
+    return base, index + 1
 
 
-def _object_after(clause: Sequence[str], at: int, words: Lexicon) -> tuple[str | None, str | None]:
+def _object_after(clause: Sequence[str], index: int, words: Lexicon) -> tuple[str | None, str | None]:
     """The first known product after a verb: the name of its intent, and the first noun-like word."""
     first: str | None = None
     vague: str | None = None
-    for word in clause[at : at + _OBJECT_REACH]:
+    for word in clause[index : index + _OBJECT_REACH]:
         if word in words.grammar.articles or word == ",":
             continue
         first = first or word

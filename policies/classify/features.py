@@ -122,14 +122,14 @@ def _read_name(name: str | None, words: Lexicon, evidence: _EvidenceCollector) -
     )
     if tokens and tokens[0] in words.grammar.question_words and len(tokens) > 1:
         evidence.raise_to("n1q", 1.0)
-    for place, token in enumerate(tokens[:8]):
+    for index, token in enumerate(tokens[:8]):
         evidence.raise_to(f"nt={token}", 1.0)
-        if place == 0:
+        if index == 0:
             _read_first_of_name(token, tokens[-1], words, evidence)
         else:
             for intent, strong in words.verbs.get(words.forms.get(token, ""), ()):
                 evidence.raise_to(f"n:{intent}", 1.0 if strong else 0.5)
-        _read_noun_of_name(token, place == len(tokens) - 1, place, words, evidence)
+        _read_noun_of_name(token, index == len(tokens) - 1, index, words, evidence)
 
 
 def _read_first_of_name(token: str, last: str, words: Lexicon, evidence: _EvidenceCollector) -> None:
@@ -152,15 +152,15 @@ def _names_activity(word: str, words: Lexicon) -> bool:
     return word in words.nominals and word not in words.objects
 
 
-def _read_noun_of_name(token: str, last: bool, place: int, words: Lexicon, evidence: _EvidenceCollector) -> None:
-    is_verb = place == 0 and token in words.forms
+def _read_noun_of_name(token: str, last: bool, index: int, words: Lexicon, evidence: _EvidenceCollector) -> None:
+    is_verb = index == 0 and token in words.forms
     for group, table in (("nn", words.nominals), ("na", words.agents), ("no", words.objects)):
-        named = table.get(token)
-        if named is None:
+        intent = table.get(token)
+        if intent is None:
             continue
-        evidence.raise_to(f"{group}{'L' if last else ''}:{named}", 1.0)
+        evidence.raise_to(f"{group}{'L' if last else ''}:{intent}", 1.0)
         if last and not is_verb and (group == "na" or (group == "nn" and _names_activity(token, words))):
-            evidence.add_hint("name", named, group == "na", f"the step's name ends with '{token}'")
+            evidence.add_hint("name", intent, group == "na", f"the step's name ends with '{token}'")
 
 
 def _has_direct_request(directives: Sequence[Directive]) -> bool:
@@ -220,13 +220,13 @@ def _hint_directive(rank: int, directive: Directive, evidence: _EvidenceCollecto
 def _read_role(clauses: Iterable[Sequence[str]], words: Lexicon, evidence: _EvidenceCollector) -> None:
     """ "You are a senior code reviewer who …": the last agent noun of the first part of the clause."""
     for clause in clauses:
-        for at, word in enumerate(clause[:6]):
+        for index, word in enumerate(clause[:6]):
             if (
                 word in words.grammar.role_openers
-                and at + 1 < len(clause)
-                and (at == 0 or clause[at - 1] in ("you", "act", "acting", "role", "i"))
+                and index + 1 < len(clause)
+                and (index == 0 or clause[index - 1] in ("you", "act", "acting", "role", "i"))
             ):
-                agent = _agent_noun(clause[at + 1 : at + 14], words)
+                agent = _agent_noun(clause[index + 1 : index + 14], words)
                 if agent is not None:
                     intent = words.agents[agent]
                     evidence.raise_to(f"g:{intent}", 1.0)
@@ -236,7 +236,7 @@ def _read_role(clauses: Iterable[Sequence[str]], words: Lexicon, evidence: _Evid
 
 
 def _agent_noun(clause: Sequence[str], words: Lexicon) -> str | None:
-    found: str | None = None
+    noun: str | None = None
     for word in clause:
         if word in (
             "who",
@@ -256,8 +256,8 @@ def _agent_noun(clause: Sequence[str], words: Lexicon) -> str | None:
         ):
             break
         if word in words.agents:
-            found = word
-    return found
+            noun = word
+    return noun
 
 
 def _read_products(clauses: Sequence[Sequence[str]], words: Lexicon, evidence: _EvidenceCollector) -> None:
@@ -283,8 +283,8 @@ def _read_products(clauses: Sequence[Sequence[str]], words: Lexicon, evidence: _
             ["emit"],
         ):
             group = "eo" if expected else "ro"
-            named = [word for word in clause[:10] if word in words.objects]
-            specific = [word for word in named if word not in words.grammar.vague_objects] or named
+            object_nouns = [word for word in clause[:10] if word in words.objects]
+            specific = [word for word in object_nouns if word not in words.grammar.vague_objects] or object_nouns
             if specific:
                 produced = words.objects[specific[0]]
                 evidence.raise_to(f"{group}:{produced}", 1.0)
@@ -295,25 +295,25 @@ def _read_products(clauses: Sequence[Sequence[str]], words: Lexicon, evidence: _
 
 def _read_cues(tokens: Sequence[str], words: Lexicon, evidence: _EvidenceCollector) -> None:
     cues = words.cues
-    for at, (word, following) in enumerate(pairwise([*tokens, ""])):
+    for index, (word, following) in enumerate(pairwise([*tokens, ""])):
         by_second = cues.get(word)
         if by_second is None:
             continue
         for ending, name in chain(by_second.get("", ()), by_second.get(following, ()) if following else ()):
-            if not ending or tuple(tokens[at + 2 : at + 2 + len(ending)]) == ending:
+            if not ending or tuple(tokens[index + 2 : index + 2 + len(ending)]) == ending:
                 evidence.add(f"q:{name}", 1.0)
-                if at < 60:
+                if index < 60:
                     evidence.raise_to(f"qh:{name}", 1.0)
 
 
 def _read_tools(tools: Sequence[str], words: Lexicon, evidence: _EvidenceCollector) -> None:
     for tool in tools[:40]:
         tokens = name_words(tool)
-        for place, token in enumerate(tokens[:6]):
+        for index, token in enumerate(tokens[:6]):
             intent = words.tools.get(token)
             if intent is not None:
-                evidence.raise_to(f"k:{intent}", 1.0 if place == 0 else 0.6)
-                if place == 0:
+                evidence.raise_to(f"k:{intent}", 1.0 if index == 0 else 0.6)
+                if index == 0:
                     break
     if len(tools) == 1:
         for name, value in list(evidence.features.items()):
@@ -327,8 +327,10 @@ def _read_cjk(step: StepText, words: Lexicon, evidence: _EvidenceCollector) -> N
     text = clip(step.system or "")[:400] + clip(step.prompt)[:400] + (step.step or "")[:NAME_CHARS]
     if text.isascii():
         return
-    places = [(text.find(word), word, intent) for word, intent in words.cjk]
-    for rank, (_, word, intent) in enumerate(sorted(place for place in places if place[0] >= 0)[:4]):
+    occurrences = [(text.find(word), word, intent) for word, intent in words.cjk]
+    for rank, (_, word, intent) in enumerate(
+        sorted(occurrence for occurrence in occurrences if occurrence[0] >= 0)[:4]
+    ):
         evidence.add(f"a:{intent}", 1.0 / (1 + rank))
         if rank == 0:
             evidence.raise_to(f"a1:{intent}", 1.0)
@@ -351,8 +353,8 @@ def _read_form(
 
 
 def _read_ngrams(tokens: Sequence[str], evidence: _EvidenceCollector) -> None:
-    plain = [token for token in tokens[:NGRAM_WORDS] if token not in (",", ":")]
-    for at, token in enumerate(plain):
+    words_only = [token for token in tokens[:NGRAM_WORDS] if token not in (",", ":")]
+    for index, token in enumerate(words_only):
         evidence.raise_to(f"w={token}", 0.5)
-        if at:
-            evidence.raise_to(f"w={plain[at - 1]} {token}", 0.5)
+        if index:
+            evidence.raise_to(f"w={words_only[index - 1]} {token}", 0.5)

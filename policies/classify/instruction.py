@@ -55,11 +55,11 @@ def instruction_part(text: str) -> str:
     If everything looks like data, the first lines are returned, as the best guess of what is asked.
     """
     bounded = clip(text)
-    plain = _TEMPLATE.sub(" _ ", _QUOTE.sub(" ", _without_tagged(_without_fences(bounded))))
-    asked = _without_labelled(plain)
-    if not any(c.isalpha() and c != "_" for c in asked):
-        asked = plain if any(c.isalpha() for c in plain) else bounded
-    return _head_and_tail(asked)
+    without_data = _TEMPLATE.sub(" _ ", _QUOTE.sub(" ", _without_tagged(_without_fences(bounded))))
+    instruction = _without_labelled(without_data)
+    if not any(c.isalpha() and c != "_" for c in instruction):
+        instruction = without_data if any(c.isalpha() for c in without_data) else bounded
+    return _head_and_tail(instruction)
 
 
 def _head_and_tail(text: str) -> str:
@@ -71,48 +71,48 @@ def _head_and_tail(text: str) -> str:
 
 def _without_fences(text: str) -> str:
     """Remove the text between pairs of fences; an unclosed fence is left alone."""
-    kept: list[str] = []
-    at = 0
-    opened: re.Match[str] | None = None
+    parts: list[str] = []
+    position = 0
+    opening: re.Match[str] | None = None
     for fence in _FENCE.finditer(text):
-        if opened is None:
-            opened = fence
-        elif fence.group() == opened.group():
-            inside = text[opened.end() : fence.start()]
-            kept.append(text[at : opened.start()])
+        if opening is None:
+            opening = fence
+        elif fence.group() == opening.group():
+            content = text[opening.end() : fence.start()]
+            parts.append(text[position : opening.start()])
             # Triple quotes around a whole prompt are how Python authors write it, not data.
-            is_prompt = fence.group() in _PYTHON_QUOTES and not text[: opened.start()].strip()
-            kept.append(inside if is_prompt or len(inside) <= QUOTED_CHARS else " ")
-            at = fence.end()
-            opened = None
-    kept.append(text[at:])
-    return "".join(kept)
+            is_prompt = fence.group() in _PYTHON_QUOTES and not text[: opening.start()].strip()
+            parts.append(content if is_prompt or len(content) <= QUOTED_CHARS else " ")
+            position = fence.end()
+            opening = None
+    parts.append(text[position:])
+    return "".join(parts)
 
 
 def _without_tagged(text: str) -> str:
     """Remove `<email>…</email>` and the like. Each tag name is searched for once, so the time is linear."""
-    kept: list[str] = []
-    at = 0
+    parts: list[str] = []
+    position = 0
     unclosed: set[str] = set()
     for _ in range(_TAGS_MAX):
-        opened = _OPEN_TAG.search(text, at)
-        if opened is None:
+        opening = _OPEN_TAG.search(text, position)
+        if opening is None:
             break
-        name = opened.group(1)
-        close = -1 if name in unclosed else text.find(f"</{name}>", opened.end())
-        kept.append(text[at : opened.start()])
-        at = opened.end()
+        name = opening.group(1)
+        close = -1 if name in unclosed else text.find(f"</{name}>", opening.end())
+        parts.append(text[position : opening.start()])
+        position = opening.end()
         if close < 0:
             unclosed.add(name)
-        elif name.lower() not in lexicon().grammar.instruction_tags and close - opened.end() > QUOTED_CHARS:
-            at = close + len(name) + 3
-    kept.append(text[at:])
-    return " ".join(kept)
+        elif name.lower() not in lexicon().grammar.instruction_tags and close - opening.end() > QUOTED_CHARS:
+            position = close + len(name) + 3
+    parts.append(text[position:])
+    return " ".join(parts)
 
 
 def _without_labelled(text: str) -> str:
     """Remove the paragraph after a label such as "Transcript:" or a line such as "Summarize this text:"."""
-    kept: list[str] = []
+    lines_kept: list[str] = []
     in_data = False
     waiting = False
     for line in text.split("\n"):
@@ -129,7 +129,7 @@ def _without_labelled(text: str) -> str:
             continue
         if bare.startswith(">"):
             continue
-        kept.append(line)
+        lines_kept.append(line)
         if bare.endswith(":") and _DATA_COLON.search(bare[-160:]):
             in_data = waiting = True
-    return "\n".join(kept)
+    return "\n".join(lines_kept)

@@ -99,22 +99,22 @@ def lexicon() -> Lexicon:
 
 
 def _by_word(groups: dict[str, str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    intent_by_word: dict[str, str] = {}
     for intent, words in groups.items():
         for word in words.split():
-            found.setdefault(word, intent)
-    return found
+            intent_by_word.setdefault(word, intent)
+    return intent_by_word
 
 
 def _verbs(data: dict[str, Any]) -> dict[str, tuple[Meaning, ...]]:
-    found: dict[str, list[Meaning]] = {}
+    meanings_by_verb: dict[str, list[Meaning]] = {}
     for intent, words in data["verbs"].items():
         for word in words.split():
-            found.setdefault(word.rstrip("*"), []).append((intent, word.endswith("*")))
+            meanings_by_verb.setdefault(word.rstrip("*"), []).append((intent, word.endswith("*")))
     for intent, words in data["foreign"].items():
         for word in words.split():
-            found.setdefault(word, [(intent, True)])
-    return {verb: tuple(meanings) for verb, meanings in found.items()}
+            meanings_by_verb.setdefault(word, [(intent, True)])
+    return {verb: tuple(meanings) for verb, meanings in meanings_by_verb.items()}
 
 
 def _forms(verbs: dict[str, tuple[Meaning, ...]]) -> dict[str, str]:
@@ -136,18 +136,18 @@ def _inflected(verb: str) -> tuple[str, ...]:
 
 
 def _keys(groups: dict[str, str]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
+    intents_by_key: dict[str, list[str]] = {}
     for intent, words in groups.items():
         for word in words.split():
-            found.setdefault(word, []).append(intent)
-    return {key: tuple(intents) for key, intents in found.items()}
+            intents_by_key.setdefault(word, []).append(intent)
+    return {key: tuple(intents) for key, intents in intents_by_key.items()}
 
 
 def _cues(groups: dict[str, list[str]]) -> dict[str, dict[str, list[tuple[tuple[str, ...], str]]]]:
-    found: dict[str, dict[str, list[tuple[tuple[str, ...], str]]]] = {}
+    cues: dict[str, dict[str, list[tuple[tuple[str, ...], str]]]] = {}
     for name, phrases in groups.items():
         for phrase in phrases:
-            first, second, *rest = [*phrase.replace("_", " ").split(), ""]
-            ending = tuple(word for word in rest if word)
-            found.setdefault(first, {}).setdefault(second, []).append((ending, name))
-    return found
+            first, second, *remaining_words = [*phrase.replace("_", " ").split(), ""]
+            ending = tuple(word for word in remaining_words if word)
+            cues.setdefault(first, {}).setdefault(second, []).append((ending, name))
+    return cues

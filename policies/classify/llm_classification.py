@@ -38,7 +38,7 @@ _SYSTEM = "\n".join(
 
 def llm_prompt(step: StepText) -> list[dict[str, str]]:
     """The chat messages to send, about 900 tokens at most, with the step's content fenced as data."""
-    shown = {
+    step_fields = {
         "step": step.step[:NAME_CHARS] if step.step else None,
         "workflow": step.workflow[:NAME_CHARS] if step.workflow else None,
         "system": instruction_part(step.system)[:QUESTION_CHARS] if step.system else None,
@@ -46,7 +46,7 @@ def llm_prompt(step: StepText) -> list[dict[str, str]]:
         "tools": [tool[:NAME_CHARS] for tool in step.tools[:20]],
         "response_format": step.response_format[:500] if step.response_format else None,
     }
-    data = json.dumps(shown, ensure_ascii=True)
+    data = json.dumps(step_fields, ensure_ascii=True)
     return [
         {"role": "system", "content": _SYSTEM},
         {
@@ -58,8 +58,8 @@ def llm_prompt(step: StepText) -> list[dict[str, str]]:
 
 def parse_llm_answer(text: str) -> Classification | None:
     """The classification in a model's answer; None if it has no JSON object with one of the ten intents."""
-    for found in _OBJECT.finditer(text[:ANSWER_CHARS]):
-        answer = _parse_object(found.group())
+    for match in _OBJECT.finditer(text[:ANSWER_CHARS]):
+        answer = _parse_object(match.group())
         intent = _parse_intent(answer.get("intent"))
         if intent is None:
             continue
@@ -80,10 +80,10 @@ def _one_line(text: str) -> str:
 
 def _parse_object(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _parse_intent(value: object) -> Intent | None:

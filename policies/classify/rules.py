@@ -30,7 +30,7 @@ PAIR_CONFIDENCES: Mapping[frozenset[str], float] = MappingProxyType(
 def classify_by_rules(evidence: Evidence, confidence_threshold: float) -> Classification | None:
     """The intent that the evidence agrees on; None if it does not agree, or its confidence is below the threshold."""
     kinds = _kinds_by_intent(evidence.hints)
-    scored = {intent: _confidence(found) for intent, found in kinds.items()}
+    scored = {intent: _confidence(evidence_kinds) for intent, evidence_kinds in kinds.items()}
     sure = [intent for intent, confidence in scored.items() if confidence > 0]
     if len(sure) != 1 or _contradicted(sure[0], kinds):
         return None
@@ -69,6 +69,6 @@ def _contradicted(intent: str, kinds: dict[str, set[str]]) -> bool:
     return any(other != intent and other_kinds & {"name", "ask"} for other, other_kinds in kinds.items())
 
 
-def _alternatives(kinds: dict[str, set[str]], intent: str, left: float) -> tuple[Alternative, ...]:
+def _alternatives(kinds: dict[str, set[str]], intent: str, remaining_confidence: float) -> tuple[Alternative, ...]:
     others = [other for other in kinds if other != intent][:3]
-    return tuple(Alternative(Intent(other), round(left / len(others), 3)) for other in others)
+    return tuple(Alternative(Intent(other), round(remaining_confidence / len(others), 3)) for other in others)

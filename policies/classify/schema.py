@@ -28,31 +28,31 @@ def schema_features(response_format: str | None, words: Lexicon) -> dict[str, fl
 
 
 def _key_features(fields: list[tuple[str, str, bool]], words: Lexicon) -> dict[str, float]:
-    found: dict[str, float] = {}
+    features: dict[str, float] = {}
     for name, _, _ in fields[:20]:
         key = name.lower()
-        whole = words.keys.get(key)
-        intents = whole or words.keys.get(key.rsplit("_", 1)[-1]) or ()
+        whole_key_intents = words.keys.get(key)
+        intents = whole_key_intents or words.keys.get(key.rsplit("_", 1)[-1]) or ()
         for intent in intents:
-            found[f"j:{intent}"] = min(
-                1.5, found.get(f"j:{intent}", 0.0) + (1.0 if whole else 0.6) / len(fields) ** 0.5
+            features[f"j:{intent}"] = min(
+                1.5, features.get(f"j:{intent}", 0.0) + (1.0 if whole_key_intents else 0.6) / len(fields) ** 0.5
             )
-        found[f"jk={key[:30]}"] = 0.7
-    return found
+        features[f"jk={key[:30]}"] = 0.7
+    return features
 
 
 def _shape_features(fields: list[tuple[str, str, bool]]) -> dict[str, float]:
     kinds = [kind for _, kind, _ in fields]
-    found = {f"j#{'1' if len(fields) == 1 else '2-3' if len(fields) < 4 else '4+'}": 1.0}
+    features = {f"j#{'1' if len(fields) == 1 else '2-3' if len(fields) < 4 else '4+'}": 1.0}
     if any(closed for _, _, closed in fields):
-        found["j_enum"] = 1.0
+        features["j_enum"] = 1.0
     if any(kind in _BOOLEANS for kind in kinds):
-        found["j_bool_only" if all(kind in _BOOLEANS for kind in kinds) else "j_bool"] = 1.0
+        features["j_bool_only" if all(kind in _BOOLEANS for kind in kinds) else "j_bool"] = 1.0
     if any(kind in _NUMBERS for kind in kinds):
-        found["j_number"] = 1.0
+        features["j_number"] = 1.0
     if any(kind.startswith(("list", "array")) for kind in kinds):
-        found["j_list"] = 1.0
-    return found
+        features["j_list"] = 1.0
+    return features
 
 
 def _fields(text: str) -> list[tuple[str, str, bool]]:
@@ -63,12 +63,12 @@ def _fields(text: str) -> list[tuple[str, str, bool]]:
         return []
     except RecursionError:  # thousands of nested brackets are not a schema
         return []
-    found: list[tuple[str, str, bool]] = []
+    fields: list[tuple[str, str, bool]] = []
     for field in _walk(schema, 0):
-        found.append(field)
-        if len(found) == FIELDS_MAX:
+        fields.append(field)
+        if len(fields) == FIELDS_MAX:
             break
-    return found
+    return fields
 
 
 def _walk(node: Any, depth: int) -> Iterator[tuple[str, str, bool]]:

@@ -56,21 +56,21 @@ def compress_chat(
     draft = Draft.of(segments, count)
     texts_before = draft.total_tokens
     overhead_tokens = 0 if prompt_tokens is None else max(0, prompt_tokens - texts_before)
-    before = texts_before + overhead_tokens
-    refusal = _refusal(draft, policy, before, target_tokens)
+    tokens_before = texts_before + overhead_tokens
+    refusal = _refusal(draft, policy, tokens_before, target_tokens)
     if refusal:
-        return Compressed(None, before, before, 1.0, (), refusal)
+        return Compressed(None, tokens_before, tokens_before, 1.0, (), refusal)
     instruction = instruction_of(messages)
     _apply_lossless_stages(draft, policy, count, intent, instruction, memory_tokens_max)
     lossless = draft.copy()
     texts_max = None if target_tokens is None else target_tokens - overhead_tokens
     cache = CutCache()
     _apply_lossy_strategy(draft, policy, count, messages, intent, instruction, texts_max, condensed, cache)
-    kept = _lossy_quality(lossless, draft, instruction, cache.reader)
-    if kept < policy.min_quality:
-        draft, kept = lossless, 1.0
-    score = kept * _lossless_quality([segment.text for segment in segments], lossless, instruction)
-    return _result(messages, draft, policy, before, score, target_tokens)
+    lossy_quality = _lossy_quality(lossless, draft, instruction, cache.reader)
+    if lossy_quality < policy.min_quality:
+        draft, lossy_quality = lossless, 1.0
+    score = lossy_quality * _lossless_quality([segment.text for segment in segments], lossless, instruction)
+    return _result(messages, draft, policy, tokens_before, score, target_tokens)
 
 
 def semantic_requests(
@@ -86,12 +86,12 @@ def semantic_requests(
         return ()
     draft = Draft.of(segments_of(messages), count)
     _apply_lossless_stages(draft, policy, count, intent, instruction_of(messages), memory_tokens_max)
-    wanted = {}
+    requests = {}
     for number in _condensable(draft, policy):
         text, target = draft.texts[number], _semantic_target(draft, number, policy)
         key = semantic_key(text, intent, target)
-        wanted[key] = SemanticRequest(key, semantic_request(text, intent, target), target)
-    return tuple(wanted.values())
+        requests[key] = SemanticRequest(key, semantic_request(text, intent, target), target)
+    return tuple(requests.values())
 
 
 def text_tokens(messages: Sequence[Message], count: CountTokens) -> int:
@@ -216,54 +216,54 @@ def _semantic_target(draft: Draft, number: int, policy: CompressionPolicy) -> in
     return max(1, int(draft.tokens[number] * policy.target_ratio))
 
 
-def _lossless_quality(before: Sequence[str], draft: Draft, instruction: str) -> float:
+def _lossless_quality(texts_before: Sequence[str], draft: Draft, instruction: str) -> float:
     """The quality after the lossless stages, over all changed texts together: these stages change how things are said."""
-    return quality(*_changed_texts(before, draft), instruction)
+    return quality(*_changed_texts(texts_before, draft), instruction)
 
 
 def _lossy_quality(lossless: Draft, draft: Draft, instruction: str, reader: ContentReader) -> float:
     """The quality after the lossy stages. They are judged by themselves, so that a second pass comes to the same result."""
-    before, after = _changed_texts(lossless.texts, draft)
+    text_before, text_after = _changed_texts(lossless.texts, draft)
     if "semantic" in draft.saved:  # in other words, so no sentence is the same
-        return quality(before, after, instruction)
-    return QualityScorer.of(before, instruction, reader).score_cut(after)
+        return quality(text_before, text_after, instruction)
+    return QualityScorer.of(text_before, instruction, reader).score_cut(text_after)
 
 
-def _changed_texts(before: Sequence[str], draft: Draft) -> tuple[str, str]:
+def _changed_texts(texts_before: Sequence[str], draft: Draft) -> tuple[str, str]:
     """The changed texts, before and after. Memory is excluded, because its size is a limit that somebody set."""
     numbers = [number for number, segment in enumerate(draft.segments) if segment.origin is not Origin.MEMORY]
-    changed = [number for number in numbers if draft.texts[number] != before[number]]
+    changed = [number for number in numbers if draft.texts[number] != texts_before[number]]
     if not changed:
         return "", ""
-    after = [draft.texts[number] for number in changed]
+    changed_texts = [draft.texts[number] for number in changed]
     if "duplicates" in draft.saved:  # the target of a reference is still elsewhere in the chat
-        after = draft.texts
-    originals = [before[number] for number in changed]
-    return "\n".join(map(readable_text, originals)), "\n".join(map(readable_text, after))
+        changed_texts = draft.texts
+    originals = [texts_before[number] for number in changed]
+    return "\n".join(map(readable_text, originals)), "\n".join(map(readable_text, changed_texts))
 
 
 def _result(
     messages: Sequence[Message],
     draft: Draft,
     policy: CompressionPolicy,
-    before: int,
+    tokens_before: int,
     score: float,
     target_tokens: int | None,
 ) -> Compressed:
     changed = draft.changed()
     if not changed:
-        return Compressed(None, before, before, 1.0, (), "nothing to compress")
+        return Compressed(None, tokens_before, tokens_before, 1.0, (), "nothing to compress")
     if score < policy.min_quality:
         reason = f"quality {score:.2f} is below {policy.min_quality:.2f}"
-        return Compressed(None, before, before, score, (), reason)
-    after = before - sum(draft.saved.values())
-    reason = f"{before - after} of {before} tokens saved"
-    if target_tokens is not None and after > target_tokens:
-        reason += f", {after - target_tokens} more than wanted are left"
+        return Compressed(None, tokens_before, tokens_before, score, (), reason)
+    tokens_after = tokens_before - sum(draft.saved.values())
+    reason = f"{tokens_before - tokens_after} of {tokens_before} tokens saved"
+    if target_tokens is not None and tokens_after > target_tokens:
+        reason += f", {tokens_after - target_tokens} more than wanted are left"
     return Compressed(
         with_texts(messages, {draft.segments[number].place: draft.texts[number] for number in changed}),
-        before,
-        after,
+        tokens_before,
+        tokens_after,
         floor(score * 1000) / 1000,  # rounded down, so that 1.0 means that nothing was lost
         tuple(f"{stage}={tokens}" for stage, tokens in draft.saved.items()),
         reason,

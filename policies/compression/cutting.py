@@ -167,8 +167,8 @@ class CutCache:
         key = text, strategy, replace(constraints, keep_relevant=False)
         if key not in self._cutters:
             self._cutters[key] = _TextCutter.of(text, strategy, constraints, self.reader)
-        found = self._cutters[key]
-        return found.keeping_relevant() if found is not None and constraints.keep_relevant else found
+        cutter = self._cutters[key]
+        return cutter.keeping_relevant() if cutter is not None and constraints.keep_relevant else cutter
 
 
 def _pieces(text: str, constraints: CutConstraints) -> Pieces | None:
@@ -208,7 +208,7 @@ def _first_units_with(units: Sequence[str], ids: Set[str]) -> dict[str, int]:
         return {}
     starts = list(accumulate((len(unit) + 1 for unit in units), initial=0))
     mentions = first_mentions("\n".join(units), ids)
-    return {identifier: bisect_right(starts, place) - 1 for identifier, place in mentions.items()}
+    return {identifier: bisect_right(starts, position) - 1 for identifier, position in mentions.items()}
 
 
 def _size(pieces: Pieces, numbers: Iterable[int]) -> int:
@@ -219,38 +219,42 @@ def _render_cut(
     pieces: Pieces,
     priorities: Sequence[float],
     pinned: Set[int],
-    listed: Mapping[str, int],
+    unit_by_identifier: Mapping[str, int],
     relevant: Set[int],
     share: float,
 ) -> str | None:
     sizes = [len(unit) for unit in pieces.units]
     allowed = share * sum(sizes) - sum(sizes[number] for number in pinned)
-    kept = set(pinned)
+    kept_units = set(pinned)
     reserved = allowed / 2
-    for number in dict.fromkeys(listed.values()):
-        if number not in kept and sizes[number] <= reserved:
-            kept.add(number)
+    for number in dict.fromkeys(unit_by_identifier.values()):
+        if number not in kept_units and sizes[number] <= reserved:
+            kept_units.add(number)
             reserved -= sizes[number]
             allowed -= sizes[number]
     for number in sorted(range(len(sizes)), key=lambda number: (number not in relevant, -priorities[number])):
         # A unit that is asked about is kept despite its length while there is room for anything.
-        if number not in kept and (sizes[number] <= allowed or (number in relevant and allowed > 0)):
-            kept.add(number)
+        if number not in kept_units and (sizes[number] <= allowed or (number in relevant and allowed > 0)):
+            kept_units.add(number)
             allowed -= sizes[number]
-    kept |= _too_small_to_drop(sizes, kept)
-    named = [identifier for identifier, number in listed.items() if number not in kept]
-    return pieces.render(kept, f" (naming {' '.join(named)})" if named else "") if len(kept) < len(sizes) else None
+    kept_units |= _too_small_to_drop(sizes, kept_units)
+    named_identifiers = [identifier for identifier, number in unit_by_identifier.items() if number not in kept_units]
+    return (
+        pieces.render(kept_units, f" (naming {' '.join(named_identifiers)})" if named_identifiers else "")
+        if len(kept_units) < len(sizes)
+        else None
+    )
 
 
-def _too_small_to_drop(sizes: Sequence[int], kept: Set[int]) -> set[int]:
+def _too_small_to_drop(sizes: Sequence[int], kept_units: Set[int]) -> set[int]:
     """Units in gaps that are shorter than the marker that would replace them."""
-    found: set[int] = set()
+    too_small: set[int] = set()
     gap: list[int] = []
     for number in range(len(sizes) + 1):
-        if number < len(sizes) and number not in kept:
+        if number < len(sizes) and number not in kept_units:
             gap.append(number)
             continue
         if sum(sizes[unit] for unit in gap) < _GAP_CHARACTERS_MIN:
-            found.update(gap)
+            too_small.update(gap)
         gap = []
-    return found
+    return too_small

@@ -33,16 +33,16 @@ def data_spans(text: str) -> list[Span]:
     """The positions of data in the text, in order and without overlap. Linear time."""
     if len(text) < _CHARACTERS_MIN:
         return []
-    found: list[Span] = []
+    spans: list[Span] = []
     position = attempts = 0
-    for opening, start, end, after in _marked_blocks(text):
-        plain = _plain_json(text, position, opening, _JSON_ATTEMPTS_MAX - attempts)
-        attempts += len(plain)
-        found += [span for span in plain if span[0] < span[1]]
+    for opening, start, end, end_of_block in _marked_blocks(text):
+        json_spans = _plain_json(text, position, opening, _JSON_ATTEMPTS_MAX - attempts)
+        attempts += len(json_spans)
+        spans += [span for span in json_spans if span[0] < span[1]]
         if start < end:
-            found.append((start, end))
-        position = after
-    return [(start, end) for start, end in found if end - start >= _CHARACTERS_MIN]
+            spans.append((start, end))
+        position = end_of_block
+    return [(start, end) for start, end in spans if end - start >= _CHARACTERS_MIN]
 
 
 def without_data(text: str) -> str:
@@ -72,32 +72,32 @@ def _marked_blocks(text: str) -> Iterator[tuple[int, int, int, int]]:
 
     The last block is the end of the text. A mark that is never closed extends to the end, which is then left alone.
     """
-    opened: re.Match[str] | None = None
+    opening: re.Match[str] | None = None
     for mark in _BLOCK_MARK.finditer(text):
-        if opened is None:
-            opened = None if mark["close"] else mark
-        elif _closes(mark, opened):
-            start, end = opened.end() + 1, mark.start() - 1
-            if opened["fence"] and not looks_like_json(text[start:end]):
+        if opening is None:
+            opening = None if mark["close"] else mark
+        elif _closes(mark, opening):
+            start, end = opening.end() + 1, mark.start() - 1
+            if opening["fence"] and not looks_like_json(text[start:end]):
                 end = start
-            yield opened.start(), start, end, mark.end()
-            opened = None
-    rest = len(text) if opened is None else opened.start()
-    yield rest, rest, rest, rest
+            yield opening.start(), start, end, mark.end()
+            opening = None
+    unmatched_start = len(text) if opening is None else opening.start()
+    yield unmatched_start, unmatched_start, unmatched_start, unmatched_start
 
 
-def _closes(mark: re.Match[str], opened: re.Match[str]) -> bool:
-    if opened["fence"]:
-        return mark["fence"] == opened["fence"] and not mark[0].strip().strip(opened["fence"][0])
-    if opened["quotes"]:
+def _closes(mark: re.Match[str], opening: re.Match[str]) -> bool:
+    if opening["fence"]:
+        return mark["fence"] == opening["fence"] and not mark[0].strip().strip(opening["fence"][0])
+    if opening["quotes"]:
         return mark["quotes"] is not None
-    return bool(mark["close"]) and mark["tag"] == opened["tag"]
+    return bool(mark["close"]) and mark["tag"] == opening["tag"]
 
 
 def _plain_json(text: str, position: int, stop: int, attempts_max: int) -> list[Span]:
     """JSON that starts at the beginning of a line and ends at the end of one; an empty span for each failed try."""
-    found: list[Span] = []
-    while len(found) < attempts_max:
+    spans: list[Span] = []
+    while len(spans) < attempts_max:
         line = _JSON_START.search(text, position, stop)
         if line is None:
             break
@@ -107,6 +107,6 @@ def _plain_json(text: str, position: int, stop: int, attempts_max: int) -> list[
         except (ValueError, RecursionError):
             end = start
         is_complete = end <= stop and _REST_OF_LINE.match(text, end) and looks_like_json(text[start:end])
-        found.append((start, end if is_complete else start))
+        spans.append((start, end if is_complete else start))
         position = max(end, start + 1)
-    return found
+    return spans

@@ -89,8 +89,8 @@ class LaterMessages:
             self._used |= identifiers_of(self._calls.pop()[1])
         identifiers = self._identifiers[number] & (self._used | self._listed)
         ids = frozenset(identifier for identifier in identifiers if self._introduced[identifier] == number)
-        own = [(lines, mark) for lines, message, mark in references_in(text) if message == message_index + 1]
-        return LaterNeeds(ids & self._used, ids - self._used, (*own, *self._blocks.get(message_index + 1, ())))
+        references = [(lines, mark) for lines, message, mark in references_in(text) if message == message_index + 1]
+        return LaterNeeds(ids & self._used, ids - self._used, (*references, *self._blocks.get(message_index + 1, ())))
 
     def add_earlier(self, number: int, text: str, *, is_changed: bool) -> None:
         identifiers = identifiers_of(text) if is_changed else self._identifiers[number]
@@ -105,8 +105,8 @@ class LaterMessages:
 def later_needs(draft: Draft, call_texts: Sequence[tuple[int, str]]) -> Mapping[int, LaterNeeds]:
     """For each text, what all later ones need of it, as they are now."""
     later = LaterMessages(draft, call_texts)
-    found = {}
+    needs = {}
     for number in range(len(draft.segments) - 1, -1, -1):
-        found[number] = later.needs(number, draft.message_index(number), draft.texts[number])
+        needs[number] = later.needs(number, draft.message_index(number), draft.texts[number])
         later.add_earlier(number, draft.texts[number], is_changed=False)
-    return found
+    return needs

@@ -45,9 +45,9 @@ class _LineIndex:
         if position is None:
             return 1, 0
         source, offset = self.lines[position[0]], position[1]
-        most = min(len(lines) - start, len(source) - offset)
+        length_max = min(len(lines) - start, len(source) - offset)
         run = _ANCHOR_LINES
-        while run < most and lines[start + run] == source[offset + run] and not is_marker(lines[start + run]):
+        while run < length_max and lines[start + run] == source[offset + run] and not is_marker(lines[start + run]):
             run += 1
         return run, position[0]
 
@@ -76,15 +76,15 @@ def without_duplicates(segments: Sequence[Segment], texts: Sequence[str]) -> lis
     return result
 
 
-def referenced_lines(source: str, wanted: Sequence[tuple[int, str]]) -> frozenset[int]:
+def referenced_lines(source: str, references: Sequence[tuple[int, str]]) -> frozenset[int]:
     """The lines of `source` covered by references to it, which are given as (lines, digest of the first line)."""
-    if not wanted:
+    if not references:
         return frozenset()
-    places: dict[str, int] = {}
+    line_by_mark: dict[str, int] = {}
     for line, content in enumerate(source.split("\n")):
-        places.setdefault(digest(content), line)
-    found = [(places[mark], lines) for lines, mark in wanted if mark in places]
-    return frozenset(line for first, lines in found for line in range(first, first + lines))
+        line_by_mark.setdefault(digest(content), line)
+    lines_found = [(line_by_mark[mark], lines) for lines, mark in references if mark in line_by_mark]
+    return frozenset(line for first, lines in lines_found for line in range(first, first + lines))
 
 
 def _add_to_index(text: str, number: int, index: _LineIndex) -> str:
@@ -94,10 +94,10 @@ def _add_to_index(text: str, number: int, index: _LineIndex) -> str:
 
 def _earlier_copy(index: _LineIndex, text: str, changed: str) -> int | None:
     """The earlier text that was the same, or has become the same; None if there is none."""
-    found = index.whole.get(text)
-    if found is None and len(changed) >= _BLOCK_CHARACTERS_MIN:
-        found = index.whole.get(changed)
-    return found
+    copy = index.whole.get(text)
+    if copy is None and len(changed) >= _BLOCK_CHARACTERS_MIN:
+        copy = index.whole.get(changed)
+    return copy
 
 
 def _whole_reference(source: Segment, replacement: str) -> str:
@@ -126,26 +126,26 @@ def _may_repeat(lines: list[str], index: _LineIndex) -> bool:
 
 
 def _replace_blocks(lines: list[str], number: int, segments: Sequence[Segment], index: _LineIndex) -> list[str]:
-    kept: list[str] = []
-    index.lines[number] = kept
+    output: list[str] = []
+    index.lines[number] = output
     fences = open_fences(lines)
     position = 0
     while position < len(lines):
         in_code = position > 0 and fences[position - 1]
         is_last = position + _ANCHOR_LINES > len(lines)
         run, owner = (1, 0) if in_code or is_last else index.repeat_at(lines, position)
-        whole = _length_outside_fence(fences, position, run)
-        if sum(map(len, lines[position : position + whole])) >= _BLOCK_CHARACTERS_MIN and run > 1:
-            kept.append(reference(whole, segments[owner].label, lines[position]))
+        block_length = _length_outside_fence(fences, position, run)
+        if sum(map(len, lines[position : position + block_length])) >= _BLOCK_CHARACTERS_MIN and run > 1:
+            output.append(reference(block_length, segments[owner].label, lines[position]))
             index.add_last(number)
-            position += whole
+            position += block_length
             continue
         for line in lines[position : position + run]:  # all at once: looking again from each line would be quadratic
-            kept.append(line)
+            output.append(line)
             index.add_last(number)
         position += run
-    index.known.update(kept)
-    return kept
+    index.known.update(output)
+    return output
 
 
 def _length_outside_fence(fences: Sequence[bool], start: int, run: int) -> int:

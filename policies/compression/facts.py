@@ -54,13 +54,13 @@ def plain_terms(text: str) -> list[str]:
     return _TERM.findall(_ISO.sub(" ", text) if "T" in text else text)
 
 
-def first_mentions(text: str, wanted: Set[str]) -> dict[str, int]:
+def first_mentions(text: str, identifiers: Set[str]) -> dict[str, int]:
     """The first position of each wanted term that occurs in the text, in order."""
-    found: dict[str, int] = {}
+    first_positions: dict[str, int] = {}
     for term in _TERM.finditer(_ISO.sub(" ", text)):
-        if term[0] in wanted:
-            found.setdefault(term[0], term.start())
-    return found
+        if term[0] in identifiers:
+            first_positions.setdefault(term[0], term.start())
+    return first_positions
 
 
 def identifiers_of(text: str) -> frozenset[str]:

@@ -56,8 +56,8 @@ def tabulated(text: str) -> str:
         written = json.dumps(_table(value), ensure_ascii=False, separators=(",", ":"))
     except (ValueError, RecursionError):
         return text
-    plain = _FLOAT_QUOTED.sub(r"\1", written)
-    return plain if len(plain) < len(text) and not _has_lone_surrogate(plain) else text
+    unquoted = _FLOAT_QUOTED.sub(r"\1", written)
+    return unquoted if len(unquoted) < len(text) and not _has_lone_surrogate(unquoted) else text
 
 
 def _parses(text: str) -> bool:
@@ -79,9 +79,9 @@ def _unescaped(escape: re.Match[str]) -> str:
         high, low = int(raw[2:6], 16) - 0xD800, int(raw[8:], 16) - 0xDC00
         return chr(0x10000 + (high << 10) + low)
     code = int(raw[2:], 16)
-    plain = code >= 0xA0 and not 0xD800 <= code <= 0xDFFF and code not in (0x2028, 0x2029, 0xFEFF)
+    is_plain = code >= 0xA0 and not 0xD800 <= code <= 0xDFFF and code not in (0x2028, 0x2029, 0xFEFF)
     printable = 0x20 <= code < 0x7F and code not in (0x22, 0x5C)
-    return chr(code) if plain or printable else raw
+    return chr(code) if is_plain or printable else raw
 
 
 def _marked_float(digits: str) -> str:

@@ -48,10 +48,10 @@ def cut_by_ratio(
     for number in range(len(draft.segments) - 1, -1, -1):
         text = draft.texts[number]
         later_need = later.needs(number, draft.message_index(number), text)
-        taken = number in shortenable and shortener.cut(
+        was_cut = number in shortenable and shortener.cut(
             draft, number, text, shares[number], later_need, keep_relevant=True
         )
-        later.add_earlier(number, draft.texts[number], is_changed=taken)
+        later.add_earlier(number, draft.texts[number], is_changed=was_cut)
 
 
 def cut_to_target(
@@ -70,15 +70,15 @@ def cut_to_target(
     dropped, too.
     """
     needs = later_needs(draft, calls)
-    whole = draft.copy()
+    uncut = draft.copy()
     shortener = _Shortener(policy, count, instruction, cache)
     for floor, keep_relevant in ((policy.target_ratio, True), (TARGET_RATIO_MIN, True), (TARGET_RATIO_MIN, False)):
-        for number in candidates(whole, policy):
+        for number in candidates(uncut, policy):
             over = draft.total_tokens - tokens_max
             if over <= 0:
                 return
-            wanted = draft.tokens[number] - over
-            shortener.fit(draft, number, whole, floor, wanted, needs[number], keep_relevant=keep_relevant)
+            target_tokens = draft.tokens[number] - over
+            shortener.fit(draft, number, uncut, floor, target_tokens, needs[number], keep_relevant=keep_relevant)
         needs = {number: replace(need, blocks=()) for number, need in needs.items()}
 
 
@@ -104,7 +104,7 @@ class _Shortener:
         self,
         draft: Draft,
         number: int,
-        whole: Draft,
+        uncut: Draft,
         floor: float,
         tokens_max: int,
         later_need: LaterNeeds,
@@ -112,8 +112,8 @@ class _Shortener:
         keep_relevant: bool,
     ) -> None:
         """Put the text, shortened to a number of tokens or at most to a share of itself, into the draft if that saves tokens."""
-        text = whole.texts[number]
-        share = max(floor, 1 - _SHARE_MARGIN * (1 - tokens_max / whole.tokens[number]))
+        text = uncut.texts[number]
+        share = max(floor, 1 - _SHARE_MARGIN * (1 - tokens_max / uncut.tokens[number]))
         constraints = self._constraints(text, later_need, keep_relevant)
         cut = shorten_to_tokens(text, share, floor, self._strategy, constraints, tokens_max, self.count, self.cache)
         if cut is not None:

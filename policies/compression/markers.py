@@ -24,9 +24,9 @@ def digest(text: str) -> str:
     return blake2s(text.encode("utf-8", "surrogatepass"), digest_size=2).hexdigest()
 
 
-def unsigned_receipt(what: str) -> str:
+def unsigned_receipt(description: str) -> str:
     """A receipt to be signed by `sign_receipt` once the text around it is complete."""
-    return f"[… {what} {_UNSIGNED_END}"
+    return f"[… {description} {_UNSIGNED_END}"
 
 
 def sign_receipt(text: str) -> str:
@@ -56,7 +56,7 @@ def references_in(text: str) -> list[tuple[int, int, str]]:
     """(number of lines, message number from 1, digest of the first line) of each back-reference."""
     if " as in message " not in text:
         return []
-    return [(int(found[1]), int(found[2]), found[3]) for found in _REFERENCE.finditer(text)]
+    return [(int(match[1]), int(match[2]), match[3]) for match in _REFERENCE.finditer(text)]
 
 
 def is_marker(line: str) -> bool:

@@ -68,35 +68,35 @@ def _clean_once(page: str, keep_tags: bool) -> str:
 
 
 def _without_comments(page: str) -> str:
-    kept = []
+    parts = []
     position = 0
     while (start := page.find("<!--", position)) >= 0:
         end = page.find("-->", start + 4)
         if end < 0:
             break
-        kept.append(page[position:start])
+        parts.append(page[position:start])
         position = end + 3
-    kept.append(page[position:])
-    return "".join(kept)
+    parts.append(page[position:])
+    return "".join(parts)
 
 
 def _without_invisible(page: str) -> str:
     """Remove elements that are not read, from opening to closing tag; those never closed are left."""
-    kept = []
+    parts = []
     position = 0
     unclosed: set[str] = set()
-    for found in _INVISIBLE.finditer(page):
-        name = found[1].lower()
-        if found.start() < position or name in unclosed:
+    for match in _INVISIBLE.finditer(page):
+        name = match[1].lower()
+        if match.start() < position or name in unclosed:
             continue
-        closing = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(page, found.end())
+        closing = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(page, match.end())
         if closing is None:
             unclosed.add(name)
             continue
-        kept.append(page[position : found.start()])
+        parts.append(page[position : match.start()])
         position = closing.end()
-    kept.append(page[position:])
-    return "".join(kept)
+    parts.append(page[position:])
+    return "".join(parts)
 
 
 def _one_separator(between: re.Match[str]) -> str:

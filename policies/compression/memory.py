@@ -61,13 +61,13 @@ def _recency(contexts: Sequence[str]) -> list[float]:
     dates: list[str] = []
     current = ""
     for context in contexts:
-        found = _DATE.findall(context)
-        current = max(found) if found else current
+        dates_found = _DATE.findall(context)
+        current = max(dates_found) if dates_found else current
         dates.append(current)
-    known = sorted(set(dates))
-    if len(known) < 2:
+    distinct_dates = sorted(set(dates))
+    if len(distinct_dates) < 2:
         return [number / max(1, len(contexts) - 1) for number in range(len(contexts))]
-    return [known.index(date) / (len(known) - 1) for date in dates]
+    return [distinct_dates.index(date) / (len(distinct_dates) - 1) for date in dates]
 
 
 def _cut(pieces: Pieces, priorities: Sequence[float], share: float) -> str:

@@ -85,9 +85,9 @@ class TextPieces:
                 marker, inside_gap = GAP, True
         return "".join(parts)
 
-    def _marker(self, marker: str, before: str, dropped: str) -> str:
+    def _marker(self, marker: str, text_before: str, dropped: str) -> str:
         """On a line of its own if lines were dropped, inline if sentences were."""
-        if self.kind is TextKind.PROSE and before and not before.endswith("\n"):
+        if self.kind is TextKind.PROSE and text_before and not text_before.endswith("\n"):
             return f"{marker} " if dropped[-1:] != "\n" else f"{marker}\n"
         opening, closing = self.comment
         return f"{opening}{marker}{closing}\n"

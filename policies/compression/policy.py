@@ -8,7 +8,7 @@ from policies.values import value_class
 
 
 class Strategy(StrEnum):
-    """The values of the ten `orchestration_compression_strategy_*` settings, from harmless to bold."""
+    """The values of the ten `orchestration_compression_strategy_*` settings, from the mildest to the strongest."""
 
     NONE = "none"
     STRUCTURAL = "structural"

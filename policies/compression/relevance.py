@@ -23,7 +23,7 @@ _STEM_CHARACTERS_MIN = 4
 _TERMS_MAX = 48  # more would be a document pasted into the question
 _INSTRUCTION_CHARACTERS_MAX = 4000
 _PASSAGE_CHARACTERS = 600
-# Stems of words that tell an agent to go on, which ask for nothing.
+# Stems of words that tell an agent to go on, and ask for no information.
 _GO_ON_STEMS = frozenset(
     {
         "again",
@@ -57,19 +57,19 @@ _RELEVANT_SHARE_OF_TERMS_MIN = (
 def query_terms(instruction: str) -> tuple[str, ...]:
     """Stems and identifiers of an instruction, in lower case, at most 48: of a longer one the first and the last 24, because questions
     are at its beginning or end."""
-    asked = instruction[-_INSTRUCTION_CHARACTERS_MAX:]
+    query = instruction[-_INSTRUCTION_CHARACTERS_MAX:]
     stop = stop_words()
-    found: dict[str, None] = {}
-    for match in _TERM.finditer(asked):
+    unique_terms: dict[str, None] = {}
+    for match in _TERM.finditer(query):
         word, lower = match[0], match[0].lower()
         if match["joined"]:
-            found.update(dict.fromkeys(_pairs(lower)))
+            unique_terms.update(dict.fromkeys(_pairs(lower)))
         elif lower not in stop and (len(lower) > 2 or lower.isdigit() or word.isupper()):
-            found.setdefault(_stem(lower))
-    for identifier in _IDENTIFIER.findall(asked):
+            unique_terms.setdefault(_stem(lower))
+    for identifier in _IDENTIFIER.findall(query):
         if not identifier.isalpha():
-            found.setdefault(identifier.lower())
-    terms = tuple(found)
+            unique_terms.setdefault(identifier.lower())
+    terms = tuple(unique_terms)
     return terms if len(terms) <= _TERMS_MAX else terms[: _TERMS_MAX // 2] + terms[-_TERMS_MAX // 2 :]
 
 
@@ -98,8 +98,8 @@ def relevant_units(units: Sequence[str], instruction: str) -> frozenset[int]:
 def answer_match(texts: Sequence[str], instruction: str) -> float:
     """How well the best passage of the texts matches the question: 0 (not at all) to 1 (all its terms), weighted by rarity.
 
-    A question finds the passage that answers it. A goal ("find out whether it came up well") and a nod ("continue with the
-    task") find none, and do not tell what will be needed. Passages are windows of 600 characters that overlap by half.
+    A question finds the passage that answers it. A goal ("find out whether it came up well") and "continue with the task"
+    find none, and do not tell what will be needed. Passages are windows of 600 characters that overlap by half.
     """
     terms = [term for term in query_terms(instruction) if term not in _GO_ON_STEMS]
     passages = [

@@ -43,8 +43,8 @@ def compression_roi(
     figures.
     """
     cached = price_input_nano_usd_per_mtok if price_cached_nano_usd_per_mtok is None else price_cached_nano_usd_per_mtok
-    given = (tokens_saved, price_input_nano_usd_per_mtok, cached, compressor_cost_nano_usd)
-    if min(*given, cached_tokens_before, cached_tokens_after) < 0:
+    inputs = (tokens_saved, price_input_nano_usd_per_mtok, cached, compressor_cost_nano_usd)
+    if min(*inputs, cached_tokens_before, cached_tokens_after) < 0:
         raise ValueError("tokens, prices and cost must not be negative")
     discount = max(0, price_input_nano_usd_per_mtok - cached)
     saved = tokens_saved * price_input_nano_usd_per_mtok // _MILLION

@@ -46,17 +46,17 @@ class ContentReader:
 
     def cached_content(self, text: str) -> TextContent:
         """The content of a text that many others are compared with; cached."""
-        known = self._texts.get(text)
-        if known is None:
-            known = self._texts[text] = self.parse(text)
-        return known
+        cached = self._texts.get(text)
+        if cached is None:
+            cached = self._texts[text] = self.parse(text)
+        return cached
 
     def parse(self, text: str) -> TextContent:
         unmarked = without_markers(text)
-        found = [self._parse_record(record) for record in _RECORD_END.split(unmarked)]
-        records = frozenset(terms for terms, _ in found if terms)
+        parsed_records = [self._parse_record(record) for record in _RECORD_END.split(unmarked)]
+        records = frozenset(terms for terms, _ in parsed_records if terms)
         # No term spans two records, but a markup tag, which is invisible, may.
-        words = _words(text) if is_markup(unmarked) else frozenset().union(*(words for _, words in found))
+        words = _words(text) if is_markup(unmarked) else frozenset().union(*(words for _, words in parsed_records))
         return TextContent(words, records)
 
     def terms(self, record: str) -> tuple[str, ...]:
@@ -64,12 +64,12 @@ class ContentReader:
         return self._parse_record(record)[0]
 
     def _parse_record(self, record: str) -> tuple[tuple[str, ...], frozenset[str]]:
-        known = self._records.get(record)
-        if known is None:
+        cached = self._records.get(record)
+        if cached is None:
             words = plain_terms(record)
-            known = tuple(terms_of(record)), frozenset((*words, *map(str.lower, words)))
-            self._records[record] = known
-        return known
+            cached = tuple(terms_of(record)), frozenset((*words, *map(str.lower, words)))
+            self._records[record] = cached
+        return cached
 
 
 @value_class
@@ -90,32 +90,32 @@ class QualityScorer:
 
     def score_rephrased(self, after: str) -> float:
         """The score of a text that says the same in other words or another form: a fact counts wherever it is."""
-        kept = _words(after)
-        shares = _shares(self.facts, kept)
-        asked_shares = _shares(facts_of("\n".join(self.asked_records)), kept) if self.asked_records else []
+        words = _words(after)
+        shares = _shares(self.facts, words)
+        asked_shares = _shares(facts_of("\n".join(self.asked_records)), words) if self.asked_records else []
         if asked_shares:
             shares.append((_ASKED_WEIGHT, _mean(asked_shares)))
-        return self._score(shares, kept)
+        return self._score(shares, words)
 
     def score_cut(self, after: str) -> float:
         """The score of a text with parts cut out: 1.0 only if every record is still there."""
         if after == self.text:
             return 1.0
-        left = self.reader.parse(after)
+        content = self.reader.parse(after)
         asked_records = frozenset(terms for record in self.asked_records if (terms := self.reader.terms(record)))
-        shares = _shares(self.facts, left.words)
-        for weight, wanted in (
+        shares = _shares(self.facts, content.words)
+        for weight, expected_terms in (
             (_ASKED_WEIGHT, asked_records),
             (_RECORDS_WEIGHT, self.reader.cached_content(self.text).records),
         ):
-            if wanted:
-                shares.append((weight, len(wanted & left.records) / len(wanted)))
-        return self._score(shares, left.words)
+            if expected_terms:
+                shares.append((weight, len(expected_terms & content.records) / len(expected_terms)))
+        return self._score(shares, content.words)
 
-    def _score(self, shares: list[tuple[float, float]], kept: frozenset[str]) -> float:
+    def _score(self, shares: list[tuple[float, float]], words: frozenset[str]) -> float:
         if shares:
             return _mean(shares)
-        return len(self.words & kept) / len(self.words) if self.words else 1.0
+        return len(self.words & words) / len(self.words) if self.words else 1.0
 
 
 def _words(text: str) -> frozenset[str]:
@@ -127,10 +127,10 @@ def _mean(shares: list[tuple[float, float]]) -> float:
     return sum(weight * share for weight, share in shares) / sum(weight for weight, _ in shares)
 
 
-def _shares(facts: Facts, kept: frozenset[str]) -> list[tuple[float, float]]:
+def _shares(facts: Facts, words: frozenset[str]) -> list[tuple[float, float]]:
     """Weight and kept share of each class that the text has terms of."""
     classes = ((weight, getattr(facts, name)) for name, weight in _WEIGHTS.items())
-    return [(weight, len(terms & kept) / len(terms)) for weight, terms in classes if terms]
+    return [(weight, len(terms & words) / len(terms)) for weight, terms in classes if terms]
 
 
 def _asked_records(text: str, instruction: str) -> list[str]:

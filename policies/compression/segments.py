@@ -69,20 +69,20 @@ def segments_of(messages: Sequence[Message]) -> list[Segment]:
     cached = _cached_prefix_end(messages)
     turn = _newest_turn(messages)
     last = len(messages) - 1
-    found = []
+    segments = []
     for index, message in enumerate(messages):
         calls.update(_calls_in(message))
         is_prefill = index == last and message.get("role") == "assistant"
-        for place, text, call_id in _texts(index, message):
+        for path, text, call_id in _texts(index, message):
             origin = _origin(message, text, call_id)
             is_newest_turn = index in turn and origin is Origin.USER
-            is_cached = bool(cached) and place[: len(cached)] <= cached
+            is_cached = bool(cached) and path[: len(cached)] <= cached
             fixed = origin is Origin.PROMPT or is_newest_turn or is_prefill or is_cached
             holds_data = is_newest_turn and not is_cached and bool(data_spans(text))
             call = calls.get(call_id or "")
             exact = call is not None and _reads_file(call)
-            found.append(Segment(place, text, origin, _label(index, call), fixed, exact, holds_data))
-    return found
+            segments.append(Segment(path, text, origin, _label(index, call), fixed, exact, holds_data))
+    return segments
 
 
 def has_cache_marks(messages: Sequence[Message]) -> bool:
@@ -99,19 +99,19 @@ def instruction_of(messages: Sequence[Message]) -> str:
 
 def call_texts(messages: Sequence[Message]) -> list[tuple[int, str]]:
     """The arguments of every tool call with the index of their message; ids in them are still in use."""
-    found = []
+    texts = []
     for index, message in enumerate(messages):
-        found += [(index, call.arguments) for _, call in _calls_in(message)]
-    return found
+        texts += [(index, call.arguments) for _, call in _calls_in(message)]
+    return texts
 
 
 def with_texts(messages: Sequence[Message], changes: Mapping[JsonPath, str]) -> list[dict[str, Any]]:
     """The chat with the texts at these places replaced. The given messages are not modified."""
     result = [dict(message) for message in messages]
-    for place, text in changes.items():
-        index = place[0]
+    for path, text in changes.items():
+        index = path[0]
         assert isinstance(index, int)  # noqa: S101  (places come from `segments_of`)
-        result[index] = _replaced(result[index], place[1:], text)
+        result[index] = _replaced(result[index], path[1:], text)
     return result
 
 
@@ -133,18 +133,18 @@ def _texts(index: int, message: Message) -> Iterator[tuple[JsonPath, str, str | 
     yield from _content_texts((index, "content"), message.get("content"), call_id)
 
 
-def _content_texts(place: JsonPath, content: Any, call_id: str | None) -> Iterator[tuple[JsonPath, str, str | None]]:
+def _content_texts(path: JsonPath, content: Any, call_id: str | None) -> Iterator[tuple[JsonPath, str, str | None]]:
     if isinstance(content, str):
-        yield place, content, call_id
+        yield path, content, call_id
     if not isinstance(content, list):
         return
     for number, part in enumerate(content):
         if not isinstance(part, Mapping):
             continue
         if part.get("type") in _TEXT_TYPES and isinstance(part.get("text"), str):
-            yield (*place, number, "text"), part["text"], call_id
+            yield (*path, number, "text"), part["text"], call_id
         elif part.get("type") == "tool_result":
-            yield from _content_texts((*place, number, "content"), part.get("content"), str(part.get("tool_use_id")))
+            yield from _content_texts((*path, number, "content"), part.get("content"), str(part.get("tool_use_id")))
 
 
 def _origin(message: Message, text: str, call_id: str | None) -> Origin:

@@ -81,15 +81,15 @@ def fenced_blocks(text: str) -> Iterator[list[str]]:
     """The lines of a text in runs: those outside code fences, and each fenced block with its two fence lines."""
     lines = text.split("\n")
     start = 0
-    inside = False
+    is_inside = False
     for number, is_open in enumerate(open_fences(lines)):
-        if is_open and not inside and number > start:
+        if is_open and not is_inside and number > start:
             yield lines[start:number]
             start = number
-        if inside and not is_open:
+        if is_inside and not is_open:
             yield lines[start : number + 1]
             start = number + 1
-        inside = is_open
+        is_inside = is_open
     if start < len(lines):
         yield lines[start:]
 
@@ -175,8 +175,8 @@ def _without_base64(text: str, between: str | None = None) -> str:
     return _BASE64.sub(_base64_marker, text)
 
 
-def _base64_marker(found: re.Match[str]) -> str:
-    data = found[0]
+def _base64_marker(match: re.Match[str]) -> str:
+    data = match[0]
     encoded = any(map(str.isdigit, data)) and any(map(str.isupper, data)) and any(map(str.islower, data))
     return f"[… {len(data)} characters of base64 left out …]" if encoded and data.count("/") * 8 < len(data) else data
 
@@ -197,72 +197,72 @@ def collapse_repeats(lines: list[str]) -> list[str]:
     """Replace lines repeated in a row by one of them with a count."""
     if not any(map(eq, lines, lines[1:])):
         return lines
-    kept: list[str] = []
+    output: list[str] = []
     for line, group in groupby(lines):
         run = len(list(group))
         if line and (run - 1) * (len(line) + 1) >= _REPEAT_CHARACTERS_MIN:
-            kept += [line, f"[… the line above {run} times in all …]"]
+            output += [line, f"[… the line above {run} times in all …]"]
         else:
-            kept += [line] * run
-    return kept
+            output += [line] * run
+    return output
 
 
 def _collapse_stamped_repeats(lines: list[str]) -> list[str]:
     """Of log lines that differ only in their time stamp, keep the first, a count and the last stamp."""
-    keys = [line[found.end() :] if (found := TIMESTAMP.match(line)) else None for line in lines]
+    keys = [line[timestamp.end() :] if (timestamp := TIMESTAMP.match(line)) else None for line in lines]
     if not any(map(eq, keys, keys[1:])):
         return lines
-    kept: list[str] = []
+    output: list[str] = []
     start = 0
     for key, group in groupby(keys):
         run = len(list(group))
         first, last = lines[start], lines[start + run - 1]
         if key and first[: -len(key)] and (run - 1) * len(first) >= _REPEAT_CHARACTERS_MIN:
             stamp = last[: -len(key)].strip("[]")
-            kept += [first, f"[… the line above {run} times until {stamp} …]"]
+            output += [first, f"[… the line above {run} times until {stamp} …]"]
         else:
-            kept += lines[start : start + run]
+            output += lines[start : start + run]
         start += run
-    return kept
+    return output
 
 
 def _drop_repeated_dates(lines: list[str]) -> list[str]:
     """Keep the date only where it changes; the lines below keep the time of day."""
     current = ""
-    kept = []
+    output = []
     for line in lines:
-        found = _DATE.match(line)
-        if found and found[2] == current:
-            line = found[1] + line[found.end() :]
-        elif found:
-            current = found[2]
-        kept.append(line)
-    return kept
+        match = _DATE.match(line)
+        if match and match[2] == current:
+            line = match[1] + line[match.end() :]
+        elif match:
+            current = match[2]
+        output.append(line)
+    return output
 
 
 def _collapse_progress(lines: list[str]) -> list[str]:
     """Of a progress bar's lines, which differ only in numbers and bar, keep the first and the last."""
     masks = [_BAR.sub(" ", _DIGITS.sub("0", line)) if "%" in line else None for line in lines]
-    kept: list[str] = []
+    output: list[str] = []
     start = 0
     for mask, group in groupby(masks):
         run = len(list(group))
         run_lines = lines[start : start + run]
-        kept += [run_lines[0], run_lines[-1]] if mask and run > 2 else run_lines
+        output += [run_lines[0], run_lines[-1]] if mask and run > 2 else run_lines
         start += run
-    return kept
+    return output
 
 
-def _limit_blank_lines(lines: list[str], most: int) -> list[str]:
-    """At most `most` empty lines in a row, none at either end."""
+def _limit_blank_lines(lines: list[str], blank_max: int) -> list[str]:
+    """At most `blank_max` empty lines in a row, none at either end."""
     if "" not in lines:
         return lines
-    kept: list[str] = []
-    blanks = most
+    output: list[str] = []
+    blanks = blank_max
     for line in lines:
         blanks = 0 if line else blanks + 1
-        if blanks <= most:
-            kept.append(line)
-    while kept and not kept[-1]:
-        kept.pop()
-    return kept
+        if blanks <= blank_max:
+            output.append(line)
+    while output and not output[-1]:
+        output.pop()
+    return output

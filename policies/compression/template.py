@@ -47,13 +47,13 @@ def _replace_phrases(text: str, intent: str) -> str:
     pattern, phrases = _phrases(intent)
     parts = _QUOTED.split(text)
     for number in range(0, len(parts), 2):  # the odd ones are quotations
-        parts[number] = pattern.sub(lambda found: _replacement(found, phrases), parts[number])
+        parts[number] = pattern.sub(lambda match: _replacement(match, phrases), parts[number])
     return "".join(parts)
 
 
-def _replacement(found: re.Match[str], phrases: _Phrases) -> str:
+def _replacement(match: re.Match[str], phrases: _Phrases) -> str:
     """The short phrase with its white space; a capital moves to the word that now comes first."""
-    phrase, gap, following = found[1], found[2], found[3]
+    phrase, gap, following = match[1], match[2], match[3]
     short = phrases[" ".join(phrase.lower().split())]
     capital = phrase[0].isupper()
     if short:

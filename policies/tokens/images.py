@@ -61,16 +61,16 @@ class ByPatch:
 
 @value_class
 class ByArea:
-    """Anthropic's rule: one token per `px_per_token` pixels; larger images are scaled down to `most` tokens."""
+    """Anthropic's rule: one token per `px_per_token` pixels; larger images are scaled down to `tokens_limit` tokens."""
 
     px_per_token: int
-    most: int
+    tokens_limit: int
 
     def tokens(self, size: Size, detail: str) -> int:
-        return min(self.most, _ceil_div(size.width_px * size.height_px, self.px_per_token))
+        return min(self.tokens_limit, _ceil_div(size.width_px * size.height_px, self.px_per_token))
 
     def tokens_max(self, detail: str) -> int:
-        return self.most
+        return self.tokens_limit
 
 
 def image_size(url_or_base64: str) -> Size | None:
@@ -79,8 +79,8 @@ def image_size(url_or_base64: str) -> Size | None:
     Decodes at most 256 KB, so the cost does not grow with the image.
     """
     start = url_or_base64.find(",", 0, 256) + 1 if url_or_base64.startswith("data:") else 0
-    for taken in (66, 4_098, _HEADER_BYTES_MAX):
-        size = _size_from_header(_decoded_head(url_or_base64, start, taken))
+    for prefix_bytes in (66, 4_098, _HEADER_BYTES_MAX):
+        size = _size_from_header(_decoded_head(url_or_base64, start, prefix_bytes))
         if size is not None and min(size) > 0:
             return size
     return None
@@ -125,12 +125,12 @@ def _webp_size(head: bytes) -> Size | None:
 
 
 def _jpeg_size(head: bytes) -> Size | None:
-    at = 2
-    while at + 9 < len(head) and head[at] == 0xFF:
-        marker, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4])
+    offset = 2
+    while offset + 9 < len(head) and head[offset] == 0xFF:
+        marker, length = head[offset + 1], int.from_bytes(head[offset + 2 : offset + 4])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header; those three are tables
-            return Size(int.from_bytes(head[at + 7 : at + 9]), int.from_bytes(head[at + 5 : at + 7]))
-        at += 2 + max(length, 2)
+            return Size(int.from_bytes(head[offset + 7 : offset + 9]), int.from_bytes(head[offset + 5 : offset + 7]))
+        offset += 2 + max(length, 2)
     return None
 
 

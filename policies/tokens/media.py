@@ -25,12 +25,12 @@ _AUDIO_BYTES_PER_S_MIN = 4_000  # 32 kbit/s, the lowest usual rate for speech
 
 def image_cost(source: str, detail: Any, counting: Counting) -> Cost:
     """An image as a data URL or bare base64; for a URL, a mid-size image with the rest of the maximum as spare."""
-    wanted = detail if isinstance(detail, str) else "auto"
-    rule, most = counting.images, counting.images.tokens_max(wanted)
+    detail_level = detail if isinstance(detail, str) else "auto"
+    rule, tokens_max = counting.images, counting.images.tokens_max(detail_level)
     size = image_size(source)
     if size is not None:
-        return Cost(media=rule.tokens(size, wanted))
-    return Cost(media=most // 2, spare=most - most // 2)
+        return Cost(media=rule.tokens(size, detail_level))
+    return Cost(media=tokens_max // 2, spare=tokens_max - tokens_max // 2)
 
 
 def document_cost(data: str | None) -> Cost:
@@ -39,10 +39,10 @@ def document_cost(data: str | None) -> Cost:
         return _pages_cost(1, _UNKNOWN_FILE_PAGES_MAX)
     size_bytes = len(data) * 3 // 4
     scanned = decoded_head(data, _PDF_SCANNED_BYTES)
-    found = len(_PAGE_OBJECT.findall(scanned))
-    if not found:
+    page_count = len(_PAGE_OBJECT.findall(scanned))
+    if not page_count:
         return _pages_cost(1, max(1, size_bytes // _PDF_BYTES_PER_PAGE))
-    pages = max(found, found * size_bytes // max(1, len(scanned)))
+    pages = max(page_count, page_count * size_bytes // max(1, len(scanned)))
     return _pages_cost(pages, pages)
 
 
@@ -53,15 +53,15 @@ def audio_cost(data: str) -> Cost:
     rate = wav_bytes_per_second(head[20:36]) if head[:4] == b"RIFF" and head[12:16] == b"fmt " else 0
     if rate:
         return Cost(media=_audio_tokens(size_bytes, rate))
-    most = _audio_tokens(size_bytes, _AUDIO_BYTES_PER_S_MIN)
+    tokens_max = _audio_tokens(size_bytes, _AUDIO_BYTES_PER_S_MIN)
     tokens = _audio_tokens(size_bytes, _AUDIO_BYTES_PER_S)
-    return Cost(media=tokens, spare=most - tokens)
+    return Cost(media=tokens, spare=tokens_max - tokens)
 
 
 def wav_bytes_per_second(form: bytes) -> int:
     """From the first 16 bytes of a `fmt ` chunk; 0 if samples are not of one size. The header's own byte rate is ignored,
     because players ignore it, too."""
-    kind, channels, hertz = (int.from_bytes(form[at:to], "little") for at, to in ((0, 2), (2, 4), (4, 8)))
+    kind, channels, hertz = (int.from_bytes(form[start:end], "little") for start, end in ((0, 2), (2, 4), (4, 8)))
     return hertz * channels * -(-int.from_bytes(form[14:16], "little") // 8) if kind in _WAV_PLAIN else 0
 
 

@@ -64,8 +64,8 @@ def with_history(count: PromptCount, history_tokens: int) -> PromptCount:
     """The count of a request that continues a stored history of so many tokens. The spare for histories of unknown length is
     included in them.
     """
-    beyond = -(-history_tokens * 101 // 100) - _STORED_HISTORY.spare
-    return PromptCount(count.tokens + history_tokens, count.reserve_tokens + max(0, beyond), exact=False)
+    extra_tokens = -(-history_tokens * 101 // 100) - _STORED_HISTORY.spare
+    return PromptCount(count.tokens + history_tokens, count.reserve_tokens + max(0, extra_tokens), exact=False)
 
 
 def _function_tokens(functions: Sequence[Mapping[str, Any]], counting: Counting, count: CountText) -> int:

@@ -142,8 +142,8 @@ class _TypeScriptRenderer:
 
     def _plain_type(self, spec: Mapping[str, Any], kind: Any, depth: int) -> str:
         if isinstance(kind, list):
-            kinds = dict.fromkeys(one for one in kind if isinstance(one, str))
-            return " | ".join(self._plain_type(spec, one, depth) for one in kinds)
+            kinds = dict.fromkeys(type_name for type_name in kind if isinstance(type_name, str))
+            return " | ".join(self._plain_type(spec, type_name, depth) for type_name in kinds)
         if kind == "array":
             return self._type(as_object(spec.get("items")), depth + 1) + "[]"
         if kind == "object":
