@@ -18,7 +18,6 @@ from gateway.pipeline.call import Call, IntentTag, Principal
 from gateway.pipeline.intake import check_model
 from gateway.pipeline.reserving import Reserving
 from gateway.runs.plan import RunPlan
-from gateway.runs.view import own_budget
 from gateway.store import runs as run_store
 from gateway.store.database import StoreError
 from gateway.store.runs import Run
@@ -183,7 +182,7 @@ async def _overrides(parts: Parts, call: Call) -> Mapping[str, Limit]:
         run = await run_store.get(parts.store, call.principal.project, call.run)
     except StoreError:
         return {}
-    return {run_account(call.run): own_budget(run.plan)} if run is not None else {}
+    return {run_account(call.run): run.own_budget} if run is not None else {}
 
 
 async def _without_waiting(_seconds: float) -> None:

@@ -24,12 +24,11 @@ from sqlalchemy import func, select
 from gateway.budgets.budget_book import key_budgets
 from gateway.ledger.batches import balances_by_account
 from gateway.ledger.port import EntryKind, OutboxEntry
-from gateway.runs.view import own_budget
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.database import Database, StoreConnection
 from gateway.store.keys import ApiKey
-from gateway.store.runs import Sums
+from gateway.store.runs import Sums, budget_of_plan
 from gateway.store.tables import run_steps, runs, token_usage, usage_dead_letter
 from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import UNLIMITED, ZERO, Amount, Limit
@@ -314,7 +313,7 @@ async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
 
 
 def _own_budget(plan: str) -> Limit | None:
-    budget = own_budget(orjson.loads(plan)) if plan else UNLIMITED
+    budget = budget_of_plan(orjson.loads(plan)) if plan else UNLIMITED
     return None if budget.is_unlimited else budget
 
 

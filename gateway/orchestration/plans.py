@@ -31,7 +31,6 @@ from gateway.runs.plan import (
     with_limit,
     within_caps,
 )
-from gateway.runs.view import own_budget
 from gateway.store import runs as run_store
 from gateway.store.database import Database, StoreError
 from gateway.store.runs import Run, RunStep
@@ -208,7 +207,7 @@ class Plans:
         parent_run = run.parent_run if run is not None else ""
         announced = announced_plan(run)
         if run is not None and announced is not None:
-            resized = with_limit(announced, own_budget(run.plan).tokens, settings)
+            resized = with_limit(announced, run.own_budget.tokens, settings)
             return live_plan(resized, parent_run), () if resized is announced else resized.steps
         plan = await propose(run)
         return live_plan(plan, parent_run), plan.steps

@@ -29,7 +29,6 @@ from gateway.orchestration.prompt_compression import PromptCompression
 from gateway.orchestration.routing import Routing
 from gateway.pipeline.call import Call, IntentTag
 from gateway.runs.plan import PlannedStep, RunPlan, RunRequest, kept_plan, plan_run, strategy_of, with_declaration
-from gateway.runs.view import own_budget
 from gateway.store.runs import Run
 from policies.allocation import StepAllocation
 from policies.amounts import UNLIMITED, Limit
@@ -403,7 +402,7 @@ def with_share(limits: RunLimits, share: StepAllocation | None, settings: Settin
 def _request_of(call: Call, known: Run | None) -> RunRequest:
     """The announcement that would describe the call's run."""
     tags = call.tags
-    budget = own_budget(known.plan) if known is not None else UNLIMITED
+    budget = known.own_budget if known is not None else UNLIMITED
     return RunRequest(
         call.run or "", tags.workflow or "", tags.agent or "", tags.user or "", tags.parent_run or "", budget
     )

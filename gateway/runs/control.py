@@ -20,7 +20,7 @@ from gateway.bookkeeping.catch_up import CatchUp
 from gateway.ledger.port import Ledger
 from gateway.runs.plan import RunPlan, RunRequest, announced_plan, stored_step
 from gateway.runs.reset import reset_figures
-from gateway.runs.view import RunView, RunViews, own_budget
+from gateway.runs.view import RunView, RunViews
 from gateway.store import runs as runs_store
 from gateway.store.database import Database
 from gateway.store.runs import Run, RunOfOtherWorkflow
@@ -135,7 +135,7 @@ class RunControl:
             return _unknown(run)
         if found.state in runs_store.FINAL_STATES:
             return _finished(run, found.state)
-        before = own_budget(found.plan)
+        before = found.own_budget
         budget = Limit(*(change.get(unit, before.of(unit)) for unit in UNITS))
         await self._ledger.set_override(project, run_account(run), budget)
         await runs_store.set_plan(self._store, project, run, {**found.plan, "budget": asdict(budget)})
@@ -196,7 +196,7 @@ def _completed(request: RunRequest, before: Run) -> RunRequest:
         agent=request.agent or before.agent,
         user=request.user or before.user,
         parent_run=request.parent_run or before.parent_run,
-        budget=own_budget(before.plan).replaced_by(request.budget),
+        budget=before.own_budget.replaced_by(request.budget),
         strategy=request.strategy or before.plan.get("strategy"),
     )
 

@@ -13,7 +13,6 @@ from cachetools import LRUCache
 from gateway.errors import BadRequest
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
-from gateway.runs.view import own_budget
 from gateway.store.runs import Run
 from gateway.tags import PARENT_HEADER
 from policies.amounts import UNLIMITED, Limit
@@ -187,7 +186,7 @@ class RunRegistry:
         if first in ("", workflow):
             return UNLIMITED
         self._workflow_of[project, run] = first
-        given = own_budget(found.plan) if found is not None else UNLIMITED
+        given = found.own_budget if found is not None else UNLIMITED
         both = [self._of_workflow(project, run, name) for name in (first, workflow)]
         return limit_across_workflows(both, given, project, budgets)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from gateway.ledger.batches import balances_by_account
 from gateway.ledger.port import Ledger, LedgerUnavailable
@@ -208,7 +208,7 @@ class RunViews:
 
     def limit(self, run: Run, balance: Balance | None) -> Limit:
         """What the run may use: budgets and the workflow's declaration, replaced by its own budget, tightened by callers."""
-        limit = self._budgeted(run, Scope.RUN, None).replaced_by(own_budget(run.plan))
+        limit = self._budgeted(run, Scope.RUN, None).replaced_by(run.own_budget)
         # The ledger reports override and tightening as one limit; the override is already included, so this adds the tightening.
         return limit if balance is None else limit.tightened_by(balance.limit)
 
@@ -275,12 +275,6 @@ class RunViews:
         chain = chain_for(subject, self._budgets(), self._limits_of(run.project, run.workflow, step), self._now_ms())
         link = chain.enforced_link(scope)
         return UNLIMITED if link is None else link.hold.limit
-
-
-def own_budget(plan: Mapping[str, Any]) -> Limit:
-    """The budget that somebody gave this run, from its plan."""
-    budget = plan.get("budget") or {}
-    return Limit(budget.get("tokens"), budget.get("nano_usd"), budget.get("requests"))
 
 
 def _standing(balance: Balance | None, sums: Sums) -> tuple[Amount, Amount, Source]:

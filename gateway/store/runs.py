@@ -26,6 +26,7 @@ from gateway.store.bulk import (
 from gateway.store.database import Database, StoreConnection
 from gateway.store.paging import after_cursor, cursor_of, newest_first
 from gateway.store.tables import SUMS, run_steps, runs, token_usage
+from policies.amounts import Limit
 
 STATES: Final = ("active", "paused", "exhausted", "completed", "cancelled")
 FINAL_STATES: Final = ("completed", "cancelled")
@@ -87,6 +88,16 @@ class Run:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     sums: Sums = Sums()
     steps: tuple[RunStep, ...] = ()  # filled by `get` only
+
+    @property
+    def own_budget(self) -> Limit:
+        """The budget that somebody gave this run."""
+        return budget_of_plan(self.plan)
+
+
+def budget_of_plan(plan: Mapping[str, Any]) -> Limit:
+    budget = plan.get("budget") or {}
+    return Limit(budget.get("tokens"), budget.get("nano_usd"), budget.get("requests"))
 
 
 class RunOfOtherWorkflow(Exception):
