@@ -62,6 +62,10 @@ class BadRequest(GatewayError):
     def too_large(cls, bytes_max: int) -> BadRequest:
         return cls(f"The body is larger than {bytes_max} bytes.", status=413, code="request_too_large")
 
+    @classmethod
+    def too_deep(cls) -> BadRequest:
+        return cls("The body is nested too deeply.", code="invalid_json")
+
 
 class ModelNotFound(BadRequest):
     status = 404

@@ -17,7 +17,7 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port to listen on. Default: server.port, 4000. 0: a free one.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Number of processes. More than one needs a Redis ledger.")
+        int | None, typer.Option(min=1, max=256, help="Number of processes. More than one needs Redis and Postgres.")
     ] = None,
     allow_anonymous: Annotated[
         bool,

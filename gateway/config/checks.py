@@ -13,6 +13,7 @@ from gateway.config.marked_yaml import Path
 _TIERS: Final = ("fast", "balanced", "powerful")
 _FALLBACKS: Final = ("fallbacks", "context_window_fallbacks")
 _ANY_MODEL: Final = "*"
+_SHARED: Final = {"ledger": "redis://…", "store": "postgresql://…"}  # what several processes need in place of SQLite
 
 
 def faults_between(data: Mapping[str, Any]) -> Iterator[Fault]:
@@ -47,13 +48,13 @@ def _named_models(data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
 
 def _several_processes(data: Mapping[str, Any]) -> Iterator[Fault]:
     workers = _section(data, "server").get("workers")
-    ledger = _section(data, "storage").get("ledger", "sqlite")
-    several = str(workers).isdecimal() and int(str(workers)[:9]) > 1
-    if several and isinstance(ledger, str) and ledger.startswith(("sqlite", "memory")):
-        yield (
-            ("server", "workers"),
-            "is above 1, but an SQLite ledger belongs to one process: set storage.ledger to redis://… or workers to 1",
-        )
+    if not str(workers).isdecimal() or int(str(workers)[:9]) <= 1:
+        return
+    for part, other in _SHARED.items():
+        url = _section(data, "storage").get(part, "sqlite")
+        if isinstance(url, str) and url.startswith(("sqlite", "memory")):
+            message = f"is above 1, but an SQLite {part} belongs to one process: set storage.{part} to {other} or workers to 1"
+            yield ("server", "workers"), message
 
 
 def _is_there(name: str, names: Collection[str]) -> bool:

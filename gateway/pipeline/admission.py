@@ -232,7 +232,7 @@ class Admission:
         model_max = self._prices.output_tokens_max(cast(Deployment, call.deployment))
         if call.holds_slices or not call.request.has_output:
             return
-        if granted.output_tokens < (requested_max or model_max or 2**62):
+        if call.request.is_cap_assumed or granted.output_tokens < (requested_max or model_max or 2**62):
             call.output_cap = granted.output_tokens
         if granted.output_tokens < demand.output_tokens_max and "clamp" not in call.actions:
             call.actions.append("clamp")

@@ -9,6 +9,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.answers.port import StoredAnswer
+from gateway.errors import BadRequest
 from gateway.pipeline.exchange import SentAnswer
 
 # The comment that ends a tagged stream holds the figures of one run at one moment, so it is not replayed.
@@ -27,7 +28,10 @@ def storable_answer(sent: SentAnswer, fingerprint: bytes = b"") -> StoredAnswer 
 
 def canonical(value: Any) -> bytes:
     """The same bytes for the same request, whatever the order of its keys. Uploads are replaced by their digest."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_json_default)
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=_json_default)
+    except orjson.JSONEncodeError:
+        raise BadRequest.too_deep() from None
 
 
 def _json_default(value: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.errors import BadRequest
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.answer_stream import AnswerStream, encoding_of, read_whole
 from gateway.upstream.buffered_as_stream import events_of
@@ -227,7 +228,10 @@ def _content_type(response: HttpAnswer) -> str:
 def _payload(deployment: Deployment, call: UpstreamCall, headers: dict[str, str]) -> bytes:
     body = request_body(deployment, call)
     if call.protocol != "transcriptions":
-        return orjson.dumps(body)
+        try:
+            return orjson.dumps(body)
+        except orjson.JSONEncodeError:  # it writes 254 levels, and reads 1,024
+            raise BadRequest.too_deep() from None
     boundary = secrets.token_hex(16)
     headers["content-type"] = f"multipart/form-data; boundary={boundary}"
     return _multipart_body(body, boundary)

@@ -42,6 +42,7 @@ class CompletionsProtocol:
             stream=boolean(body, "stream"),
             choices=prompts * max(answers, drafts),  # discarded drafts are billed as well
             output_tokens_max=OUTPUT_TOKENS_DEFAULT if cap is None else cap,
+            is_cap_assumed=cap is None,
             output_tokens_min_useful=0,
             wants_usage=wants_usage(body),
             metadata=body.get("metadata"),

@@ -29,6 +29,7 @@ class Request:
     stream: bool = False
     choices: int = 1
     output_tokens_max: int | None = None  # the client's own cap, for each choice
+    is_cap_assumed: bool = False  # the cap is the provider's usual default: a budget that counts on it has to send it
     output_tokens_min_useful: int = 1  # the smallest cap with which the provider accepts this request
     has_output: bool = True  # False: the answer has no tokens, or no cap can limit them
     wants_usage: bool = False  # the client gets the usage: it asked, or its answer is assembled from a stream

@@ -128,6 +128,23 @@ def test_same_key_in_a_nested_object_is_no_duplicate(served: Served) -> None:
     assert served.chat(tagged("wf", "r-nested"), tools=[tool], max_tokens=16, n=1).status == 200
 
 
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "deep"}, {"x-farebox-cache": "60"}], ids=["plain", "key", "cache"])
+def test_body_nested_deeper_than_it_can_be_written_is_400(served: Served, headers: dict[str, str]) -> None:
+    """The serializer writes 254 levels, and the parser reads 1,024."""
+    raw = f'{{"model": "fake", {HI}, "x": {"[" * 300}{"]" * 300}}}'
+    reply = post(served, raw, tagged("wf", "r-deep") | headers)
+    assert (reply.status, reply.json()["error"]["code"]) == (400, "invalid_json"), reply.body
+    assert served.seen() == 0
+
+
+def test_completion_without_a_cap_is_sent_with_the_cap_that_was_reserved(served: Served) -> None:
+    """16 is what OpenAI documents. Other servers write on to the end of their context."""
+    raw = b'{"model": "fake", "prompt": "hi"}'
+    reply = served.gateway.request("POST", "/v1/completions", raw, tagged("wf", "r-completion"))
+    assert reply.status == 200, reply.body
+    assert served.last.body["max_tokens"] == 16
+
+
 def test_max_tokens_of_1e9_is_clamped_to_the_models_maximum(served: Served) -> None:
     assert served.chat(tagged("wf", "r-much"), max_tokens=10**9).status == 200
     assert served.last.body["max_tokens"] <= 4096

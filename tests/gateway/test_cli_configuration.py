@@ -18,24 +18,24 @@ def file(tmp_path: Path) -> Path:
     return written
 
 
-REDIS = {"FAREBOX_STORAGE_LEDGER": "redis://x"}
+SEVERAL = {"FAREBOX_STORAGE_LEDGER": "redis://x", "FAREBOX_STORAGE_STORE": "postgresql://x"}
 
 
 def test_environment_variable_overrides_the_file(file: Path) -> None:
-    found = {**REDIS, "FAREBOX_SERVER_PORT": "7", "FAREBOX_ALERTS_BUDGET_PERCENT": "[60, 70]"}
+    found = {**SEVERAL, "FAREBOX_SERVER_PORT": "7", "FAREBOX_ALERTS_BUDGET_PERCENT": "[60, 70]"}
     config = read_config(file, found)
     assert (config.server.port, config.server.workers, config.alerts.budget_percent) == (7, 2, (60, 70))
 
 
 @pytest.mark.parametrize("name", ["FAREBOX_ORCHESTRATION_ENABLED", "FAREBOX_SETTINGS_ORCHESTRATION_ENABLED"])
 def test_setting_variable_may_omit_its_section(file: Path, name: str) -> None:
-    config = read_config(file, {**REDIS, name: "true"})
+    config = read_config(file, {**SEVERAL, name: "true"})
     assert (config.settings["orchestration_enabled"], config.ignored) == (True, ())
 
 
 def test_faults_name_the_environment_variable_or_the_place_in_the_file(file: Path) -> None:
     found = {
-        **REDIS,
+        **SEVERAL,
         "FAREBOX_SERVER_PORT": "abc",
         "FAREBOX_ORCHESTRATION_ENABLED": "maybe",
         "FAREBOX_ALERTS_BUDGET_PERCENT": "[0]",
@@ -71,20 +71,20 @@ def test_fault_of_an_option_names_the_option(
     ],
 )
 def test_unknown_farebox_variable_is_reported_as_ignored(file: Path, name: str, text: str, message: str) -> None:
-    config = read_config(file, {**REDIS, name: text})
+    config = read_config(file, {**SEVERAL, name: text})
     assert [one.startswith(f"{name} (environment): ignored: {message}") for one in config.ignored] == [True]
 
 
 def test_unrelated_variables_are_not_reported(file: Path) -> None:
     others = {"FAREBOX_ADMIN_KEY": "k", "FAREBOX_CONFIG": "c", "FAREBOX_PORT_4000_TCP": "tcp://x", "SERVER_PRT": "1"}
-    assert read_config(file, {**REDIS, **others}).ignored == ()
+    assert read_config(file, {**SEVERAL, **others}).ignored == ()
 
 
 @pytest.mark.parametrize("text", ["1.41", "'1.41'"])
 def test_numeric_looking_value_of_a_text_key_stays_text(file: Path, text: str) -> None:
-    config = read_config(file, {**REDIS, "FAREBOX_TRACING_CONVENTIONS": text, "FAREBOX_TRACING_SERVICE_NAME": "7"})
+    config = read_config(file, {**SEVERAL, "FAREBOX_TRACING_CONVENTIONS": text, "FAREBOX_TRACING_SERVICE_NAME": "7"})
     assert (config.tracing.conventions, config.tracing.service_name) == ("1.41", "7")
 
 
 def test_value_that_is_invalid_yaml_is_taken_literally(file: Path) -> None:
-    assert read_config(file, {**REDIS, "FAREBOX_SERVER_HOST": "[::"}).server.host == "[::"
+    assert read_config(file, {**SEVERAL, "FAREBOX_SERVER_HOST": "[::"}).server.host == "[::"

@@ -63,7 +63,16 @@ ONE_FAULT: list[tuple[str, str, str]] = [
     ("settings: {orchestration_enabled: 7}\n", "farebox.yaml:1:12: settings.orchestration_enabled:", "true or false"),
     ("tiers: {fast: [b]}\n" + MODEL, "farebox.yaml:1:16: tiers.fast[0]:", "does not have 'b'"),
     ("classifier: {model: b}\n" + MODEL, "farebox.yaml:1:14: classifier.model:", "does not have 'b'"),
-    ("server: {workers: 2}\n", "farebox.yaml:1:10: server.workers:", "an SQLite ledger belongs to one process"),
+    (
+        "storage: {store: 'postgresql://p'}\nserver: {workers: 2}\n",
+        "farebox.yaml:2:10: server.workers:",
+        "an SQLite ledger belongs to one process: set storage.ledger to redis://… or workers to 1",
+    ),
+    (
+        "storage: {ledger: 'redis://r'}\nserver: {workers: 2}\n",
+        "farebox.yaml:2:10: server.workers:",
+        "an SQLite store belongs to one process: set storage.store to postgresql://… or workers to 1",
+    ),
     ("model_list:\n  - model_name: a\n", "farebox.yaml:2:5: model_list[0].litellm_params:", "required"),
     (
         "model_list:\n  - model_name: a\n    litellm_params: {api_base: x}\n",
