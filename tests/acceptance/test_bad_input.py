@@ -128,7 +128,9 @@ def test_same_key_in_a_nested_object_is_no_duplicate(served: Served) -> None:
     assert served.chat(tagged("wf", "r-nested"), tools=[tool], max_tokens=16, n=1).status == 200
 
 
-@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "deep"}, {"x-farebox-cache": "60"}], ids=["plain", "key", "cache"])
+@pytest.mark.parametrize(
+    "headers", [{}, {"idempotency-key": "deep"}, {"x-farebox-cache": "60"}], ids=["plain", "key", "cache"]
+)
 def test_body_nested_deeper_than_it_can_be_written_is_400(served: Served, headers: dict[str, str]) -> None:
     """The serializer writes 254 levels, and the parser reads 1,024."""
     raw = f'{{"model": "fake", {HI}, "x": {"[" * 300}{"]" * 300}}}'
