@@ -84,31 +84,47 @@ def served(tmp_path: Path) -> Iterator[tuple[Cli, FareboxProcess]]:
     gateway.stop()
 
 
-def test_keys_commands_work_with_and_without_a_running_gateway(served: tuple[Cli, FareboxProcess]) -> None:
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_keys_create_and_rotate_take_effect_at_once_in_a_running_gateway(served: tuple[Cli, FareboxProcess]) -> None:
     cli, gateway = served
-    app = cli("keys", "create", "app")
-    assert app.code == 0
-    key = app.out.strip()
+    created = cli("keys", "create", "app")
+    key = created.out.strip()
+    assert created.code == 0
     assert key.startswith("fb_")
     assert len(key.split()) == 1  # the key alone, for scripts
-    assert "no admin key" in app.err
+    assert "no admin key" in created.err
     assert gateway.chat("hi").status == 401
-    assert gateway.chat("hi", {"authorization": f"Bearer {key}"}).status == 200
-    # The gateway asks for an admin key now, but whoever can read its files is its operator.
-    admin = cli("keys", "create", "--admin").out.strip()
+    assert gateway.chat("hi", bearer(key)).status == 200
     rotated = cli("keys", "rotate", "app").out.strip()
-    assert gateway.chat("hi", {"authorization": f"Bearer {key}"}).status == 401
-    assert gateway.chat("hi", {"authorization": f"Bearer {rotated}"}).status == 200
+    assert gateway.chat("hi", bearer(key)).status == 401
+    assert gateway.chat("hi", bearer(rotated)).status == 200
+
+
+def test_keys_commands_need_no_admin_key(served: tuple[Cli, FareboxProcess]) -> None:
+    """The gateway asks for one, but whoever can read its files is its operator."""
+    cli, gateway = served
+    admin = cli("keys", "create", "--admin").out.strip()
+    key = cli("keys", "create", "app").out.strip()
+    assert gateway.get("/api/keys").status == 401
     gateway.stop()
     listed = cli("keys", "list", "--json").json()["keys"]
-    assert [(one["name"], one["role"], one["state"]) for one in listed] == [
-        ("admin", "admin", "active"),
+    assert [(entry["name"], entry["role"], entry["state"]) for entry in listed] == [
         ("app", "", "active"),
+        ("admin", "admin", "active"),
     ]
-    assert (
-        "20 calls a day, 2 at once"
-        in cli("keys", "set", "app", "--requests", "20", "--window", "day", "--concurrency", "2").out
-    )
+    assert cli("keys", "revoke", "app").code == 0
+    gateway.start()
+    assert gateway.chat("hi", bearer(key)).status == 401
+    assert gateway.get("/api/keys", headers=bearer(admin)).status == 200
+
+
+def test_keys_set_changes_only_what_is_named(cli: Cli) -> None:
+    cli("keys", "create", "app")
+    limited = cli("keys", "set", "app", "--requests", "20", "--window", "day", "--concurrency", "2")
+    assert "20 calls a day, 2 at once" in limited.out
     warned = cli("keys", "set", "app", "--model", "gone", "--usd", "0.0000001")
     assert warned.err == "No model has the name 'gone' now.\n"
     assert "$0.0000001, 20 calls a day" in warned.out
@@ -119,10 +135,6 @@ def test_keys_commands_work_with_and_without_a_running_gateway(served: tuple[Cli
     freed = cli("keys", "set", "app", "--no-limits", "--agent", "", "--model", "", "--json").json()
     assert (freed["limits"], freed["agent"], freed["allowed_models"]) == ({}, "", [])
     assert cli("keys", "set", "app", "--tokens", "-1").code == 2
-    assert cli("keys", "revoke", "app").code == 0
-    gateway.start()
-    assert gateway.chat("hi", {"authorization": f"Bearer {rotated}"}).status == 401
-    assert gateway.get("/api/keys", headers={"authorization": f"Bearer {admin}"}).status == 200
 
 
 @pytest.mark.parametrize("run", ["2026/11/28", "/home/me/project", "a//b"])

@@ -2,112 +2,157 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from tests.api_client import Api
 
 pytest_plugins = ("tests.api_fixtures",)
 
 
-async def test_patching_a_key_changes_only_the_given_fields(api: Api) -> None:
-    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
-    api.headers["authorization"] = f"Bearer {admin['key']}"
-    made = await api.post(
-        "/api/keys",
-        {
-            "name": "ci",
-            "agent": "ada",
-            "step": "draft",
-            "priority": "low",
-            "limits": {"usd": 0.5},
-            "expires_in_days": 1,
-        },
-    )
-    where = f"/api/keys/{made['id']}"
-    wished = {"limits": {"requests": 2, "window": "day"}, "allowed_models": ["openai/*"], "user": "bo", "step": None}
-    changed = await api.patch(where, wished)
-    assert (changed["limits"], changed["allowed_models"]) == ({"requests": 2, "window": "day"}, ["openai/*"])
-    assert (changed["agent"], changed["step"], changed["user"], changed["priority"]) == ("ada", "", "bo", "low")
-    assert (changed["expires_at"], changed["prefix"]) == (made["expires_at"], made["prefix"])
-    ci_headers = {"authorization": f"Bearer {made['key']}"}
-    assert (await api.chat("r1", **ci_headers)).status_code == 403, "the key may no longer use this model"
-    freed = await api.patch(where, {"allowed_models": None, "expires_at": None})
-    assert (freed["allowed_models"], freed["expires_at"], freed["limits"]) == ([], None, changed["limits"])
-    assert (changed["warning"], freed["warning"]) == ("No model has the name 'openai/*' now.", None)
-    assert [(await api.chat("r1", **ci_headers)).status_code for _ in range(3)] == [200, 200, 429]
-    await api.patch(where, {"limits": {"requests": 3, "window": "day"}})
-    assert [(await api.chat("r1", **ci_headers)).status_code for _ in range(2)] == [200, 429], (
-        "usage is kept when the limit changes"
-    )
-    for body in (
-        {},
-        {"name": "other"},
-        {"limits": {"tokens": -1}},
-        {"expires_at": "2020-01-01"},
-        {"priority": "urgent"},
-    ):
-        assert (await api.refused("PATCH", where, body))[0] == 400, body
-    await api.delete(where)
-    assert (await api.refused("PATCH", where, {"limits": None}))[1]["code"] == "key_revoked"
-    detail = (await api.get("/api/audit?action=key.changed"))["events"][0]["detail"]
-    assert detail["changed"] == ["limits"]
-    assert [detail[side]["limits"]["requests"] for side in ("old", "new")] == [2, 3]
+@pytest.fixture
+async def admin(api: Api) -> Api:
+    """The API once it asks for keys, with the key of an administrator."""
+    key = await api.post("/api/keys", {"name": "ops", "admin": True})
+    api.headers |= bearer(key)
+    return api
 
 
-async def test_key_name_is_unique_within_its_project(api: Api) -> None:
-    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
-    api.headers["authorization"] = f"Bearer {admin['key']}"
-    wanted = {"name": "ci", "limits": {"requests": 1}}
-    made = await api.post("/api/keys", wanted)
-    status, error = await api.refused("POST", "/api/keys", wanted)
-    assert (status, error["code"]) == (409, "key_name_taken")
-    assert "'ci'" in error["message"]
-    elsewhere = await api.post("/api/keys", wanted | {"project": "team"})
-    for key in (made, elsewhere):
-        caller = {"authorization": f"Bearer {key['key']}"}
-        assert [(await api.chat("r1", **caller)).status_code for _ in range(2)] == [200, 402]
+def bearer(key: dict[str, Any]) -> dict[str, str]:
+    return {"authorization": f"Bearer {key['key']}"}
 
 
-async def test_key_can_be_created_listed_rotated_and_revoked(api: Api) -> None:
-    admin = await api.post("/api/keys", {"name": "ops", "admin": True})
-    assert admin["key"].startswith("fb_")
-    assert (admin["role"], admin["state"], admin["warning"]) == ("admin", "active", None)
-    api.headers["authorization"] = f"Bearer {admin['key']}"
-    made = await api.post(
-        "/api/keys",
-        {"name": "ci", "project": "team", "agent": "ada", "limits": {"tokens": 500, "window": "day", "concurrency": 2}},
-    )
-    assert (made["project"], made["limits"]) == ("team", {"tokens": 500, "window": "day", "concurrency": 2})
-    listed = await api.get("/api/keys")
-    assert [key["name"] for key in listed["keys"]] == ["ci", "ops"]
-    assert all("key" not in key and "digest" not in key for key in listed["keys"])
-    assert made["key"] not in str(listed)
-    ci_headers = {"authorization": f"Bearer {made['key']}"}
-    assert (await api.chat("r1", **ci_headers)).status_code == 200
-    rotated = await api.post(f"/api/keys/{made['id']}/rotate", {"grace_seconds": 60})
-    assert rotated["id"] == made["id"]
-    assert rotated["key"] != made["key"]
-    assert (await api.chat("r1", **ci_headers)).status_code == 200
-    again = await api.post("/api/keys/ci/rotate")
-    assert (await api.chat("r1", **ci_headers)).status_code == 401
-    revoked = await api.delete(f"/api/keys/{made['id']}")
-    assert revoked["state"] == "revoked"
-    assert (await api.chat("r1", authorization=f"Bearer {again['key']}")).status_code == 401
-    assert (await api.refused("POST", f"/api/keys/{made['id']}/rotate"))[1]["code"] == "key_revoked"
-    expiring = await api.post("/api/keys", {"name": "short", "expires_in_days": 1})
-    assert expiring["expires_at"] > expiring["created_at"]
-    for body in (
+async def statuses(api: Api, key: dict[str, Any], calls: int = 1) -> list[int]:
+    """Of calls with this key."""
+    return [(await api.chat("r1", **bearer(key))).status_code for _ in range(calls)]
+
+
+# ── create ──
+
+
+async def test_first_admin_key_is_created_without_a_key(api: Api) -> None:
+    key = await api.post("/api/keys", {"name": "ops", "admin": True})
+    assert key["key"].startswith("fb_")
+    assert (key["role"], key["state"], key["warning"]) == ("admin", "active", None)
+
+
+async def test_created_key_has_the_given_fields_and_may_call(admin: Api) -> None:
+    limits = {"tokens": 500, "window": "day", "concurrency": 2}
+    key = await admin.post("/api/keys", {"name": "ci", "project": "team", "agent": "ada", "limits": limits})
+    assert (key["project"], key["agent"], key["limits"]) == ("team", "ada", limits)
+    assert await statuses(admin, key) == [200]
+
+
+async def test_expiry_in_days_is_after_the_creation(admin: Api) -> None:
+    key = await admin.post("/api/keys", {"name": "short", "expires_in_days": 1})
+    assert key["expires_at"] > key["created_at"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
         {},
         {"name": ""},
         {"name": "x", "expires_at": "2020-01-01"},
         {"name": "x", "admin": True, "role": "viewer"},
-    ):
-        assert (await api.refused("POST", "/api/keys", body))[0] == 400, body
-    events = (await api.get("/api/audit?action=key."))["events"]
-    assert [event["action"] for event in reversed(events)] == [
-        "key.created",
-        "key.created",
-        "key.rotated",
-        "key.rotated",
-        "key.revoked",
-        "key.created",
-    ]
-    assert made["key"] not in str(events)
+    ],
+)
+async def test_invalid_key_is_not_created(admin: Api, body: dict[str, Any]) -> None:
+    assert (await admin.refused("POST", "/api/keys", body))[0] == 400
+
+
+async def test_key_name_is_unique_within_its_project(admin: Api) -> None:
+    wanted = {"name": "ci", "limits": {"requests": 1}}
+    key = await admin.post("/api/keys", wanted)
+    status, error = await admin.refused("POST", "/api/keys", wanted)
+    assert (status, error["code"]) == (409, "key_name_taken")
+    assert "'ci'" in error["message"]
+    same_name_elsewhere = await admin.post("/api/keys", wanted | {"project": "team"})
+    assert await statuses(admin, key, 2) == [200, 402]
+    assert await statuses(admin, same_name_elsewhere, 2) == [200, 402]
+
+
+async def test_list_shows_no_key_and_no_digest(admin: Api) -> None:
+    key = await admin.post("/api/keys", {"name": "ci"})
+    listed = (await admin.get("/api/keys"))["keys"]
+    assert [entry["name"] for entry in listed] == ["ci", "ops"]
+    assert not {"key", "digest"} & {field for entry in listed for field in entry}
+    assert key["key"] not in str(listed)
+
+
+# ── change ──
+
+
+async def test_patching_a_key_changes_only_the_given_fields(admin: Api) -> None:
+    body = {"name": "ci", "agent": "ada", "step": "draft", "priority": "low", "limits": {"usd": 0.5}}
+    key = await admin.post("/api/keys", {**body, "expires_in_days": 1})
+    limits = {"requests": 2, "window": "day"}
+    changed = await admin.patch(f"/api/keys/{key['id']}", {"limits": limits, "user": "bo", "step": None})
+    assert (changed["limits"], changed["user"], changed["step"]) == (limits, "bo", "")
+    for field in ("agent", "priority", "expires_at", "prefix"):
+        assert changed[field] == key[field]
+
+
+async def test_allowed_models_are_enforced_until_they_are_removed(admin: Api) -> None:
+    key = await admin.post("/api/keys", {"name": "ci", "expires_in_days": 1})
+    path = f"/api/keys/{key['id']}"
+    narrowed = await admin.patch(path, {"allowed_models": ["openai/*"]})
+    assert narrowed["allowed_models"] == ["openai/*"]
+    assert narrowed["warning"] == "No model has the name 'openai/*' now."
+    assert await statuses(admin, key) == [403]
+    freed = await admin.patch(path, {"allowed_models": None, "expires_at": None})
+    assert (freed["allowed_models"], freed["expires_at"], freed["warning"]) == ([], None, None)
+    assert await statuses(admin, key) == [200]
+
+
+async def test_usage_is_kept_when_the_limit_of_a_key_changes(admin: Api) -> None:
+    key = await admin.post("/api/keys", {"name": "ci", "limits": {"requests": 2, "window": "day"}})
+    assert await statuses(admin, key, 3) == [200, 200, 429]
+    await admin.patch(f"/api/keys/{key['id']}", {"limits": {"requests": 3, "window": "day"}})
+    assert await statuses(admin, key, 2) == [200, 429]
+    detail = (await admin.get("/api/audit?action=key.changed"))["events"][0]["detail"]
+    assert detail["changed"] == ["limits"]
+    assert [detail[side]["limits"]["requests"] for side in ("old", "new")] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"name": "other"}, {"limits": {"tokens": -1}}, {"expires_at": "2020-01-01"}, {"priority": "urgent"}],
+)
+async def test_invalid_change_of_a_key_is_refused(admin: Api, body: dict[str, Any]) -> None:
+    key = await admin.post("/api/keys", {"name": "ci"})
+    assert (await admin.refused("PATCH", f"/api/keys/{key['id']}", body))[0] == 400
+
+
+# ── rotate and revoke ──
+
+
+async def test_rotated_key_is_accepted_until_its_grace_ends(admin: Api) -> None:
+    first = await admin.post("/api/keys", {"name": "ci"})
+    second = await admin.post(f"/api/keys/{first['id']}/rotate", {"grace_seconds": 60})
+    assert second["id"] == first["id"]
+    assert second["key"] != first["key"]
+    assert await statuses(admin, first) == await statuses(admin, second) == [200]
+    third = await admin.post("/api/keys/ci/rotate")
+    assert await statuses(admin, first) == [401]
+    assert await statuses(admin, third) == [200]
+
+
+async def test_revoked_key_may_neither_call_nor_be_rotated_or_changed(admin: Api) -> None:
+    key = await admin.post("/api/keys", {"name": "ci"})
+    path = f"/api/keys/{key['id']}"
+    assert (await admin.delete(path))["state"] == "revoked"
+    assert await statuses(admin, key) == [401]
+    assert (await admin.refused("POST", f"{path}/rotate"))[1]["code"] == "key_revoked"
+    assert (await admin.refused("PATCH", path, {"limits": None}))[1]["code"] == "key_revoked"
+
+
+async def test_creation_rotation_and_revocation_are_audited_without_the_key(admin: Api) -> None:
+    key = await admin.post("/api/keys", {"name": "ci"})
+    await admin.post(f"/api/keys/{key['id']}/rotate")
+    await admin.delete(f"/api/keys/{key['id']}")
+    events = (await admin.get("/api/audit?action=key."))["events"]
+    actions = [event["action"] for event in reversed(events)]
+    assert actions == ["key.created", "key.created", "key.rotated", "key.revoked"]
+    assert key["key"] not in str(events)
