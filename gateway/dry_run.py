@@ -11,8 +11,16 @@ from gateway.control import Snapshot
 from gateway.errors import GatewayError, LedgerOutage
 from gateway.ledger.dry_run_ledger import DryRunLedger
 from gateway.ledger.port import LedgerUnavailable
-from gateway.orchestration.plans import StepStart
-from gateway.orchestration.service import Orchestration, as_planned, declared_limits, with_share
+from gateway.orchestration.plans import LivePlan
+from gateway.orchestration.service import (
+    Orchestration,
+    as_planned,
+    declared_limits,
+    first_call_tokens,
+    is_refused_first_call,
+    step_start_of,
+    with_share,
+)
 from gateway.pipeline.assembly import admission_for
 from gateway.pipeline.call import Call, IntentTag, Principal
 from gateway.pipeline.intake import check_model
@@ -46,6 +54,7 @@ class DryRunPlanner:
         self.classification: Classification | None = None
         self.share: StepAllocation | None = None
         self.observed_accounts: tuple[str, ...] = ()
+        self._plan: LivePlan | None = None
 
     async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits:
         whole = self._orchestration
@@ -63,20 +72,30 @@ class DryRunPlanner:
         async def propose(known: Run | None) -> RunPlan:
             return await whole.first_plan(call, known, snapshot, is_dry_run=True)
 
-        step_start = StepStart(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
-        step_grant = await whole.plans.preview((project, call.run or ""), step_start, propose, settings)
+        key = (project, call.run or "")
+        step_grant = await whole.plans.preview(key, step_start_of(call, call.intent), propose, settings)
         planned, own = step_grant.planned, call.intent
         call.intent = as_planned(own, planned)
         if planned is not None and call.intent is not own:
             self.classification = Classification(
                 Intent(planned.intent), planned.confidence, planned.source, planned.reasoning, ()
             )
-        call.parent_run, self.share = step_grant.parent_run or None, step_grant.share
+        call.parent_run, self.share, self._plan = step_grant.parent_run or None, step_grant.share, step_grant.plan
         return with_share(limits, step_grant.share, settings)
 
     async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
-        """A dry run does not look for a larger budget that this process does not know of."""
-        return None
+        """Only for a step's first call. A dry run does not look for a larger budget that this process does not know of."""
+        if self._plan is None or not is_refused_first_call(call, refused):
+            return None
+        tokens = first_call_tokens(call, refused, self.output_tokens_min_useful(call))
+        raised = self._plan.raised_share(call.tags.step, *tokens, snapshot.settings)
+        if raised is None:
+            return None
+        self.share = raised
+        declared = self._orchestration.declarations.of(
+            snapshot.workflow(call.principal.project, call.tags.workflow or "")
+        )
+        return with_share(declared_limits(call, declared), raised, snapshot.settings)
 
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         return self._orchestration.routing.model_for(call, snapshot, remembers=False)

@@ -35,7 +35,14 @@ from gateway.store import runs as run_store
 from gateway.store.database import Database, StoreError
 from gateway.store.runs import Run, RunStep
 from gateway.tags import DEFAULT_STEP
-from policies.allocation import Allocation, StepAllocation, StepDemand, allocate_next, reallocate
+from policies.allocation import (
+    Allocation,
+    StepAllocation,
+    StepDemand,
+    allocate_next,
+    raised_for_first_call,
+    reallocate,
+)
 from policies.budgets import run_account, step_account
 from policies.reservation import Balance
 from policies.settings import Settings
@@ -60,12 +67,14 @@ class StepStart:
 @dataclass(frozen=True, slots=True)
 class StepGrant:
     """`share` is what the step may use (None: only its run's limit applies), `is_new` whether this is its first call here,
-    `parent_run` the run that its run is inside of (empty: none), and `planned` the step as its run's plan has it, if it does."""
+    `parent_run` the run that its run is inside of (empty: none), and `planned` the step as its run's plan has it, if it does.
+    `plan` is set by a preview, which may be of a plan that nobody keeps."""
 
     share: StepAllocation | None
     is_new: bool
     parent_run: str
     planned: PlannedStep | None = None
+    plan: LivePlan | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +96,18 @@ class LivePlan:
         """What may be allocated to a step that the plan does not have, and that has used `own_tokens` already."""
         given = sum(self.used.get(name, one.tokens) for name, one in self.steps.items())
         return max(0, self.limit_tokens - max(given, self.run_used_tokens - own_tokens))
+
+    def raised_share(
+        self, step: str, needed_tokens: int, useful_tokens: int, settings: Settings
+    ) -> StepAllocation | None:
+        """The share of a step whose first call it refused, and which needs so many tokens; None if it stays as it was."""
+        share = self.steps.get(step)
+        if share is None or needed_tokens <= share.hard_limit_tokens:  # a concurrent first call has raised it
+            return share
+        demand = next((one for one in self.demands if one.id == step), StepDemand(step, share.intent))
+        return raised_for_first_call(
+            share, demand, needed_tokens=needed_tokens, useful_tokens=useful_tokens, settings=settings, ais=self.ais
+        )
 
     def comes_before(self, step: str, other: str) -> bool:
         """Whether `step` can be complete when `other` begins. The order of unplanned steps is that of their first calls."""
@@ -158,6 +179,21 @@ class Plans:
             return False
         return whole.limit.tokens is not None and whole.limit.tokens > plan.limit_tokens
 
+    def raise_share(
+        self, key: RunKey, step_start: StepStart, needed_tokens: int, useful_tokens: int, settings: Settings
+    ) -> StepAllocation | None:
+        """Raise the share of a step whose first call it refused. None: it stays as it was."""
+        plan, name = self._plans.get(key), step_start.step
+        share = None if plan is None else plan.raised_share(name, needed_tokens, useful_tokens, settings)
+        if plan is None or share is None:
+            return None
+        if name in plan.planned:
+            self._revise(key, plan, [share], writes=True)
+        else:
+            plan.steps[name] = share
+            self._note(key, plan, step_start)
+        return share
+
     async def step(self, key: RunKey, step_start: StepStart, propose: Propose, settings: Settings) -> StepGrant:
         """What the step of the current call may use."""
         plan = self._plans.get(key)
@@ -191,7 +227,7 @@ class Plans:
         share = plan.steps.get(name)
         if share is None and name != DEFAULT_STEP:
             share = self._next(plan, step_start, settings, own_tokens)
-        return StepGrant(share, begins, plan.parent_run, plan.planned.get(name))
+        return StepGrant(share, begins, plan.parent_run, plan.planned.get(name), plan)
 
     async def _first_plan(self, key: RunKey, propose: Propose, settings: Settings) -> LivePlan:
         plan, proposed = await self._found_or_proposed(key, propose, settings)

@@ -122,7 +122,7 @@ class Orchestration:
 
         step_grant = await self.plans.step(
             (call.principal.project, call.run or ""),
-            StepStart(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source),
+            step_start_of(call, intent),
             propose,
             settings,
         )
@@ -137,14 +137,25 @@ class Orchestration:
         self.plans.drop(project, run)
 
     async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
-        """New limits for a call that its step's share refused, if its run was given more since; otherwise None. Never raises."""
+        """New limits for a call that its step's share refused, if its run was given more since, or if it is the step's first call
+        and a tight run left it too small a share; otherwise None. Never raises."""
         project, run = call.principal.project, call.run or ""
-        if not snapshot.settings.enabled or refused.account != step_account(run, call.tags.step):
+        settings = snapshot.settings
+        if not settings.enabled or refused.account != step_account(run, call.tags.step):
             return None
-        if not await self.plans.is_outgrown(project, run):
+        if await self.plans.is_outgrown(project, run):
+            self.plans.drop(project, run)
+            return await self.plan(call, snapshot)
+        if call.intent is None or not is_refused_first_call(call, refused):
             return None
-        self.plans.drop(project, run)
-        return await self.plan(call, snapshot)
+        step_start = step_start_of(call, call.intent)
+        tokens = first_call_tokens(call, refused, self.output_tokens_min_useful(call))
+        share = self.plans.raise_share((project, run), step_start, *tokens, settings)
+        if share is None:
+            return None
+        self._note_allocation(call, share)
+        declared = self.declarations.of(snapshot.workflow(project, call.tags.workflow or ""))
+        return with_share(declared_limits(call, declared), share, settings)
 
     async def first_plan(
         self, call: Call, known: Run | None, snapshot: Snapshot, *, is_dry_run: bool = False
@@ -372,6 +383,21 @@ def as_planned(found: IntentTag, planned: PlannedStep | None) -> IntentTag:
     if planned is None or not plan_takes_precedence(planned.source, found.source):
         return found
     return IntentTag(planned.intent, planned.confidence, planned.source)
+
+
+def step_start_of(call: Call, intent: IntentTag) -> StepStart:
+    return StepStart(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source)
+
+
+def is_refused_first_call(call: Call, refused: Refused) -> bool:
+    """Whether only the step's share of its run has refused the call, and the step has used and holds nothing."""
+    used = refused.balance.settled.tokens + refused.balance.reserved.tokens
+    return refused.unit == "tokens" and used == 0 and call.chain.link(refused.account).is_share
+
+
+def first_call_tokens(call: Call, refused: Refused, answer_tokens: int) -> tuple[int, int]:
+    """What a refused call needs at least, and with room for an answer that is of use."""
+    return refused.needed, refused.needed + answer_tokens * call.request.choices
 
 
 def declared_limits(call: Call, declared: DeclaredWorkflow) -> RunLimits:

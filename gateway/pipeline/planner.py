@@ -18,7 +18,8 @@ class Planner(Protocol):
     async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits: ...
 
     async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
-        """New limits for a refused call, if its run's budget was raised after the run was planned; otherwise None."""
+        """New limits for a refused call, if its run's budget was raised after the run was planned, or if it is the first call of a
+        step to which a tight run left too little; otherwise None."""
 
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The public name of the model to call. Raises `BadRequest` for an `auto` that no model can serve."""

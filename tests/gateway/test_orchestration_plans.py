@@ -135,6 +135,29 @@ async def test_declared_step_budget_is_enforced_with_orchestration_off(tmp_path:
         assert (await farebox.call("capped", "r1", "small")).status_code == 402
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("step", ["read", "draft", "post"])
+async def test_share_of_a_tight_run_does_not_refuse_the_first_call_of_a_step(
+    tmp_path: Path, strategy: str, step: str
+) -> None:
+    async with orchestrated(tmp_path, budget_allocation_strategy=strategy, max_tokens_per_workflow=500) as farebox:
+        await farebox.declare("letters", steps=[*STEPS, {"id": "last", "intent": "send"}])
+        explained = await farebox.ask("POST", "/api/explain", first_call_of(step))
+        first = await farebox.call("letters", "r1", step, words(300), output_max=20)
+        assert (first.status_code, explained["verdict"]) == (200, "forward")
+        limit = int(first.headers["x-budget-step-limit"])
+        assert 300 < limit == (await farebox.steps("r1"))[step]["tokens"]["limit"] <= 500
+        second = await farebox.call("letters", "r1", step, words(150))
+        assert second.json()["error"]["metadata"]["scope"] == "step"
+        too_large = await farebox.call("letters", "r1", "last", words(250))
+        assert too_large.json()["error"]["metadata"]["scope"] == "run"
+
+
+def first_call_of(step: str) -> dict[str, Any]:
+    tags = {"workflow": "letters", "run": "r1", "step": step}
+    return {"model": "mock", "messages": [{"role": "user", "content": words(300)}], "max_tokens": 20, "tags": tags}
+
+
 OVERAGE = (
     # overage allowed, threshold, soft limit, hard limit
     (True, 1.2, 625, 750),

@@ -14,6 +14,7 @@ from policies.allocation import (
     PRIORITY_WEIGHTS,
     Allocation,
     Overage,
+    StepAllocation,
     StepDemand,
     StepHistory,
     ais_multiplier,
@@ -24,6 +25,7 @@ from policies.allocation import (
     hard_limit,
     history_of,
     overage_of,
+    raised_for_first_call,
     reallocate,
 )
 from policies.errors import IntentClassificationError
@@ -345,6 +347,45 @@ def test_unplanned_step_uses_its_history_only_with_the_adaptive_strategy() -> No
     adaptive = settings(adaptive_budget_enabled=True)
     assert allocate_next(step, run_remaining_tokens=9000, settings=adaptive, ais=0).tokens == 1900
     assert allocate_next(step, run_remaining_tokens=9000, settings=DEFAULT, ais=0).tokens == 800
+
+
+# --- a first call that does not fit into the share of its step
+
+
+@pytest.mark.parametrize(
+    ("needed", "useful", "cap", "raised_to"),
+    [
+        pytest.param(300, 340, None, 340, id="room-for-a-useful-answer"),
+        pytest.param(900, 1000, None, 960, id="at-most-the-hard-limit-of-the-demand"),
+        pytest.param(961, 1000, None, None, id="too-large-for-a-run-with-room"),
+        pytest.param(300, 600, 500, 500, id="at-most-the-budget-of-the-step"),
+        pytest.param(501, 600, 500, None, id="too-large-for-the-budget-of-the-step"),
+    ],
+)
+def test_first_call_may_exceed_a_share_that_a_tight_run_scaled_down(
+    needed: int, useful: int, cap: int | None, raised_to: int | None
+) -> None:
+    step = StepDemand("read", "extract", cap_tokens=cap)
+    raised = raise_share(StepAllocation("read", "extract", 100, 120, "tight"), step, needed, useful)
+    assert (raised and raised.hard_limit_tokens) == raised_to
+    assert raised is None or (raised.tokens, raised.reason) == (100, f"tight; at most {raised_to} for its first call")
+
+
+def test_first_call_may_not_exceed_a_share_of_the_whole_demand() -> None:
+    step = StepDemand("read", "extract")
+    share = allocate([step], strategy="equal", settings=DEFAULT, ais=0).allocations[0]
+    assert raise_share(share, step, share.hard_limit_tokens + 1, 2000) is None
+
+
+def test_first_call_may_not_exceed_its_share_without_overage() -> None:
+    share, without = StepAllocation("read", "extract", 100, 100, "tight"), settings(budget_overage_allowed=False)
+    assert raise_share(share, StepDemand("read", "extract"), 300, 300, without) is None
+
+
+def raise_share(
+    share: StepAllocation, step: StepDemand, needed: int, useful: int, values: Settings = DEFAULT
+) -> StepAllocation | None:
+    return raised_for_first_call(share, step, needed_tokens=needed, useful_tokens=useful, settings=values, ais=0)
 
 
 # --- reallocation during a run
