@@ -131,7 +131,7 @@ def reset_run(
     before = response["summary"]
     session.print_result(
         response,
-        f"Run {run} had used {pluralized(before['tokens']['settled'], 'token')} in {pluralized(before['calls'], 'call')}, "
+        f"Run {run} had used {pluralized(before['tokens']['settled'], 'token')} in {pluralized(before['requests']['settled'], 'call')}, "
         "and begins again.",
     )
 

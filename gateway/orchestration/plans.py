@@ -90,6 +90,7 @@ class LivePlan:
     begun: set[str] = field(default_factory=set)
     used: dict[str, int] = field(default_factory=dict)
     run_used_tokens: int = 0
+    run_settled_tokens: int = 0
     parent_run: str = ""
 
     def left_tokens(self, own_tokens: int) -> int:
@@ -169,7 +170,7 @@ class Plans:
         self._plans.pop((project, run), None)
 
     async def is_outgrown(self, project: str, run: str) -> bool:
-        """Whether the run's budget is larger than its plan's, because somebody raised it, perhaps at another gateway."""
+        """Whether the run has more than its plan knows: somebody raised its budget or reset it, perhaps at another gateway."""
         plan = self._plans.get((project, run))
         if plan is None:
             return False
@@ -177,7 +178,8 @@ class Plans:
             (whole,) = await self._ledger.balances(project, [run_account(run)])
         except LedgerUnavailable:
             return False
-        return whole.limit.tokens is not None and whole.limit.tokens > plan.limit_tokens
+        is_raised = whole.limit.tokens is not None and whole.limit.tokens > plan.limit_tokens
+        return is_raised or whole.settled.tokens < plan.run_settled_tokens
 
     def raise_share(
         self, key: RunKey, step_start: StepStart, needed_tokens: int, useful_tokens: int, settings: Settings
@@ -283,6 +285,7 @@ class Plans:
         except LedgerUnavailable:
             return 0
         own_tokens = own.settled.tokens + own.reserved.tokens
+        plan.run_settled_tokens = whole.settled.tokens
         plan.run_used_tokens = whole.settled.tokens + whole.reserved.tokens
         plan.used = _completed(before, balances)
         if plan.allocation is None:

@@ -159,9 +159,13 @@ class RunControl:
         if found.parent_run or len(family) > 1:
             return Denied(f"Run {run!r} shares its budget with runs inside or around it.", "run_nested")
         state = (await self._view(project, run)).state
-        gate = _GATES.get(found.state, Gate.OPEN)
-        await self._ledger.set_gate(project, run_account(run), Gate.PAUSED)
         held = await self._views.balance(project, run)
+        # The loop breaker closes runs only in the ledger, and a reset does not resume what it closed.
+        is_looping = held.gate is Gate.LOOPING
+        gate = Gate.LOOPING if is_looping else _GATES.get(found.state, Gate.OPEN)
+        if not is_looping:
+            await self._ledger.set_gate(project, run_account(run), Gate.PAUSED)
+            held = await self._views.balance(project, run)
         if held.reserved.requests or held.reserved.tokens:
             await self._ledger.set_gate(project, run_account(run), gate)
             return Denied(f"Run {run!r} has calls under way: pause it and try again when they are done.", "run_busy")
@@ -171,6 +175,7 @@ class RunControl:
         current = await runs_store.get(self._store, project, run)
         await reset_figures(self._ledger, current or found, reset_id, self._now_ms())
         await self._catch_up()
+        self._orchestration.budget_changed(project, run)  # what its steps left to others is theirs again
         await self._ledger.set_gate(project, run_account(run), gate)
         return before, await self._view(project, run)
 

@@ -1,4 +1,4 @@
-"""Resets what a run has used to zero, without losing a token from any other sum.
+"""Resets what a run has used to zero, without losing a token from any other sum. Its calls stay counted and listed.
 
 For every step, an entry of kind repair takes its figures out of the run, and a second one books the same figures to its
 workflow and agent without a run. So the rows of the run still add up to what its accounts have settled, which is zero, and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import orjson
 
 from gateway.ledger.port import EntryKind, Ledger, OutboxEntry
-from gateway.store.runs import Run, RunStep
+from gateway.store.runs import Run, RunStep, Sums
 from policies.amounts import ZERO, Amount
 from policies.budgets import RUN_KEEP_MS, run_account, step_account
 
@@ -41,15 +41,19 @@ def _moved(run: Run, step: RunStep | None, amount: Amount, entry_id: str, now_ms
         "agent": run.agent,
         "step": "" if step is None else step.step,
     }
-    tokens = (0, 0) if step is None else (step.sums.input_tokens, step.sums.output_tokens)
-    out = names | {"run": run.run, "input_tokens": -tokens[0], "output_tokens": -tokens[1]}
-    back = names | {"input_tokens": tokens[0], "output_tokens": tokens[1]}
+    sums = Sums() if step is None else step.sums
+    counts = {name: getattr(sums, name) for name in ("input_tokens", "output_tokens", "saved_tokens", "saved_nano_usd")}
+    out = names | {"run": run.run} | {name: -count for name, count in counts.items()}
+    overrun = Amount(sums.overrun_tokens, sums.overrun_nano_usd)
     return [
-        _entry(run, f"reset:{entry_id}:out", ZERO - amount, out, now_ms),
-        _entry(run, f"reset:{entry_id}:back", amount, back, now_ms),
+        _entry(run, f"reset:{entry_id}:out", ZERO - amount, ZERO - overrun, out, now_ms),
+        _entry(run, f"reset:{entry_id}:back", amount, overrun, names | counts, now_ms),
     ]
 
 
-def _entry(run: Run, entry_id: str, amount: Amount, names: dict[str, str | int], now_ms: int) -> OutboxEntry:
+def _entry(
+    run: Run, entry_id: str, amount: Amount, overrun: Amount, event: dict[str, str | int], now_ms: int
+) -> OutboxEntry:
     detail = orjson.dumps({"detail": {"reset": run.run}})
-    return OutboxEntry("", entry_id, EntryKind.REPAIR, run.project, amount, now_ms, orjson.dumps(names), detail)
+    draft = orjson.dumps(event)
+    return OutboxEntry("", entry_id, EntryKind.REPAIR, run.project, amount, now_ms, draft, detail, overrun)

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.bookkeeping import reconcile
 from gateway.store import runs as runs_store
-from policies.amounts import ZERO
+from policies.amounts import ZERO, Amount
 from policies.reservation import Demand, Gate, Hold, Reserve
 from tests.api_client import Api
 
@@ -272,6 +272,36 @@ async def test_reset_clears_the_run_and_keeps_usage_totals(api: Api) -> None:
         assert after["total"]["cost_usd"] == totals["total"]["cost_usd"]
     assert (await api.chat("r1")).status_code == 200
     assert await ledger_matches_store(api)
+
+
+async def test_reset_clears_the_overrun_and_savings_of_a_run_and_keeps_their_totals(api: Api) -> None:
+    ledger = api.application.parts.ledger
+    names = b'{"workflow": "nightly", "run": "r1", "step": "draft"}'
+    holds = (Hold("step/r1/draft"), Hold("run/r1"))
+    await ledger.reserve("default", Reserve("x", "me", holds, Demand(10, 0, 0), 60_000, names))
+    await ledger.settle("default", "x", Amount(50, 300, 1), b'{"saved_tokens": 7, "saved_nano_usd": 70}')
+    answer = await api.post("/api/runs/r1/reset")
+    before, run = answer["summary"], answer["run"]
+    assert (before["tokens"]["overrun"], before["tokens"]["saved"], before["cost_usd"]["overrun"]) == (40, 7, 3e-07)
+    for shown in (run, run["steps"][0]):
+        assert {shown["tokens"][name] for name in ("settled", "overrun", "saved")} == {0}
+        assert {shown["cost_usd"][name] for name in ("settled", "overrun", "saved")} == {0}
+        assert shown["calls"] == 1, "what happened is still known"
+    assert run["metrics"]["saved_share"] == run["metrics"]["overrun_tokens"] == 0
+    total = (await api.get("/api/usage", params={"group_by": "workflow"}))["total"]
+    assert (total["overrun_tokens"], total["saved_tokens"], total["total_tokens"]) == (40, 7, 50)
+    assert await ledger_matches_store(api)
+
+
+async def test_reset_leaves_a_run_stopped_that_the_loop_breaker_stopped(api: Api) -> None:
+    await api.chat("r1")
+    ledger = api.application.parts.ledger
+    await ledger.set_gate("default", "run/r1", Gate.LOOPING)
+    answer = await api.post("/api/runs/r1/reset")
+    assert (answer["run"]["state"], answer["run"]["state_reason"]) == ("paused", "loop_detected")
+    assert answer["run"]["tokens"]["settled"] == 0
+    assert (await api.chat("r1")).json()["error"]["code"] == "loop_detected"
+    assert (await api.post("/api/runs/r1/resume"))["state"] == "active"
 
 
 @pytest.mark.parametrize(("mode", "status"), [("enforce", 402), ("observe", 200)])

@@ -397,6 +397,24 @@ async def test_raised_run_budget_reaches_a_step_that_is_used_up(
         assert (await farebox.call("two", "r1", "a", words(5000))).status_code == 402
 
 
+@pytest.mark.parametrize("is_other_process", [False, True])
+async def test_reset_run_shares_its_tokens_among_its_steps_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_other_process: bool
+) -> None:
+    """Another gateway is not notified: it asks the ledger before it refuses."""
+    async with orchestrated(tmp_path, max_tokens_per_workflow=1000) as farebox:
+        await farebox.declare("two", steps=TWO_STEPS)
+        await farebox.call("two", "r1", "a", words(500))
+        before = await farebox.call("two", "r1", "b", words(300))
+        assert int(before.headers["x-budget-step-limit"]) < 600, "the other step has used a part of its share"
+        if is_other_process:
+            monkeypatch.setattr(farebox.orchestration, "budget_changed", lambda _project, _run: None)
+        await farebox.ask("POST", "/api/runs/r1/reset")
+        await farebox.call("two", "r1", "a", words(100))
+        again = await farebox.call("two", "r1", "b", words(700))
+        assert (again.status_code, again.headers["x-budget-step-limit"]) == (200, "1000")
+
+
 async def test_unplanned_step_keeps_its_limit_after_the_plan_is_reloaded(tmp_path: Path) -> None:
     steps = [{"id": "a", "intent": "conditional"}]
     async with orchestrated(tmp_path, max_tokens_per_workflow=1000) as farebox:
