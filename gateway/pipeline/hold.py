@@ -56,6 +56,8 @@ class HoldKeeper:
         if not self._is_bound:
             self._bytes_left = _CHECK_INTERVAL_BYTES_MAX
             return True
+        if output_tokens > self.allowed_tokens:
+            self._is_exhausted = False  # that was asked ahead of need, and others may have released tokens since
         while output_tokens + self._margin_tokens > self.allowed_tokens and not self._is_exhausted:
             self._is_exhausted = not await self._extend(
                 max(self._extension_tokens, output_tokens - self.allowed_tokens)
