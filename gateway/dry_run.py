@@ -11,14 +11,13 @@ from gateway.control import Snapshot
 from gateway.errors import GatewayError, LedgerOutage
 from gateway.ledger.dry_run_ledger import DryRunLedger
 from gateway.ledger.port import LedgerUnavailable
-from gateway.orchestration.plans import LivePlan
+from gateway.orchestration.plans import LivePlan, StepStart
 from gateway.orchestration.service import (
     Orchestration,
     as_planned,
     declared_limits,
     first_call_tokens,
     is_refused_first_call,
-    step_start_of,
     with_share,
 )
 from gateway.pipeline.assembly import admission_for
@@ -72,8 +71,8 @@ class DryRunPlanner:
         async def propose(known: Run | None) -> RunPlan:
             return await whole.first_plan(call, known, snapshot, is_dry_run=True)
 
-        key = (project, call.run or "")
-        step_grant = await whole.plans.preview(key, step_start_of(call, call.intent), propose, settings)
+        step_start = StepStart(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
+        step_grant = await whole.plans.preview((project, call.run or ""), step_start, propose, settings)
         planned, own = step_grant.planned, call.intent
         call.intent = as_planned(own, planned)
         if planned is not None and call.intent is not own:

@@ -122,7 +122,7 @@ class Orchestration:
 
         step_grant = await self.plans.step(
             (call.principal.project, call.run or ""),
-            step_start_of(call, intent),
+            StepStart(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source),
             propose,
             settings,
         )
@@ -146,9 +146,10 @@ class Orchestration:
         if await self.plans.is_outgrown(project, run):
             self.plans.drop(project, run)
             return await self.plan(call, snapshot)
-        if call.intent is None or not is_refused_first_call(call, refused):
+        intent = call.intent
+        if intent is None or not is_refused_first_call(call, refused):
             return None
-        step_start = step_start_of(call, call.intent)
+        step_start = StepStart(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source)
         tokens = first_call_tokens(call, refused, self.output_tokens_min_useful(call))
         share = self.plans.raise_share((project, run), step_start, *tokens, settings)
         if share is None:
@@ -383,10 +384,6 @@ def as_planned(found: IntentTag, planned: PlannedStep | None) -> IntentTag:
     if planned is None or not plan_takes_precedence(planned.source, found.source):
         return found
     return IntentTag(planned.intent, planned.confidence, planned.source)
-
-
-def step_start_of(call: Call, intent: IntentTag) -> StepStart:
-    return StepStart(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source)
 
 
 def is_refused_first_call(call: Call, refused: Refused) -> bool:
