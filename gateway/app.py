@@ -57,6 +57,7 @@ from gateway.pipeline.settlement import Settler
 from gateway.runs.in_progress import RunsInProgress
 from gateway.store.database import StoreUnavailable
 from gateway.store.housekeeping import run_housekeeping_daily
+from gateway.tasks import cancel
 from gateway.tokenizer import DEFAULT_ENCODING
 from gateway.upstream.port import Deployment
 from gateway.upstream.wildcards import STAR
@@ -166,7 +167,7 @@ class Application:
         flushing = asyncio.create_task(parts.flusher.run(), name="flusher")
         stack.push_async_callback(self._stop_flusher, flushing)
         housekeeping = asyncio.create_task(run_housekeeping_daily(parts.store, retention_of(self.config)), name="tidy")
-        stack.push_async_callback(_cancel, housekeeping)
+        stack.push_async_callback(cancel, housekeeping)
         stack.push_async_callback(parts.tracing.stop)
         runs_in_progress = RunsInProgress(self._heartbeat.calls, parts.store)
         background_parts: tuple[Alerts | BatchRecorder | Gauges | Heartbeat | RunsInProgress, ...]
@@ -309,11 +310,6 @@ def _encodings(deployments: Iterable[Deployment]) -> Iterable[str]:
     """Those of the configured models and the default one, because building a table later would block the loop."""
     configured = (counting_for(deployment.model, deployment.provider).encoding for deployment in deployments)
     return dict.fromkeys((DEFAULT_ENCODING, *configured))
-
-
-async def _cancel(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _intake(parts: Parts, *, open_to: OpenTo) -> Intake:

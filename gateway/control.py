@@ -22,6 +22,7 @@ from gateway.store.intensity import Intensity
 from gateway.store.keys import ApiKey
 from gateway.store.versions import Subject
 from gateway.store.workflows import Workflow
+from gateway.tasks import cancel
 from policies.settings import SETTINGS, SettingError, Settings, SettingValue, defaults, validated
 
 POLL_MS: Final = 1_000
@@ -100,10 +101,8 @@ class Control:
         self._task = asyncio.create_task(self._poll(), name="control-poll")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await cancel(self._task)
+        self._task = None
 
     def subscribe(self, listener: Callable[[Snapshot], None]) -> None:
         """Call `listener` with every new snapshot, immediately and in the same task, so it must not wait."""

@@ -19,6 +19,7 @@ from gateway.errors import LedgerOutage
 from gateway.ledger.port import Ledger, LedgerError, Progress
 from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.call import Call
+from gateway.tasks import cancel
 from gateway.upstream.port import SendObserver
 from policies.amounts import Amount
 from policies.reservation import OnLost
@@ -95,9 +96,7 @@ class Heartbeat:
         ]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
 
     async def _renew_forever(self) -> None:
         ticks_between = max(1, self._ttl_ms // 4 // _TICK_MS)

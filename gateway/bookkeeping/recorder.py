@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from gateway.ledger.port import Ledger, OutboxEntry
+from gateway.tasks import cancel
 
 _log = structlog.get_logger(__name__)
 _INTERVAL_MS: Final = 20
@@ -37,9 +38,7 @@ class BatchRecorder:
         self._task = asyncio.create_task(self._run(), name="recorder")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
         await self.flush()
 
     async def _run(self) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.tasks import cancel
 
 _log = structlog.get_logger(__name__)
 _INTERVAL_S: Final = 30.0
@@ -31,9 +32,7 @@ class LedgerClock:
         self._task = asyncio.create_task(self._adjust_forever(), name="ledger-clock")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     async def _adjust_forever(self) -> None:
         while True:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from gateway.tasks import cancel
+
 _INTERVAL_S: Final = 0.01
 
 
@@ -25,10 +27,8 @@ class LoopLag:
         self._task = asyncio.create_task(self._run(), name="loop-lag")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        await cancel(self._task)
+        self._task = None
 
     @property
     def total_ms(self) -> float:

@@ -43,6 +43,7 @@ from gateway.ledger.port import (
 )
 from gateway.ledger.retries import retry_while_unavailable
 from gateway.ledger.spool import RecordedEvent, Settlement, Spool, SpoolRecord
+from gateway.tasks import cancel
 from policies.amounts import ZERO, Amount, Limit
 from policies.reservation import Balance, Decision, Demand, Gate, Granted, Hold, Refusal, State
 
@@ -141,9 +142,7 @@ class OutageLedger:
         self._prober = asyncio.create_task(self._probe_forever())
 
     async def close(self) -> None:
-        if self._prober is not None:
-            self._prober.cancel()
-            await asyncio.gather(self._prober, return_exceptions=True)
+        await cancel(self._prober)
         await self._lag.stop()
         if self._is_opened:
             with contextlib.suppress(LedgerError):

@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 import hiredis
 
 from gateway.ledger.port import LedgerError, LedgerUnavailable
+from gateway.tasks import cancel
 
 Argument = bytes | str | int
 Reply = Any  # what RESP2 knows: bytes, int, None, or a list of these
@@ -203,9 +204,7 @@ class RedisConnection:
         return await reply
 
     async def close(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
+        await cancel(self._connecting)
         self.drop()
 
     def drop(self) -> None:

@@ -28,6 +28,7 @@ from gateway.ledger.redis_errors import as_port_error
 from gateway.ledger.redis_scripts import ADOPT, FENCE, RECORD, RESTORE, Script
 from gateway.ledger.redis_topology import Topology
 from gateway.ledger.redis_values import entry_arguments, entry_of, restored_decisions
+from gateway.tasks import cancel
 from policies.amounts import Amount, Limit
 from policies.reservation import Gate
 
@@ -347,8 +348,7 @@ class Projects:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel(task)
             with contextlib.suppress(LedgerUnavailable):
                 if await self.topology.call(lock, "GET", lock) == token.encode():
                     await self.topology.call(lock, "DEL", lock)

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.ledger.redis_connection import Address, Argument, Credentials, RedisConnection, RedisReplyError, Reply
+from gateway.tasks import cancel
 
 SLOTS: Final = 16_384
 _REDIS_PORT: Final = 6379
@@ -213,9 +214,7 @@ class Cluster:
         return [await self._connection(owner).call(*arguments) for owner in sorted(self._primaries())]
 
     async def close(self) -> None:
-        if self._slot_refresh is not None:
-            self._slot_refresh.cancel()
-            await asyncio.gather(self._slot_refresh, return_exceptions=True)
+        await cancel(self._slot_refresh)
         for connection in self._connections.values():
             await connection.close()
         self._connections.clear()

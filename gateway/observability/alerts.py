@@ -18,6 +18,7 @@ from cachetools import LRUCache
 
 from gateway.config.schema import AlertConfig
 from gateway.pipeline.call import Call
+from gateway.tasks import cancel
 from policies.amounts import UNITS, Amount
 from policies.budgets import Scope
 from policies.reservation import Balance
@@ -52,9 +53,7 @@ class Alerts:
             self._task = asyncio.create_task(sending, name="alerts")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     def check_budgets(self, call: Call, balances: Sequence[Balance], booked: Amount) -> None:
         """After a settlement: report the budgets that it took past a mark."""

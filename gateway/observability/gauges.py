@@ -22,6 +22,7 @@ from gateway.ledger.health import health_of
 from gateway.ledger.port import LedgerError
 from gateway.observability.telemetry import METRICS_FOLDER_VARIABLE
 from gateway.store.database import StoreUnavailable
+from gateway.tasks import cancel
 from policies.budgets import Budget, Scope
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ class Gauges:
         self._task = asyncio.create_task(self._run(), name="gauges")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     async def readiness(self) -> Mapping[str, Any]:
         """Ready means that a call with an enforced budget can be served: the ledger answers, its events can be recorded,

@@ -18,6 +18,7 @@ from gateway.store import intensity as intensity_store
 from gateway.store.active_agents import ActiveAgent, ToolUse
 from gateway.store.database import Database, StoreError
 from gateway.store.intensity import Intensity, ObservedActivity
+from gateway.tasks import cancel
 from policies.intensity import AgentActivity, IntensityScore, WorkflowShape, intensity_score, shape_of
 
 _log = structlog.get_logger(__name__)
@@ -40,9 +41,7 @@ class IntensityScoring:
         self._task = asyncio.create_task(self._run(), name="intensity")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     async def _run(self) -> None:
         while True:

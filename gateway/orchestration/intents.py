@@ -21,6 +21,7 @@ from gateway.runs.plan import StepProfile, profile_as, profile_by_words, step_te
 from gateway.store import intents as intent_store
 from gateway.store.database import Database, StoreError
 from gateway.store.intents import LearnedIntent
+from gateway.tasks import cancel
 from policies.classify import (
     Classification,
     StepText,
@@ -125,9 +126,7 @@ class Intents:
             self._task = asyncio.create_task(self._answer_questions(), name="intents")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     def forget(self) -> None:
         """Drop the results that were found under old settings."""

@@ -17,6 +17,7 @@ from gateway.pipeline.call import Call
 from gateway.store import runs
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.runs import Run, RunStep
+from gateway.tasks import cancel
 
 _EVERY_S: Final = 0.5
 _KNOWN_MAX: Final = 50_000
@@ -36,9 +37,7 @@ class RunsInProgress:
         self._task = asyncio.create_task(self._store_forever(), name="runs-under-way")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     async def _store_forever(self) -> None:
         while True:
