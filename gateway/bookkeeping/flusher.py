@@ -11,12 +11,12 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from gateway.ledger.clock import wall_clock_ms
-from gateway.ledger.port import LedgerError, OutboxEntry
+from gateway.ledger.port import Ledger, LedgerError, OutboxEntry
 from gateway.store import usage
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.usage import InsertCounts
@@ -36,16 +36,6 @@ SIZE_EVERY_MS: Final = 1_000
 _log = structlog.get_logger(__name__)
 
 
-class Outbox(Protocol):
-    """The part of the ledger that the flusher needs."""
-
-    async def outbox_read(self, consumer: str, limit: int = 1000) -> Sequence[OutboxEntry]: ...
-
-    async def outbox_acknowledge(self, entries: Sequence[OutboxEntry]) -> None: ...
-
-    async def outbox_size(self) -> int: ...
-
-
 Insert = Callable[[Database, Sequence[OutboxEntry], int], Awaitable[InsertCounts]]
 
 
@@ -54,7 +44,7 @@ class Flusher:
 
     def __init__(
         self,
-        ledger: Outbox,
+        ledger: Ledger,
         store: Database,
         *,
         consumer: str,
@@ -68,7 +58,8 @@ class Flusher:
         self._ledger = ledger
         self._store = store
         self._consumer = consumer
-        self._batch = batch or (BATCH_POSTGRES if store.is_postgres else BATCH)
+        # The most entries that are moved at once.
+        self.batch = batch or (BATCH_POSTGRES if store.is_postgres else BATCH)
         self._outbox_cap = outbox_cap
         self._idle_ms = idle_ms
         self._clock_ms = clock_ms
@@ -83,11 +74,6 @@ class Flusher:
         self.dead_lettered_total = 0
         self.failures_in_a_row = 0
         self.last_error = ""
-
-    @property
-    def batch(self) -> int:
-        """The most entries that are moved at once."""
-        return self._batch
 
     @property
     def is_full(self) -> bool:
@@ -113,7 +99,7 @@ class Flusher:
         while not self._stopping.is_set():
             try:
                 moved = await self.flush_once()
-                pause_ms = 0 if moved >= self._batch else self._idle_ms
+                pause_ms = 0 if moved >= self.batch else self._idle_ms
             except Exception as error:  # noqa: BLE001 - a bug must not end the loop either; it is logged and shown
                 pause_ms = self._note_failure(error)
             await self._pause(pause_ms)
@@ -137,7 +123,7 @@ class Flusher:
     async def flush_once(self) -> int:
         """Move one batch; returns its number of entries. Raises StoreUnavailable and LedgerError, and then nothing is lost."""
         async with self._turn:
-            entries = await self._ledger.outbox_read(self._consumer, self._batch)
+            entries = await self._ledger.outbox_read(self._consumer, self.batch)
             if not entries:
                 self._note_success()
                 return 0

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 from sqlalchemy import select
 
 from gateway.bookkeeping import reconcile
-from gateway.bookkeeping.reconcile import Restore
 from gateway.control import Snapshot
-from gateway.ledger.port import Ledger
+from gateway.ledger.port import Ledger, Restore, UnsavedEntries
 from gateway.store import usage, versions
 from gateway.store.database import Database, StoreUnavailable
 from gateway.store.tables import runs, usage_daily
 from policies.budgets import Budget
-
-if TYPE_CHECKING:
-    from gateway.ledger.redis_projects import UnsavedEntries
 
 _log = structlog.get_logger(__name__)
 _EPOCH: Final = "ledger_epoch"

@@ -14,16 +14,16 @@ import asyncio
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import orjson
 from sqlalchemy import func, select
 
 from gateway.budgets.budget_book import key_budgets
-from gateway.ledger.batches import balances_by_account
-from gateway.ledger.port import EntryKind, OutboxEntry
+from gateway.ledger.batches import balances_by_account, batched
+from gateway.ledger.port import EntryKind, Ledger, OutboxEntry, Restore
 from gateway.store import runs as runs_store
 from gateway.store import usage_report
 from gateway.store.database import Database, StoreConnection
@@ -33,31 +33,13 @@ from gateway.store.tables import run_steps, runs, token_usage, usage_dead_letter
 from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import UNLIMITED, ZERO, Amount, Limit
 from policies.budgets import RUN_KEEP_MS, Budget, Link, RunLimits, Scope, Subject, chain_for, run_account, step_account
-from policies.reservation import Balance, Gate
-
-T = TypeVar("T")
+from policies.reservation import Gate
 
 # How many accounts are read from the ledger in one call, and restored concurrently.
 _CHUNK: Final = 200
 _WINDOW_START: Final = re.compile(r"@(?:minute|hour|day|month):(\d+)$")
 
 Flush = Callable[[], Awaitable[bool]]
-
-
-class Books(Protocol):
-    """The part of the ledger that is needed here."""
-
-    async def now_ms(self) -> int: ...
-
-    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]: ...
-
-    async def record(self, project: str, entries: Sequence[OutboxEntry]) -> None: ...
-
-    async def outbox_size(self) -> int: ...
-
-
-# Sets an account of the ledger: (name, settled, keep_ms and, for runs, what people decided: the gate and its own budget).
-Restore = Callable[[str, Amount, int, Gate | None, Limit | None], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +96,7 @@ async def run_accounts(db: Database, project: str, since_ms: int) -> dict[str, R
 
 
 async def reconcile(
-    ledger: Books, db: Database, project: str, accounts: Mapping[str, RunRows], flush: Flush
+    ledger: Ledger, db: Database, project: str, accounts: Mapping[str, RunRows], flush: Flush
 ) -> Reconciliation:
     """Compare what is booked with the sums of the rows. `flush` empties the outbox first (`Flusher.drain`).
 
@@ -139,7 +121,7 @@ async def reconcile(
 
 
 async def repair(
-    ledger: Books, db: Database, found: Reconciliation, accounts: Mapping[str, RunRows]
+    ledger: Ledger, db: Database, found: Reconciliation, accounts: Mapping[str, RunRows]
 ) -> list[OutboxEntry]:
     """Make the rows agree with the ledger, with entries of kind repair through the outbox. Idempotent.
 
@@ -181,12 +163,12 @@ async def rebuild(
     restored = await _run_sums(db, project, now_ms - RUN_KEEP_MS)
     restored |= await _budget_sums(db, project, budgets, {key.id: key for key in keys}, now_ms)
     ordered = list(restored.items())
-    for chunk in _chunks(ordered):
+    for chunk in batched(ordered, _CHUNK):
         await asyncio.gather(*(restore(account, *settled) for account, settled in chunk))
     return len(ordered)
 
 
-async def _settled(ledger: Books, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
+async def _settled(ledger: Ledger, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
     balances = await balances_by_account(ledger, project, accounts)
     return {name: balance.settled for name, balance in balances.items()}
 
@@ -201,7 +183,7 @@ async def _stored(db: Database, project: str, accounts: Mapping[str, RunRows]) -
     of_run: dict[str, Amount] = defaultdict(Amount)
     # What a run spent before its parent was named was not booked on the parent.
     of_child: dict[str, Amount] = defaultdict(Amount)
-    for chunk in _chunks(sorted(wanted)):
+    for chunk in batched(sorted(wanted), _CHUNK):
         async with db.read() as connection:
             for run, step, is_child, amount in await usage_report.amounts_of_runs(connection, project, chunk):
                 of_step[run, step] = of_step.get((run, step), ZERO) + amount
@@ -220,17 +202,13 @@ async def _stored(db: Database, project: str, accounts: Mapping[str, RunRows]) -
 async def _inside(connection: StoreConnection, project: str, names: Iterable[str]) -> dict[str, set[str]]:
     """Run → all runs inside it, at any depth, for those of `names` that have any."""
     parents: dict[str, str] = {}
-    for chunk in _chunks(sorted(names)):
+    for chunk in batched(sorted(names), _CHUNK):
         parents |= await runs_store.runs_inside(connection, project, chunk)
     inside: dict[str, set[str]] = defaultdict(set)
     for run in parents:
         for ancestor in _lineage(run, parents)[1:]:
             inside[ancestor].add(run)
     return inside
-
-
-def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
 
 
 async def _parked(connection: StoreConnection, project: str) -> Amount:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable
 from itertools import islice
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
+from gateway.ledger.port import Ledger
 from policies.reservation import Balance
 
 T = TypeVar("T")
@@ -14,10 +15,6 @@ T = TypeVar("T")
 # How many commands of one job are in flight at once.
 BATCH_SIZE: Final = 64
 _ACCOUNTS_BATCH_SIZE: Final = 200
-
-
-class BalanceReader(Protocol):
-    async def balances(self, project: str, accounts: Sequence[str]) -> tuple[Balance, ...]: ...
 
 
 def batched(items: Iterable[T], size: int = BATCH_SIZE) -> Iterable[list[T]]:
@@ -38,7 +35,7 @@ async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
     return results
 
 
-async def balances_by_account(ledger: BalanceReader, project: str, accounts: Iterable[str]) -> dict[str, Balance]:
+async def balances_by_account(ledger: Ledger, project: str, accounts: Iterable[str]) -> dict[str, Balance]:
     """Raises LedgerUnavailable."""
     balances: dict[str, Balance] = {}
     for batch in batched(accounts, _ACCOUNTS_BATCH_SIZE):

@@ -9,7 +9,7 @@ with the same ids and takes effect once), `LedgerError` for bugs and for a damag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from policies.amounts import Amount, Limit
@@ -26,9 +26,21 @@ __all__ = [
     "LocalGrants",
     "OutboxEntry",
     "Progress",
+    "Rebuild",
     "Reserve",
     "Resolution",
+    "Restore",
+    "UnsavedEntries",
 ]
+
+
+Restore = Callable[[str, Amount, int, Gate | None, Limit | None], Awaitable[None]]
+"""Sets what one account (name, settled, keep_ms) has settled, and the gate and override that people set."""
+UnsavedEntries = AsyncIterator[Sequence[OutboxEntry]]
+"""Batches of what remains in a project's outbox. The store may have some of the events, and gets all of them again later."""
+Rebuild = Callable[[str, Restore, UnsavedEntries], Awaitable[None]]
+"""Restores all accounts of a project from the store. Called before a project without data in Redis is used, because it is new
+or Redis has lost it. It must first bring the unsaved events to the store, and raise if it cannot determine the sums."""
 
 
 class LedgerError(Exception):

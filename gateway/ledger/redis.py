@@ -16,10 +16,19 @@ import orjson
 from gateway.ledger import checks, redis_outbox
 from gateway.ledger import redis_scripts as scripts
 from gateway.ledger.batches import BATCH_SIZE, batched, gather_all
-from gateway.ledger.port import EntryKind, ExpiredReservation, LedgerError, OutboxEntry, Progress, Reserve, Resolution
+from gateway.ledger.port import (
+    EntryKind,
+    ExpiredReservation,
+    LedgerError,
+    OutboxEntry,
+    Progress,
+    Rebuild,
+    Reserve,
+    Resolution,
+)
 from gateway.ledger.redis_connection import Argument
 from gateway.ledger.redis_errors import port_error
-from gateway.ledger.redis_projects import EPOCH_KEY, OUTBOX_SCAN_S, Project, Projects, Rebuild
+from gateway.ledger.redis_projects import EPOCH_KEY, OUTBOX_SCAN_S, Project, Projects
 from gateway.ledger.redis_server_checks import check_durability, check_servers
 from gateway.ledger.redis_topology import make_topology, parse_url
 from gateway.ledger.redis_values import (

@@ -13,7 +13,7 @@ import contextlib
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote
@@ -22,7 +22,7 @@ import orjson
 import structlog
 
 from gateway.ledger.batches import batched
-from gateway.ledger.port import CountersMissing, LedgerError, LedgerUnavailable, OutboxEntry
+from gateway.ledger.port import CountersMissing, LedgerError, LedgerUnavailable, OutboxEntry, Rebuild, UnsavedEntries
 from gateway.ledger.redis_connection import Argument, ConnectionLost, RedisReplyError, Reply
 from gateway.ledger.redis_errors import as_port_error
 from gateway.ledger.redis_scripts import ADOPT, FENCE, RECORD, RESTORE, Script
@@ -54,14 +54,6 @@ _RETRIES_MAX: Final = 3
 _EPOCH_ERRORS: Final = frozenset({"FAREBOX_EPOCH", "FAREBOX_LOST", "FAREBOX_ROLLBACK"})
 
 _log = structlog.get_logger(__name__)
-
-Restore = Callable[[str, Amount, int, Gate | None, Limit | None], Awaitable[None]]
-"""Sets what one account (name, settled, keep_ms) has settled, and the gate and override that people set."""
-UnsavedEntries = AsyncIterator[Sequence[OutboxEntry]]
-"""Batches of what remains in a project's outbox. The store may have some of the events, and gets all of them again later."""
-Rebuild = Callable[[str, Restore, UnsavedEntries], Awaitable[None]]
-"""Restores all accounts of a project from the store. Called before a project without data in Redis is used, because it is new
-or Redis has lost it. It must first bring the unsaved events to the store, and raise if it cannot determine the sums."""
 
 
 @dataclass(frozen=True, slots=True)

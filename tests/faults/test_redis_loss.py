@@ -14,9 +14,8 @@ import pytest
 
 from gateway.bookkeeping.flusher import Flusher
 from gateway.bookkeeping.reconcile import RunRows, reconcile
-from gateway.ledger.port import CountersMissing, EntryKind, LedgerUnavailable, OutboxEntry
+from gateway.ledger.port import CountersMissing, EntryKind, LedgerUnavailable, OutboxEntry, Restore, UnsavedEntries
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_projects import Restore, UnsavedEntries
 from gateway.store.database import Database
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
 from tests.faults.redis_fixtures import (

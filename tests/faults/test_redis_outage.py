@@ -13,9 +13,16 @@ from pathlib import Path
 import pytest
 
 from gateway.ledger.outage import OutageLedger
-from gateway.ledger.port import EntryKind, LedgerError, LedgerUnavailable, OutboxEntry, Progress
+from gateway.ledger.port import (
+    EntryKind,
+    LedgerError,
+    LedgerUnavailable,
+    OutboxEntry,
+    Progress,
+    Restore,
+    UnsavedEntries,
+)
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.redis_projects import Restore, UnsavedEntries
 from gateway.ledger.spool import Spool
 from policies.amounts import ZERO, Limit
 from policies.reservation import Demand, Gate, Granted, Hold, Refusal, Refused, State
