@@ -234,7 +234,7 @@ class Application:
             telemetry=parts.telemetry,
             alerts=parts.alerts,
             now_ms=parts.clock.now_ms,
-            prompts=admission,
+            admission=admission,
             on_usage_reported=parts.orchestration.answered,
         )
         handler = CallHandler(

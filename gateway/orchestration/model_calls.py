@@ -17,7 +17,7 @@ import structlog
 from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry, Reserve
 from gateway.pipeline.call import LOCAL_PROJECT, Call
 from gateway.pipeline.events import draft_of
-from gateway.pipeline.settlement import Recorder
+from gateway.pipeline.ports import Recorder
 from gateway.pricebook import PriceBook
 from gateway.upstream.deployments import DeploymentPool
 from gateway.upstream.port import Deployment, Purpose, Timeouts, Upstream, UpstreamCall, UpstreamError

@@ -19,7 +19,7 @@ from gateway.pipeline.cost_bounds import worst_case_cost
 from gateway.pipeline.early_rungs import EarlyRungs
 from gateway.pipeline.entry_defaults import with_defaults_of
 from gateway.pipeline.events import draft_of
-from gateway.pipeline.planner import Planner
+from gateway.pipeline.ports import Planner
 from gateway.pipeline.pressure_ladder import PressureLadder
 from gateway.pipeline.refusal import refusal_error
 from gateway.pipeline.reserving import Reserving
@@ -170,6 +170,7 @@ class Admission:
         return self._histories.with_stored_history(call, count) if counted_as == "responses" else count
 
     def remember_history(self, call: Call, usage: Usage) -> None:
+        """Remember that the provider stores this conversation, so that later calls can continue it."""
         self._histories.remember(call, usage)
 
     async def _reserve(self, call: Call, *, replans: bool = True) -> None:

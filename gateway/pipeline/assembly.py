@@ -10,7 +10,7 @@ from gateway.config.conversion import rules_of
 from gateway.ids import process_name
 from gateway.ledger.port import Ledger
 from gateway.pipeline.admission import Admission
-from gateway.pipeline.planner import Planner
+from gateway.pipeline.ports import Planner
 from gateway.pipeline.reserving import Reserving
 from gateway.runs.registry import RunRegistry
 

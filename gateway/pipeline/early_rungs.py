@@ -11,7 +11,7 @@ from typing import Final
 from gateway.errors import GatewayError
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
-from gateway.pipeline.planner import Planner
+from gateway.pipeline.ports import Planner
 from gateway.pipeline.refusal import refusal_error
 from policies.pressure import Rung, TightestLimit, tightest_limit
 from policies.reservation import Decision, Demand, Refusal, Refused

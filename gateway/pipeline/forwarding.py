@@ -14,8 +14,8 @@ from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call
 from gateway.pipeline.cost_bounds import worst_case_cost
 from gateway.pipeline.entry_defaults import with_defaults_of
-from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.intake import is_among
+from gateway.pipeline.ports import InFlightCalls
 from gateway.pipeline.reserving import Reserving
 from gateway.upstream.deployments import DeploymentPool
 from gateway.upstream.failures import is_context_window, retry_after_s

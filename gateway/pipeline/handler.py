@@ -18,11 +18,11 @@ from gateway.pipeline.answer_cache import HIT_ACTION, AnswerCache, CacheLookup
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.concurrency import ConcurrencyLimits
 from gateway.pipeline.exchange import ClientDisconnected, Exchange
-from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.idempotency import HEADER as IDEMPOTENCY_HEADER
 from gateway.pipeline.idempotency import REPLAYED_HEADER, Idempotency
 from gateway.pipeline.intake import Intake
 from gateway.pipeline.loop_breaker import LoopBreaker
+from gateway.pipeline.ports import InFlightCalls
 from gateway.pipeline.relaying import Relaying
 from gateway.pipeline.response_headers import call_headers, encoded, error_headers
 from gateway.pipeline.run_rate import NewRunLimit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 from urllib.parse import parse_qsl
 
 from gateway.budgets.budget_book import key_budgets
@@ -13,6 +13,7 @@ from gateway.errors import AuthenticationFailed, BadRequest, KeysUnknown, ModelN
 from gateway.loopback import host_of, is_forwarded, is_loopback
 from gateway.pipeline.call import LOCAL_PROJECT, Call, Principal
 from gateway.pipeline.exchange import Exchange
+from gateway.runs.registry import RunRegistry
 from gateway.store.keys import ApiKey
 from gateway.tags import read_tags
 from gateway.wire.body import DENIED_KEYS, forbidden, strip_tags
@@ -48,10 +49,6 @@ _CREDENTIAL_HEADERS: Final = ("authorization", "x-api-key", "api-key")
 OpenTo = Literal["nobody", "this machine", "anyone"]
 
 
-class RunNames(Protocol):
-    async def implicit_run(self, project: str, workflow: str) -> str: ...
-
-
 class Intake:
     """`is_model` knows the public names of all models. Calls for other names are refused before they cost anything."""
 
@@ -60,7 +57,7 @@ class Intake:
         *,
         snapshot: Callable[[], Snapshot],
         is_model: Callable[[str], bool],
-        runs: RunNames,
+        runs: RunRegistry,
         body_bytes_max: int,
         new_id: Callable[[], str],
         clock_ms: Callable[[], int],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.pipeline.call import Call
-from gateway.pipeline.planner import Planner
+from gateway.pipeline.ports import Planner
 from policies.amounts import Unit
 from policies.pressure import Rung, prompt_room
 from policies.reservation import Decision, Demand, Granted, Refusal, Refused

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import orjson
 
@@ -15,8 +15,8 @@ from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.cost_bounds import plausible_usage
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.forwarding import Forwarding
-from gateway.pipeline.heartbeat_port import InFlightCalls
 from gateway.pipeline.hold import HoldKeeper, booked_output
+from gateway.pipeline.ports import InFlightCalls, Judge
 from gateway.pipeline.response_headers import budget_note, call_headers, encoded
 from gateway.upstream.error_bodies import json_message
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
@@ -31,14 +31,6 @@ CounterFor = Callable[[Call], CounterFactory]
 _JUDGED_BYTES_MAX: Final = 1024 * 1024
 _STREAM_HEADERS: Final = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
 _OWN_HEADERS: Final = frozenset({"content-type", "content-length", "cache-control"})
-
-
-class Judge(Protocol):
-    """Judges the quality of whole answers. Never fails a call."""
-
-    def is_judged(self, call: Call) -> bool: ...
-
-    def judge(self, call: Call, body: bytes, *, streamed: bool = False) -> None: ...
 
 
 @dataclass(slots=True)

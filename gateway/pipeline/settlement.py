@@ -5,41 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry, Resolution
 from gateway.observability.alerts import Alerts
 from gateway.observability.telemetry import Telemetry
+from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.cost_bounds import booked_cost, plausible_usage
 from gateway.pipeline.events import detail_of, draft_of, whole_event
 from gateway.pipeline.hold import booked_output
+from gateway.pipeline.ports import Recorder
 from policies.amounts import ZERO, Amount
 from policies.pricing import Usage, cost_nano_usd
 from policies.reservation import State
-from policies.tokens import PromptCount
 from policies.values import value_class
 
 _log = structlog.get_logger(__name__)
 _RETRIES: Final = 3
 _RETRY_MS: Final = 50
 _OVERAGE: Final = "overage"
-
-
-class Recorder(Protocol):
-    """Takes events that are not tied to a reservation, and writes them in batches."""
-
-    def record(self, project: str, entry: OutboxEntry) -> None: ...
-
-
-class Prompts(Protocol):
-    async def count(self, call: Call) -> PromptCount:
-        """Count the prompt of a call that was not counted before, because it had no budget."""
-
-    def remember_history(self, call: Call, usage: Usage) -> None:
-        """Remember that the provider stores this conversation, so that later calls can continue it."""
 
 
 @value_class
@@ -58,7 +45,7 @@ class Settler:
         telemetry: Telemetry,
         alerts: Alerts,
         now_ms: Callable[[], int],
-        prompts: Prompts,
+        admission: Admission,
         on_usage_reported: Callable[[Call, Usage], None],
     ) -> None:
         self._ledger = ledger
@@ -66,7 +53,7 @@ class Settler:
         self._telemetry = telemetry
         self._alerts = alerts
         self._now_ms = now_ms
-        self._prompts = prompts
+        self._admission = admission
         self._on_usage_reported = on_usage_reported
 
     async def settle(self, call: Call, outcome: Outcome) -> Settlement:
@@ -76,7 +63,7 @@ class Settler:
         """
         measured = await self._measure(call, outcome)
         if measured is not None and measured.usage.stored_ids:
-            self._prompts.remember_history(call, measured.usage)
+            self._admission.remember_history(call, measured.usage)
         if measured is not None and call.is_tagged:
             self._note_routing_and_cache(call, measured)
         settlement = Settlement()
@@ -179,7 +166,7 @@ class Settler:
         if call.count is not None:
             return call.count.tokens
         try:
-            return (await self._prompts.count(call)).tokens
+            return (await self._admission.count(call)).tokens
         except Exception:  # noqa: BLE001 - the client may already have its answer
             _log.exception("prompt_not_counted", request_id=call.id)
             return 0

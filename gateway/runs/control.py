@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 from gateway.bookkeeping.catch_up import CatchUp
 from gateway.ledger.port import Ledger
+from gateway.orchestration import Orchestration
 from gateway.runs.plan import RunPlan, RunRequest, announced_plan, stored_step
 from gateway.runs.reset import reset_figures
 from gateway.runs.view import RunView, RunViews
@@ -59,14 +60,6 @@ class Denied:
     code: str
 
 
-class Initialiser(Protocol):
-    """The orchestration, which plans announced runs with what it has learned, as it would plan them without the announcement."""
-
-    async def initialise(self, project: str, request: RunRequest, kept: RunPlan | None = None) -> RunPlan: ...
-
-    def budget_changed(self, project: str, run: str) -> None: ...
-
-
 class RunControl:
     def __init__(
         self,
@@ -74,7 +67,7 @@ class RunControl:
         ledger: Ledger,
         views: RunViews,
         *,
-        orchestration: Initialiser,
+        orchestration: Orchestration,
         catch_up: CatchUp,
         now_ms: Callable[[], int],
     ) -> None:

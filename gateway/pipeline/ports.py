@@ -1,4 +1,4 @@
-"""The orchestration, as the pipeline sees it."""
+"""What the pipeline needs of its surroundings: the orchestration, the heartbeat, and the recorder of events."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gateway.control import Snapshot
+from gateway.ledger.port import OutboxEntry
 from gateway.pipeline.call import Call
+from gateway.upstream.port import SendObserver
 from policies.budgets import RunLimits
 from policies.pressure import Rung
 from policies.reservation import Refused
@@ -47,3 +49,28 @@ class Planner(Protocol):
 
     def observed(self, call: Call, accounts: Sequence[str]) -> None:
         """Take note that the call proceeds although these observed accounts would have refused it."""
+
+
+class Judge(Protocol):
+    """Judges the quality of whole answers. Never fails a call."""
+
+    def is_judged(self, call: Call) -> bool: ...
+
+    def judge(self, call: Call, body: bytes, *, streamed: bool = False) -> None: ...
+
+
+class InFlightCalls(Protocol):
+    """The heartbeat, which renews the holds of calls in flight."""
+
+    def sent(self, call: Call) -> SendObserver | None:
+        """From now on the call's hold is renewed. None: nothing is held, or it does not matter whether the request has left."""
+
+    def progressed(self, call: Call, output_tokens: int) -> None: ...
+
+    def finished(self, call: Call) -> None: ...
+
+
+class Recorder(Protocol):
+    """Takes events that are not tied to a reservation, and writes them in batches."""
+
+    def record(self, project: str, entry: OutboxEntry) -> None: ...
