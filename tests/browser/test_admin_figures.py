@@ -87,7 +87,9 @@ def test_other_overview_figures_equal_the_usage_rows(pages_and_rows: PagesAndRow
     )
     assert [code for code, _ in codes] == ["request exceeds budget"]
     assert values(codes[0][1]) == [everything["refused"]]
-    for name, found in table_rows(section(page, "Largest workflows").replace("<table>", '<table class="w">'), "w"):
+    largest = table_rows(section(page, "Largest workflows").replace("<table>", '<table class="w">'), "w")
+    assert largest
+    for name, found in largest:
         stored = sums(connection, "workflow = ?", "" if name == "untagged" else name)
         wanted = [stored[one] for one in ("calls", "refused", "total_tokens", "cost_usd")]
         assert found == pytest.approx(wanted, abs=1e-9), name

@@ -119,8 +119,9 @@ async def test_stream_has_the_text_and_usage_of_the_buffered_answer(lane: MockLa
 
 
 async def test_usage_is_streamed_only_if_requested(lane: MockLane) -> None:
-    found = await events(await send(lane, TEXT, "chat", {}, stream=True))
-    assert all("usage" not in item for item in found)
+    chunks = await events(await send(lane, TEXT, "chat", {}, stream=True))
+    assert chunks
+    assert all("usage" not in chunk for chunk in chunks)
 
 
 @pytest.mark.parametrize("stream", [False, True])
