@@ -24,6 +24,12 @@ _UNAVAILABLE: Final = {
     "WRONGPASS": "Redis does not accept the user or password of the ledger URL",
     "NOPERM": "the Redis user of the ledger URL lacks a permission (it needs scripts and all keys farebox:*)",
 }
+# The same for replies that have no code of their own.
+_UNAVAILABLE_BY_TEXT: Final = {
+    "max number of clients": "Redis takes no more connections: raise maxclients",
+    "unauthenticated": _UNAVAILABLE["NOAUTH"],  # instead of NOAUTH, for a command that is long
+    "The user executing the script can't": _UNAVAILABLE["NOPERM"],
+}
 _DAMAGED: Final = {
     "FAREBOX_DAMAGED": "a key of the ledger does not hold what the ledger wrote (edited by hand?). Repair or delete it, then restore",
     "FAREBOX_LAYOUT": "the data was written by a newer Farebox. Upgrade this gateway",
@@ -40,8 +46,10 @@ def as_port_error(reply_error: RedisReplyError) -> LedgerError:
     detail = reply_error.detail.partition(" script: ")[0]
     if reply_error.code in _UNAVAILABLE:
         return LedgerUnavailable(f"{_UNAVAILABLE[reply_error.code]} ({reply_error.code} {detail})")
-    if reply_error.code == "ERR" and "max number of clients" in detail:
-        return LedgerUnavailable(f"Redis takes no more connections: raise maxclients ({reply_error.code} {detail})")
+    if reply_error.code == "ERR":
+        for text, meaning in _UNAVAILABLE_BY_TEXT.items():
+            if text in detail:
+                return LedgerUnavailable(f"{meaning} ({reply_error.code} {detail})")
     if reply_error.code in _DAMAGED:
         return LedgerError(f"{_DAMAGED[reply_error.code]} ({reply_error.code} {detail})")
     return LedgerError(f"Redis refused a command: {reply_error.code} {detail}")

@@ -341,6 +341,12 @@ def test_script_error_has_the_same_code_in_every_redis_version(reply: str, code:
         ("NOREPLICAS Not enough good replicas to write.", LedgerUnavailable),
         ("NOPERM User default has no permissions", LedgerUnavailable),
         ("ERR max number of clients reached", LedgerUnavailable),
+        ("ERR Protocol error: unauthenticated multibulk length", LedgerUnavailable),
+        (
+            "ERR The user executing the script can't run this command or subcommand script: ab, on @user_script:1.",
+            LedgerUnavailable,
+        ),
+        ("ERR The user executing the script can't access at least one of the keys mentioned", LedgerUnavailable),
         ("CROSSSLOT Keys in request don't hash to the same slot", LedgerError),
         ("FAREBOX_OVERFLOW k script: 0, on @user_script:3.", LedgerError),
         ("ERR something new", LedgerError),
