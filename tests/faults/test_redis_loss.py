@@ -238,12 +238,12 @@ async def test_flush_without_a_store_starts_empty_with_a_new_epoch(server: Redis
 
 
 async def test_slow_rebuild_keeps_its_lock(server: RedisServer, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.ledger.redis_projects._LOCK_MS", 300)
+    monkeypatch.setattr("gateway.ledger.redis_projects._LOCK_MS", 1_000)
     store.ready.clear()
     store.settled["run:r"] = 95
     async with ledger_at(server.url, rebuild=store.rebuild) as one, ledger_at(server.url, rebuild=store.rebuild) as two:
         reserving = [asyncio.create_task(gateway.reserve("p", reserve_request("c1"))) for gateway in (one, two)]
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2.5)
         store.ready.set()
         async with asyncio.timeout(LONG_DEADLINE_MS / 1000):
             decisions = await asyncio.gather(*reserving)
