@@ -7,7 +7,9 @@ HTML pages, plain text, strings and empty bodies become an object with the same 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -32,14 +34,18 @@ _TAGS: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^<>]*>", re.IGNORECAS
 _PAGE_BYTES_READ_MAX: Final = 4_000  # enough for the title; the worst case, unclosed script tags, takes 15 ms
 # How deep to look into nested objects: no server nests its message deeper, and Python's stack is finite.
 _LEVELS_MAX: Final = 8
+_FIELDS: Final = ("type", "param", "code")
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def error_body(protocol: ProtocolName, status: int, message: str, *, code: str | None = None) -> bytes:
-    """An error object in the client's protocol."""
+def error_body(
+    protocol: ProtocolName, status: int, message: str, *, code: str | None = None, fields: Mapping[str, str] = _NONE
+) -> bytes:
+    """An error object in the client's protocol. `fields`: what OpenAI's object says beside the message, if known."""
     if protocol == "messages":
         return orjson.dumps({"type": "error", "error": {"type": type_of(status), "message": message}})
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code, **fields}})
 
 
 def convert_error(protocol: ProtocolName, status: int, body: bytes) -> bytes:
@@ -50,7 +56,7 @@ def convert_error(protocol: ProtocolName, status: int, body: bytes) -> bytes:
         return error_body(protocol, status, text_message(status, body))
     if _is_in_protocol(protocol, value):
         return body
-    return error_body(protocol, status, json_message(value) or _standard_message(status), code=_code(value))
+    return error_body(protocol, status, json_message(value) or _standard_message(status), fields=error_fields(value))
 
 
 def json_message(value: Any, levels: int = _LEVELS_MAX) -> str | None:
@@ -65,6 +71,14 @@ def json_message(value: Any, levels: int = _LEVELS_MAX) -> str | None:
     return next((text for item in value if (text := json_message(item, levels - 1))), None)
 
 
+def error_fields(value: Any) -> dict[str, str]:
+    """The type, param and code in a provider's error object: clients tell by them which error it is, and what caused it."""
+    error = value.get("error", value) if isinstance(value, Mapping) else None
+    if not isinstance(error, Mapping):
+        return {}
+    return {name: text for name in _FIELDS if isinstance(text := error.get(name), str)}
+
+
 def text_message(status: int, body: bytes) -> str:
     """A message for an error that came as plain text or as an HTML page."""
     text = " ".join(_TAGS.sub(" ", body[:_PAGE_BYTES_READ_MAX].decode("utf-8", "replace")).split())[:300]
@@ -77,12 +91,6 @@ def _is_in_protocol(protocol: ProtocolName, value: Any) -> bool:
     if not isinstance(value["error"].get("message"), str):
         return False
     return (value.get("type") == "error") == (protocol == "messages")
-
-
-def _code(value: Any) -> str | None:
-    error = value.get("error", value) if isinstance(value, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, str) else None
 
 
 def _standard_message(status: int) -> str:

@@ -11,7 +11,7 @@ import orjson
 
 from gateway.upstream.answer_headers import answer_headers
 from gateway.upstream.credentials import redact
-from gateway.upstream.error_bodies import error_body, json_message, text_message
+from gateway.upstream.error_bodies import error_body, error_fields, json_message, text_message
 from gateway.upstream.port import (
     Deployment,
     ProtocolName,
@@ -64,8 +64,9 @@ def answer_of(
         message = f"{deployment.name!r} cannot be asked this: its provider {deployment.provider!r} has no {protocol}."
         body = error_body(protocol, 400, message, code="unsupported_endpoint")
         return UpstreamAnswer(400, {"content-type": "application/json"}, deployment, "litellm", body=body)
-    message, code = _message(error, status)
-    body = error_body(protocol, status, cleaned_message(message, secrets), code=code)
+    message, fields = _message(error, status)
+    fields = {name: redact(text, secrets) for name, text in fields.items()}
+    body = error_body(protocol, status, cleaned_message(message, secrets), fields=fields)
     forwarded = answer_headers((headers or {}).items())
     forwarded["content-type"] = "application/json"
     return UpstreamAnswer(status, forwarded, deployment, "litellm", body=body)
@@ -124,18 +125,16 @@ def _headers(error: Exception) -> dict[bytes, bytes] | None:
     }
 
 
-def _message(error: Exception, status: int) -> tuple[str, str | None]:
+def _message(error: Exception, status: int) -> tuple[str, dict[str, str]]:
     body = getattr(error, "body", None)
-    if isinstance(body, Mapping):
-        code = body.get("code")
-        message = json_message(dict(body))
-        if message:
-            return message, code if isinstance(code, str) else None
+    if isinstance(body, Mapping) and (message := json_message(dict(body))):
+        return message, error_fields(body)
     text = _PREFIXES.sub("", str(getattr(error, "message", None) or error)).strip()
     text = _decoded(text)
     if text.startswith("<"):
-        return text_message(status, text.encode()), None
-    return _embedded(text) or text, None
+        return text_message(status, text.encode()), {}
+    value = _embedded(text)
+    return json_message(value) or text, error_fields(value)
 
 
 def _decoded(text: str) -> str:
@@ -148,18 +147,18 @@ def _decoded(text: str) -> str:
         return text
 
 
-def _embedded(text: str) -> str | None:
-    """The message in the provider's error object, which many exceptions contain as JSON or as a Python repr."""
+def _embedded(text: str) -> Any:
+    """The provider's error object, which many exceptions contain as JSON or as a Python repr; None without one."""
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end <= start:
         return None
     literal = text[start : end + 1]
     try:
-        return json_message(orjson.loads(literal))
+        return orjson.loads(literal)
     except orjson.JSONDecodeError:
         pass
     try:
-        return json_message(ast.literal_eval(literal))
+        return ast.literal_eval(literal)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
 

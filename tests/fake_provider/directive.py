@@ -50,6 +50,8 @@ class Directive:
     body: ErrorBody = "json"
     message: str | None = None
     code: str | None = None
+    error_type: str | None = None
+    param: str | None = None
     retry_after: str | None = None
     redirect: str | None = None
     cookie: bool = False

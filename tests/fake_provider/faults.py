@@ -28,10 +28,10 @@ HTML = "<html><head><title>{status} Bad Gateway</title></head><body><center><h1>
 def error_object(directive: Directive, anthropic: bool) -> dict[str, Any]:
     """The error object of the provider whose protocol the request speaks."""
     message = directive.message or f"The fake provider was told to answer {directive.status}."
-    kind = _TYPES.get(directive.status, "api_error" if anthropic else "server_error")
+    kind = directive.error_type or _TYPES.get(directive.status, "api_error" if anthropic else "server_error")
     if anthropic:
         return {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_fake"}
-    return {"error": {"message": message, "type": kind, "param": None, "code": directive.code}}
+    return {"error": {"message": message, "type": kind, "param": directive.param, "code": directive.code}}
 
 
 def error_response(directive: Directive, anthropic: bool) -> web.Response:

@@ -289,6 +289,17 @@ async def test_provider_error_keeps_its_status_message_and_retry_after(
     assert len(provider.requests) == 1
 
 
+@pytest.mark.parametrize("protocol", ["chat", "completions", "responses"])
+async def test_provider_error_keeps_its_type_param_and_code(
+    provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName
+) -> None:
+    said = {"type": "insufficient_quota", "param": f"user {KEY}", "code": "billing_hard_limit"}
+    provider.script(status=429, error_type=said["type"], param=said["param"], code=said["code"], times=None)
+    answer = await lane.send(deployment(provider, "openai"), call(protocol))
+    error = json.loads(answer.body)["error"]
+    assert {name: error[name] for name in said} == {**said, "param": "user ***"}
+
+
 @pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("form", ["html", "none", "text"])
 async def test_error_that_is_not_json_gets_a_clean_message(
