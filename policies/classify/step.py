@@ -13,10 +13,10 @@ class StepText:
     `tools` are names; `response_format` is "json_object" or the schema as compact JSON.
     """
 
-    step: str | None
-    workflow: str | None
-    system: str | None
-    prompt: str
+    step: str | None = None
+    workflow: str | None = None
+    system: str | None = None
+    prompt: str = ""
     tools: tuple[str, ...] = ()
     response_format: str | None = None
 

@@ -37,6 +37,11 @@ def test_declared_intent_takes_precedence_over_the_prompt() -> None:
     assert (answer.intent, answer.confidence, answer.source) == (Intent.SEND, 1.0, "declared")
 
 
+def test_prompt_alone_is_enough_for_a_classification() -> None:
+    text = "Summarize the article."
+    assert classify(StepText(prompt=text)) == classify(StepText(None, None, None, text))
+
+
 def test_rules_decide_when_step_name_and_prompt_agree() -> None:
     answer = ask("Translate the text into French.\n\nText: {{ text }}", step="translate_text")
     assert (answer.intent, answer.source) == (Intent.TRANSFORM, "rules")
