@@ -16,8 +16,8 @@ class ProcessClaims:
         self._claims: dict[Slot, tuple[str, bytes]] = {}
 
     def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> Claimed | None:
-        held = self._claims.setdefault(slot, (owner, fingerprint))
-        return None if held[0] == owner else Claimed(held[1])
+        claim = self._claims.setdefault(slot, (owner, fingerprint))
+        return None if claim[0] == owner else Claimed(claim[1])
 
     def release(self, slot: Slot, owner: str) -> None:
         if self._claims.get(slot, ("",))[0] == owner:

@@ -43,10 +43,10 @@ class RedisAnswerStorage:
 
     async def claim(self, slot: Slot, fingerprint: bytes, owner: str) -> StoredAnswer | Claimed | None:
         keys = (_key(slot, "answer"), _key(slot, "claim"))
-        kind, *rest = await self._run(_CLAIM, keys, owner, fingerprint, self._claim_ms)
+        kind, *fields = await self._run(_CLAIM, keys, owner, fingerprint, self._claim_ms)
         if kind == b"kept":
-            return StoredAnswer(*rest)
-        return Claimed(rest[0]) if kind == b"claimed" else None
+            return StoredAnswer(*fields)
+        return Claimed(fields[0]) if kind == b"claimed" else None
 
     async def renew(self, slot: Slot, owner: str) -> None:
         await self._run(_HOLD, (_key(slot, "claim"),), owner, self._claim_ms)
@@ -69,13 +69,13 @@ class RedisAnswerStorage:
 
     async def _run(self, script: tuple[str, str], keys: tuple[str, ...], *arguments: Argument) -> Any:
         text, sha = script
-        given = (len(keys), *keys, *arguments)
+        eval_arguments = (len(keys), *keys, *arguments)
         try:
-            return await self._call(keys[0], "EVALSHA", sha, *given)
+            return await self._call(keys[0], "EVALSHA", sha, *eval_arguments)
         except RedisReplyError as reply_error:
             if reply_error.code != "NOSCRIPT":
                 raise AnswerStorageUnavailable(str(as_port_error(reply_error))) from reply_error
-            return await self._call(keys[0], "EVAL", text, *given)
+            return await self._call(keys[0], "EVAL", text, *eval_arguments)
 
     async def _call(self, key: str, *arguments: Argument) -> Any:
         if time.monotonic() < self._paused_until_s:

@@ -60,15 +60,15 @@ class SqliteAnswerStorage:
         claimed = self._claims.claim(slot, fingerprint, owner)
         if claimed is not None:
             return claimed
-        kept = None
+        stored = None
         try:
-            kept = await self.find(slot)
+            stored = await self.find(slot)
         except BaseException:
             self._claims.release(slot, owner)
             raise
-        if kept is not None:
+        if stored is not None:
             self._claims.release(slot, owner)
-        return kept
+        return stored
 
     async def renew(self, slot: Slot, owner: str) -> None:
         """Nothing expires here."""
@@ -107,23 +107,23 @@ class SqliteAnswerStorage:
         partition = (slot.use, slot.project)
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            used = self._sizes.get(partition, 0) - _delete(connection, slot)
-            used = self._evict(connection, slot, used, self._limits.bytes_max - answer.size, now_ms)
+            used_bytes = self._sizes.get(partition, 0) - _delete(connection, slot)
+            used_bytes = self._evict(connection, slot, used_bytes, self._limits.bytes_max - answer.size, now_ms)
             row = (answer.size, answer.fingerprint, answer.content_type, answer.body)
             connection.execute(_KEEP, (*partition, slot.key, now_ms + ttl_ms, *row))
-        self._sizes[partition] = used + answer.size
+        self._sizes[partition] = used_bytes + answer.size
         return True
 
     @staticmethod
-    def _evict(connection: sqlite3.Connection, slot: Slot, used: int, used_max: int, now_ms: int) -> int:
-        """Delete expired answers, then those that expire soonest, until at most `used_max` bytes are used."""
+    def _evict(connection: sqlite3.Connection, slot: Slot, used_bytes: int, used_bytes_max: int, now_ms: int) -> int:
+        """Delete expired answers, then those that expire soonest, until at most `used_bytes_max` bytes are used."""
         while soonest := connection.execute(_SOONEST, (slot.use, slot.project)).fetchall():
             for key, size, expires_ms in soonest:
-                if expires_ms > now_ms and used <= used_max:
-                    return used
+                if expires_ms > now_ms and used_bytes <= used_bytes_max:
+                    return used_bytes
                 connection.execute(_DROP, (slot.use, slot.project, key))
-                used -= size
-        return used
+                used_bytes -= size
+        return used_bytes
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:

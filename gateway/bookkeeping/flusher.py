@@ -52,7 +52,7 @@ class Flusher:
         outbox_cap: int = OUTBOX_CAP,
         idle_ms: int = IDLE_MS,
         clock_ms: Callable[[], int] = wall_clock_ms,
-        chance: Callable[[], float] = random.random,
+        random_share: Callable[[], float] = random.random,
         insert: Insert = usage.insert_entries,
     ) -> None:
         self._ledger = ledger
@@ -63,7 +63,7 @@ class Flusher:
         self._outbox_cap = outbox_cap
         self._idle_ms = idle_ms
         self._clock_ms = clock_ms
-        self._chance = chance
+        self._random_share = random_share
         self._insert = insert
         self._turn = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -128,13 +128,13 @@ class Flusher:
                 self._note_success()
                 return 0
             self._oldest_at_ms = min(entry.at_ms for entry in entries)
-            done = await self._insert(self._store, entries, self._clock_ms())
+            counts = await self._insert(self._store, entries, self._clock_ms())
             await self._ledger.outbox_acknowledge(entries)
-            self.inserted_total += done.inserted
-            self.dead_lettered_total += done.dead_lettered
+            self.inserted_total += counts.inserted
+            self.dead_lettered_total += counts.dead_lettered
             self._note_success()
-        if done.dead_lettered:
-            _log.warning("usage_dead_lettered", events=done.dead_lettered)
+        if counts.dead_lettered:
+            _log.warning("usage_dead_lettered", events=counts.dead_lettered)
         return len(entries)
 
     async def measure(self) -> None:
@@ -160,7 +160,7 @@ class Flusher:
         self.failures_in_a_row += 1
         self.last_error = str(error) or type(error).__name__
         longest_ms = min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** min(self.failures_in_a_row - 1, 10))
-        pause_ms = int(longest_ms * (0.5 + self._chance() / 2))
+        pause_ms = int(longest_ms * (0.5 + self._random_share() / 2))
         level = "warning" if isinstance(error, StoreUnavailable | LedgerError) else "error"
         getattr(_log, level)("flush_failed", error=self.last_error, kind=type(error).__name__, retry_in_ms=pause_ms)
         return pause_ms

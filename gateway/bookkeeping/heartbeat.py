@@ -129,10 +129,10 @@ class Heartbeat:
         call = in_flight.call
         report = Progress(call.id, _progress(in_flight), OnLost.CHARGE)
         try:
-            gone = await self._ledger.renew(call.principal.project, [report], self._ttl_ms)
+            not_pending = await self._ledger.renew(call.principal.project, [report], self._ttl_ms)
         except LedgerError:
             raise LedgerOutage from None
-        if gone:
+        if not_pending:
             raise LedgerOutage("The hold of this call ran out while it waited for the provider.")
 
     async def _sweep_forever(self) -> None:

@@ -48,10 +48,10 @@ class Rebuilding:
         """Restore a ledger that is not the one the store saw before: its file was lost, or moved away because it was damaged."""
         epoch = await ledger.epoch()
         try:
-            known = await versions.get_value(self._store, _EPOCH)
-            if known == epoch:
+            known_epoch = await versions.get_value(self._store, _EPOCH)
+            if known_epoch == epoch:
                 return
-            if known is not None:
+            if known_epoch is not None:
                 for project in await self._projects():
                     await self._rebuild(project, partial(ledger.restore, project), await ledger.now_ms())
             await versions.put_value(self._store, _EPOCH, epoch)
@@ -66,5 +66,5 @@ class Rebuilding:
 
     async def _projects(self) -> list[str]:
         async with self._store.read() as connection:
-            found = await connection.execute(select(runs.c.project).union(select(usage_daily.c.project)))
-            return sorted(found.scalars())
+            rows = await connection.execute(select(runs.c.project).union(select(usage_daily.c.project)))
+            return sorted(rows.scalars())

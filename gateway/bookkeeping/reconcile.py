@@ -102,26 +102,26 @@ async def reconcile(
 
     Raises StoreUnavailable and LedgerUnavailable.
     """
-    before = await _settled(ledger, project, accounts)
+    settled_before = await _settled(ledger, project, accounts)
     is_flushed = await flush() and await ledger.outbox_size() == 0
     stored = await _stored(db, project, accounts)
     async with db.read() as connection:
         parked = await _parked(connection, project)
-    after = await _settled(ledger, project, accounts)
+    settled_after = await _settled(ledger, project, accounts)
     drifts: list[str] = []
     moving: list[str] = []
     for account in accounts:
-        if before[account] != after[account]:
+        if settled_before[account] != settled_after[account]:
             moving.append(account)
-        elif stored[account] != before[account]:
+        elif stored[account] != settled_before[account]:
             # While events are on their way (another flusher has them), a difference proves nothing.
             (drifts if is_flushed else moving).append(account)
-    found = tuple(Drift(account, before[account], stored[account]) for account in drifts)
-    return Reconciliation(project, len(accounts), found, tuple(moving), parked)
+    confirmed_drifts = tuple(Drift(account, settled_before[account], stored[account]) for account in drifts)
+    return Reconciliation(project, len(accounts), confirmed_drifts, tuple(moving), parked)
 
 
 async def repair(
-    ledger: Ledger, db: Database, found: Reconciliation, accounts: Mapping[str, RunRows]
+    ledger: Ledger, db: Database, reconciliation: Reconciliation, accounts: Mapping[str, RunRows]
 ) -> list[OutboxEntry]:
     """Make the rows agree with the ledger, with entries of kind repair through the outbox. Idempotent.
 
@@ -131,19 +131,19 @@ async def repair(
     planned: list[tuple[RunRows, Amount]] = []
     entries: list[OutboxEntry] = []
     async with db.read() as connection:
-        inside = await _inside(connection, found.project, {rows.run for rows in accounts.values()})
-        families = {rows.run: {rows.run} | inside.get(rows.run, set()) for rows in accounts.values()}
-        for drift in sorted(found.drifts, key=lambda drift: _inner_first(accounts[drift.account], families)):
+        runs_inside = await _inside(connection, reconciliation.project, {rows.run for rows in accounts.values()})
+        families = {rows.run: {rows.run} | runs_inside.get(rows.run, set()) for rows in accounts.values()}
+        for drift in sorted(reconciliation.drifts, key=lambda drift: _inner_first(accounts[drift.account], families)):
             rows = accounts[drift.account]
             already = sum((amount for other, amount in planned if _counts(other, rows, families)), ZERO)
             missing = drift.difference - already
             if missing == ZERO:
                 continue
             planned.append((rows, missing))
-            names = await _names_of(connection, found.project, rows)
-            entries.append(_repair_entry(found.project, drift, missing, names, now_ms))
+            names = await _names_of(connection, reconciliation.project, rows)
+            entries.append(_repair_entry(reconciliation.project, drift, missing, names, now_ms))
     if entries:
-        await ledger.record(found.project, entries)
+        await ledger.record(reconciliation.project, entries)
     return entries
 
 
@@ -175,15 +175,15 @@ async def _settled(ledger: Ledger, project: str, accounts: Mapping[str, RunRows]
 
 async def _stored(db: Database, project: str, accounts: Mapping[str, RunRows]) -> dict[str, Amount]:
     """The sum of the rows of each account. Other users of the store get their turn between the chunks."""
-    wanted = {rows.run for rows in accounts.values()}
+    run_names = {rows.run for rows in accounts.values()}
     async with db.read() as connection:
-        inside = await _inside(connection, project, wanted)
-    wanted |= {member for run in wanted for member in inside.get(run, ())}
+        runs_inside = await _inside(connection, project, run_names)
+    run_names |= {member for run in run_names for member in runs_inside.get(run, ())}
     of_step: dict[tuple[str, str], Amount] = {}
     of_run: dict[str, Amount] = defaultdict(Amount)
     # What a run spent before its parent was named was not booked on the parent.
     of_child: dict[str, Amount] = defaultdict(Amount)
-    for chunk in batched(sorted(wanted), _CHUNK):
+    for chunk in batched(sorted(run_names), _CHUNK):
         async with db.read() as connection:
             for run, step, is_child, amount in await usage_report.amounts_of_runs(connection, project, chunk):
                 of_step[run, step] = of_step.get((run, step), ZERO) + amount
@@ -194,7 +194,7 @@ async def _stored(db: Database, project: str, accounts: Mapping[str, RunRows]) -
     def amount_of(rows: RunRows) -> Amount:
         if rows.step is not None:
             return of_step.get((rows.run, rows.step), ZERO)
-        return sum((of_child[member] for member in inside.get(rows.run, ())), of_run[rows.run])
+        return sum((of_child[member] for member in runs_inside.get(rows.run, ())), of_run[rows.run])
 
     return {account: amount_of(rows) for account, rows in accounts.items()}
 
@@ -204,11 +204,11 @@ async def _inside(connection: StoreConnection, project: str, names: Iterable[str
     parents: dict[str, str] = {}
     for chunk in batched(sorted(names), _CHUNK):
         parents |= await runs_store.runs_inside(connection, project, chunk)
-    inside: dict[str, set[str]] = defaultdict(set)
+    runs_inside: dict[str, set[str]] = defaultdict(set)
     for run in parents:
         for ancestor in _lineage(run, parents)[1:]:
-            inside[ancestor].add(run)
-    return inside
+            runs_inside[ancestor].add(run)
+    return runs_inside
 
 
 async def _parked(connection: StoreConnection, project: str) -> Amount:
@@ -237,7 +237,7 @@ async def _names_of(connection: StoreConnection, project: str, rows: RunRows) ->
     columns = [column for name in names for column in (func.min(token_usage.c[name]), func.max(token_usage.c[name]))]
     mine = [token_usage.c.project == project, token_usage.c.run == rows.run]
     row = (await connection.execute(select(*columns).where(*mine))).one()
-    agreed = {name: row[2 * at] for at, name in enumerate(names) if row[2 * at] and row[2 * at] == row[2 * at + 1]}
+    agreed = {name: row[2 * index] for index, name in enumerate(names) if row[2 * index] and row[2 * index] == row[2 * index + 1]}
     # Needed even if all rows of the run were lost, because otherwise the repair would not count for the runs around it.
     parent = select(runs.c.parent_run).where(runs.c.project == project, runs.c.run == rows.run)
     agreed["parent_run"] = (await connection.execute(parent)).scalar() or ""
@@ -273,17 +273,17 @@ async def _run_sums(db: Database, project: str, since_ms: int) -> Restored:
         run_steps.c.project == project, run_steps.c.run.in_(select(runs.c.run).where(*recent))
     )
     async with db.read() as connection:
-        found = (await connection.execute(select(*decided, *columns).where(*recent))).all()
+        rows = (await connection.execute(select(*decided, *columns).where(*recent))).all()
         step_rows = (await connection.execute(steps)).all()
-    own = {run: Amount(*amounts) for run, _, _, _, *amounts in found}
-    parents = {run: parent for run, parent, *_ in found}
-    people = {run: (_GATES.get(state), _own_budget(plan)) for run, _, state, plan, *_ in found}
-    whole: dict[str, Amount] = defaultdict(Amount)
-    for run, amount in own.items():
+    own_sums = {run: Amount(*amounts) for run, _, _, _, *amounts in rows}
+    parents = {run: parent for run, parent, *_ in rows}
+    people = {run: (_GATES.get(state), _own_budget(plan)) for run, _, state, plan, *_ in rows}
+    total_sums: dict[str, Amount] = defaultdict(Amount)
+    for run, amount in own_sums.items():
         for member in _lineage(run, parents):
-            whole[member] += amount
+            total_sums[member] += amount
     restored: Restored = {
-        run_account(run): (amount, RUN_KEEP_MS, *people.get(run, (None, None))) for run, amount in whole.items()
+        run_account(run): (amount, RUN_KEEP_MS, *people.get(run, (None, None))) for run, amount in total_sums.items()
     }
     for run, step, *amounts in step_rows:
         restored[step_account(run, step)] = Amount(*amounts), RUN_KEEP_MS, None, None
@@ -307,7 +307,7 @@ def _lineage(run: str, parents: Mapping[str, str]) -> list[str]:
 async def _budget_sums(
     db: Database, project: str, budgets: Sequence[Budget], keys: Mapping[str, ApiKey], now_ms: int
 ) -> Restored:
-    wanted: dict[str, tuple[UsageFilter, int]] = {}
+    filter_by_account: dict[str, tuple[UsageFilter, int]] = {}
     sharing: dict[str, set[str]] = defaultdict(set)  # accounts of keys, which keys of the same name share
     for workflow, agent, key_id in await usage_report.names_seen(db, project):
         key = keys.get(key_id)
@@ -315,13 +315,13 @@ async def _budget_sums(
         subject = Subject(project, key_name, workflow or None, None, None, agent or None)
         of_key = key_budgets(key.name, key.project, key.limits) if key is not None else ()
         for link in chain_for(subject, (*budgets, *of_key), RunLimits(), now_ms).links:
-            wanted[link.hold.account] = _filter_of(link, project), link.hold.keep_ms
+            filter_by_account[link.hold.account] = _filter_of(link, project), link.hold.keep_ms
             if link.scope is Scope.KEY:
                 sharing[link.hold.account].add(key_id)
     restored: Restored = {}
-    for account, (rows, keep_ms) in wanted.items():
+    for account, (rows, keep_ms) in filter_by_account.items():
         filters = [replace(rows, key=key_id) for key_id in sharing[account]] if account in sharing else [rows]
-        totals = [(await usage_report.report(db, GroupBy.WORKFLOW, one, limit=1)).total for one in filters]
+        totals = [(await usage_report.report(db, GroupBy.WORKFLOW, usage_filter, limit=1)).total for usage_filter in filters]
         restored[account] = sum((_amount(total) for total in totals), ZERO), keep_ms, None, None
     return restored
 

@@ -52,19 +52,19 @@ class BatchRecorder:
         """Returns whether everything was written. The rest stays queued, even if this is cancelled. An event that is written
         twice is stored once, thanks to its id."""
         self._wake.clear()
-        taken, self._waiting = self._waiting, []
+        batch, self._waiting = self._waiting, []
         by_project: dict[str, list[OutboxEntry]] = defaultdict(list)
-        for project, entry in taken:
+        for project, entry in batch:
             by_project[project].append(entry)
         try:
             for project in list(by_project):
                 await self._write(project, by_project)
         finally:
-            left = [(project, entry) for project, entries in by_project.items() for entry in entries]
-            if left:
-                self._waiting = left + self._waiting
+            unwritten = [(project, entry) for project, entries in by_project.items() for entry in entries]
+            if unwritten:
+                self._waiting = unwritten + self._waiting
                 self._wake.set()
-        return not left
+        return not unwritten
 
     async def _write(self, project: str, by_project: dict[str, list[OutboxEntry]]) -> None:
         entries = by_project[project]

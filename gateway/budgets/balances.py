@@ -24,7 +24,7 @@ ACCOUNTS_MAX: Final = 100
 _GLOB: Final = frozenset("*?[")
 _OUTER: Final = (Scope.WORKFLOW, Scope.AGENT, Scope.KEY, Scope.PROJECT)
 # What calls of the project named, by scope. An account depends only on the name of its own scope, so a subject needs no other one.
-_Seen = Mapping[Scope, Sequence[Subject]]
+_UsedNames = Mapping[Scope, Sequence[Subject]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,38 +52,42 @@ class BudgetAccount:
 async def accounts_of(
     db: Database,
     project: str,
-    shown: Sequence[Budget],
+    budgets: Sequence[Budget],
     key_names: Mapping[str, str],
     now_ms: int,
 ) -> list[list[Link]]:
     """For each given budget its current accounts; none for budgets on runs and steps. Raises StoreUnavailable."""
-    seen = await _seen(db, project, key_names) if any(budget.scope in _OUTER for budget in shown) else {}
-    return [_links(budget, project, seen, now_ms) for budget in shown]
+    used_names = (
+        await _used_names_of(db, project, key_names) if any(budget.scope in _OUTER for budget in budgets) else {}
+    )
+    return [_links(budget, project, used_names, now_ms) for budget in budgets]
 
 
 async def balances_of(ledger: Ledger, project: str, links: Sequence[Sequence[Link]]) -> list[tuple[BudgetAccount, ...]]:
     """The accounts with their balances; empty while the ledger cannot be reached."""
-    names = dict.fromkeys(link.hold.account for some in links for link in some)
+    names = dict.fromkeys(link.hold.account for chain_links in links for link in chain_links)
     try:
-        found = await balances_by_account(ledger, project, names)
+        balance_by_account = await balances_by_account(ledger, project, names)
     except LedgerUnavailable:
         return [() for _ in links]
-    return [_fullest(_account(link, found[link.hold.account]) for link in some) for some in links]
+    return [
+        _fullest(_account(link, balance_by_account[link.hold.account]) for link in chain_links) for chain_links in links
+    ]
 
 
-def _links(budget: Budget, project: str, seen: _Seen, now_ms: int) -> list[Link]:
+def _links(budget: Budget, project: str, used_names: _UsedNames, now_ms: int) -> list[Link]:
     if budget.scope not in _OUTER:
         return []
-    found: dict[str, Link] = {}
-    for subject in _subjects_of(budget, project, seen):
+    links: dict[str, Link] = {}
+    for subject in _subjects_of(budget, project, used_names):
         for link in chain_for(subject, [budget], RunLimits(), now_ms).links:
-            found.setdefault(link.hold.account, link)
-    return list(found.values())
+            links.setdefault(link.hold.account, link)
+    return list(links.values())
 
 
-def _subjects_of(budget: Budget, project: str, seen: _Seen) -> list[Subject]:
+def _subjects_of(budget: Budget, project: str, used_names: _UsedNames) -> list[Subject]:
     """The subjects that the budget applies to: those that were seen, and the one that it names."""
-    subjects = [subject for subject in seen[budget.scope] if budget.applies_to(subject)]
+    subjects = [subject for subject in used_names[budget.scope] if budget.applies_to(subject)]
     if budget.scope is not Scope.PROJECT and not _GLOB & set(budget.match) and budget.project in (None, project):
         subjects.append(_named(budget.scope, budget.match, project))
     return subjects
@@ -95,54 +99,56 @@ def _named(scope: Scope, name: str, project: str) -> Subject:
     return Subject(project, agent=name) if scope is Scope.AGENT else Subject(project, key=name)
 
 
-async def _seen(db: Database, project: str, key_names: Mapping[str, str]) -> _Seen:
+async def _used_names_of(db: Database, project: str, key_names: Mapping[str, str]) -> _UsedNames:
     rows = await names_seen(db, project)
     names = {
         Scope.WORKFLOW: {workflow for workflow, _, _ in rows if workflow},
         Scope.AGENT: {agent for _, agent, _ in rows if agent},
         Scope.KEY: {key_names[key] for _, _, key in rows if key in key_names},
     }
-    found = {scope: [_named(scope, name, project) for name in sorted(some)] for scope, some in names.items()}
-    return {**found, Scope.PROJECT: [Subject(project)]}
+    subjects = {
+        scope: [_named(scope, name, project) for name in sorted(scope_names)] for scope, scope_names in names.items()
+    }
+    return {**subjects, Scope.PROJECT: [Subject(project)]}
 
 
 def _fullest(accounts: Iterable[BudgetAccount]) -> tuple[BudgetAccount, ...]:
-    return tuple(sorted(accounts, key=lambda one: (-(one.used or 0.0), one.scope_id))[:ACCOUNTS_MAX])
+    return tuple(sorted(accounts, key=lambda account: (-(account.used or 0.0), account.scope_id))[:ACCOUNTS_MAX])
 
 
 def _account(link: Link, balance: Balance) -> BudgetAccount:
     limit = link.hold.limit.replaced_by(balance.limit)
     settled, reserved = balance.settled, balance.reserved
-    taken = settled + reserved
-    left = {
-        unit: None if most is None else most - taken.of(unit)  # type: ignore[arg-type]
-        for unit, most in (("tokens", limit.tokens), ("nano_usd", limit.nano_usd), ("requests", limit.requests))
+    in_use = settled + reserved
+    remaining = {
+        unit: None if limit_value is None else limit_value - in_use.of(unit)  # type: ignore[arg-type]
+        for unit, limit_value in (("tokens", limit.tokens), ("nano_usd", limit.nano_usd), ("requests", limit.requests))
     }
     shares = [
-        used / most if most else 1.0
-        for most, used in (
-            (limit.tokens, taken.tokens),
-            (limit.nano_usd, taken.nano_usd),
-            (limit.requests, taken.requests),
+        used_value / limit_value if limit_value else 1.0
+        for limit_value, used_value in (
+            (limit.tokens, in_use.tokens),
+            (limit.nano_usd, in_use.nano_usd),
+            (limit.requests, in_use.requests),
         )
-        if most is not None
+        if limit_value is not None
     ]
-    nano_left = left["nano_usd"]
+    remaining_nano_usd = remaining["nano_usd"]
     return BudgetAccount(
         scope_id=link.scope_id,
         account=link.hold.account,
         tokens_limit=limit.tokens,
         tokens_settled=settled.tokens,
         tokens_reserved=reserved.tokens,
-        tokens_remaining=left["tokens"],
+        tokens_remaining=remaining["tokens"],
         usd_limit=None if limit.nano_usd is None else usd(limit.nano_usd),
         usd_settled=usd(settled.nano_usd),
         usd_reserved=usd(reserved.nano_usd),
-        usd_remaining=None if nano_left is None else usd(nano_left),
+        usd_remaining=None if remaining_nano_usd is None else usd(remaining_nano_usd),
         requests_limit=limit.requests,
         requests_settled=settled.requests,
         requests_reserved=reserved.requests,
-        requests_remaining=left["requests"],
+        requests_remaining=remaining["requests"],
         used=round(max(shares), 4) if shares else None,
         resets_at=iso(link.resets_at_ms),
     )

@@ -51,15 +51,15 @@ class BudgetBook:
         # Runs of one workflow may have different plans, which are part of the key so that they do not displace each other.
         planned = (limits.planned_run.tokens, limits.planned_step.tokens)
         key = (principal.project, principal.key_id, tags.workflow, step, tags.agent, *planned)
-        made = self._chains.get(key)
+        cached = self._chains.get(key)
         # A call that began before its key was changed has the key's old limits, which other calls must not get.
-        is_same = made is not None and made.limits == limits and made.of_key == principal.budgets
-        if made is None or not is_same or now_ms >= made.ends_at_ms:
-            made = self._make(call, step, limits, now_ms)
+        is_same = cached is not None and cached.limits == limits and cached.of_key == principal.budgets
+        if cached is None or not is_same or now_ms >= cached.ends_at_ms:
+            cached = self._make(call, step, limits, now_ms)
             if len(self._chains) >= _CHAINS_MAX:
                 self._chains.clear()
-            self._chains[key] = made
-        return made.chain if call.run is None else made.chain.for_run(call.run)
+            self._chains[key] = cached
+        return cached.chain if call.run is None else cached.chain.for_run(call.run)
 
     def _make(self, call: Call, step: str | None, limits: RunLimits, now_ms: int) -> _Made:
         principal, tags = call.principal, call.tags
@@ -80,10 +80,10 @@ class _Made:
 
 def key_budgets(name: str, project: str, limits: Mapping[str, Any]) -> tuple[Budget, ...]:
     """A key's own limits (`tokens`, `usd`, `requests`, `window`) as a budget on it; empty if it has none."""
-    given = tuple(limits.get(unit) for unit in UNITS)
-    if all(value is None for value in given):
+    values = tuple(limits.get(unit) for unit in UNITS)
+    if all(value is None for value in values):
         return _NO_LIMITS
-    return _key_budgets(name, project, *given, str(limits.get("window") or "total"))
+    return _key_budgets(name, project, *values, str(limits.get("window") or "total"))
 
 
 @lru_cache(maxsize=10_000)

@@ -33,13 +33,13 @@ class Suggestion:
 
 async def suggest(db: Database, project: str, workflow: str, now_ms: int) -> tuple[Suggestion, ...]:
     """For the run and for each step, from finished runs of the last 30 days. Raises StoreUnavailable."""
-    found = [_suggestion("run", workflow, await step_history.by_run(db, project, workflow, now_ms))]
+    suggestions = [_suggestion("run", workflow, await step_history.by_run(db, project, workflow, now_ms))]
     by_step = await step_history.by_step(db, project, workflow, now_ms)
-    found += [_suggestion("step", f"{workflow}/{step}", samples) for step, samples in sorted(by_step.items())]
-    return tuple(one for one in found if one is not None)
+    suggestions += [_suggestion("step", f"{workflow}/{step}", samples) for step, samples in sorted(by_step.items())]
+    return tuple(suggestion for suggestion in suggestions if suggestion is not None)
 
 
-def as_budget(suggestion: Suggestion, project: str, now_ms: int, who: str) -> StoredBudget:
+def as_budget(suggestion: Suggestion, project: str, now_ms: int, actor: str) -> StoredBudget:
     """The id is derived from the scope, so that a later suggestion replaces an earlier one."""
     budget = Budget(
         Scope(suggestion.scope),
@@ -48,7 +48,7 @@ def as_budget(suggestion: Suggestion, project: str, now_ms: int, who: str) -> St
         window=Window.RUN,
         project=project,
     )
-    return StoredBudget(f"suggested:{project}:{suggestion.scope}:{suggestion.match}", budget, now_ms, who)
+    return StoredBudget(f"suggested:{project}:{suggestion.scope}:{suggestion.match}", budget, now_ms, actor)
 
 
 def _suggestion(scope: Literal["run", "step"], match: str, samples: Sequence[StepSample]) -> Suggestion | None:

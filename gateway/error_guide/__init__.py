@@ -84,7 +84,7 @@ def errors_page() -> str:
     parts = [_PAGE_HEAD, "\n## Error codes\n\n", _table("code", "status", CODES)]
     parts += ["\n## Log events\n\n", _table("event", "level", EVENTS)]
     parts += ["\n## Checks of `farebox doctor`\n\n| check | what is checked | what to do |\n|---|---|---|\n"]
-    parts += [f"| {name} | {one.meaning} | {one.remedy} |\n" for name, one in CHECKS.items()]
+    parts += [f"| {name} | {check.meaning} | {check.remedy} |\n" for name, check in CHECKS.items()]
     return "".join(parts)
 
 
@@ -95,7 +95,7 @@ def _anchor(name: str, guides: dict[str, Guide]) -> str:
 
 def _table(name_heading: str, label_heading: str, guides: dict[str, Guide]) -> str:
     rows = [
-        f"| {_anchor(name, guides)}`{name}` | {one.label} | {one.meaning} | {one.remedy} |\n"
-        for name, one in guides.items()
+        f"| {_anchor(name, guides)}`{name}` | {guide.label} | {guide.meaning} | {guide.remedy} |\n"
+        for name, guide in guides.items()
     ]
     return f"| {name_heading} | {label_heading} | what it means | what to do |\n|---|---|---|---|\n" + "".join(rows)

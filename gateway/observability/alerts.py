@@ -24,7 +24,7 @@ from policies.budgets import Scope
 from policies.reservation import Balance
 
 _log = structlog.get_logger(__name__)
-_TOLD_MAX: Final = 50_000
+_REPORTED_MAX: Final = 50_000
 _WAITING_MAX: Final = 1_000
 _LOOP_WINDOW_S: Final = 60
 _STEPS_MAX: Final = 10_000
@@ -38,7 +38,7 @@ class Alerts:
         self._private_allowed = config.private_networks
         self._percent = tuple(sorted(config.budget_percent))
         self._loop_calls = config.loop_calls
-        self._told: LRUCache[tuple[object, ...], bool] = LRUCache(_TOLD_MAX)
+        self._reported: LRUCache[tuple[object, ...], bool] = LRUCache(_REPORTED_MAX)
         self._calls: dict[tuple[str, str, str], int] = {}
         self._window_ends_s = 0.0
         self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_WAITING_MAX)
@@ -69,10 +69,12 @@ class Alerts:
             ):
                 continue
             for unit in UNITS:
-                most, used = limit.of(unit), settled.of(unit)
-                if most and 100 * used >= lowest * most:
-                    before = 100 * (used - booked.of(unit)) // most
-                    self._budget_reached(call, link.scope, balance, unit, before, 100 * used // most)
+                limit_value, settled_value = limit.of(unit), settled.of(unit)
+                if limit_value and 100 * settled_value >= lowest * limit_value:
+                    percent_before = 100 * (settled_value - booked.of(unit)) // limit_value
+                    self._budget_reached(
+                        call, link.scope, balance, unit, percent_before, 100 * settled_value // limit_value
+                    )
 
     def refused(self, call: Call) -> None:
         """A caller that repeats refused requests is looping, too."""
@@ -83,9 +85,9 @@ class Alerts:
 
     def tell(self, event: str, *occasion: object, **facts: Any) -> None:
         """Report once per `occasion`; the facts go to the log and to the webhook."""
-        if (event, *occasion) in self._told:
+        if (event, *occasion) in self._reported:
             return
-        self._told[event, *occasion] = True
+        self._reported[event, *occasion] = True
         _log.warning(event, **facts)
         if self._task is not None and not self._waiting.full():
             self._waiting.put_nowait({"event": event, **facts})
@@ -104,9 +106,11 @@ class Alerts:
             facts = {"project": key[0], "run": key[1], "step": key[2], "calls": calls, "seconds": _LOOP_WINDOW_S}
             self.tell("loop_suspected", *key, **facts)
 
-    def _budget_reached(self, call: Call, scope: Scope, balance: Balance, unit: str, before: int, reached: int) -> None:
-        mark = max(percent for percent in self._percent if percent <= reached)
-        if before >= mark or (scope in _ONLY_AT_THE_END and mark < 100):
+    def _budget_reached(
+        self, call: Call, scope: Scope, balance: Balance, unit: str, percent_before: int, percent_reached: int
+    ) -> None:
+        mark = max(percent for percent in self._percent if percent <= percent_reached)
+        if percent_before >= mark or (scope in _ONLY_AT_THE_END and mark < 100):
             return
         self.tell(
             "budget_reached",

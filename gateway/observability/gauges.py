@@ -140,11 +140,11 @@ class Gauges:
         now_ms = await parts.ledger.now_ms()
         for project in self._projects():
             accounts = await reconcile.run_accounts(parts.store, project, now_ms - _LATELY_MS)
-            some = random.sample(sorted(accounts), min(_COMPARED_MAX, len(accounts)))
-            chosen = {account: accounts[account] for account in some}
-            found = await reconcile.reconcile(parts.ledger, parts.store, project, chosen, self._flushed)
-            tokens, nano_usd = tokens + found.drift_tokens, nano_usd + found.drift_nano_usd
-            for drift in found.drifts:
+            sample = random.sample(sorted(accounts), min(_COMPARED_MAX, len(accounts)))
+            chosen = {account: accounts[account] for account in sample}
+            reconciliation = await reconcile.reconcile(parts.ledger, parts.store, project, chosen, self._flushed)
+            tokens, nano_usd = tokens + reconciliation.drift_tokens, nano_usd + reconciliation.drift_nano_usd
+            for drift in reconciliation.drifts:
                 _log.error("ledger_drift", account=drift.account, booked=str(drift.booked), stored=str(drift.stored))
         parts.telemetry.drift.labels("tokens").set(tokens)
         parts.telemetry.drift.labels("nano_usd").set(nano_usd)
@@ -160,7 +160,7 @@ class Gauges:
         """
         parts = self._parts
         hidden = () if parts.config.server.metrics_auth else _TENANTS
-        shown = [budget for budget in parts.budgets() if budget.scope not in hidden and _has_a_name(budget)][
+        budgets = [budget for budget in parts.budgets() if budget.scope not in hidden and _has_a_name(budget)][
             :_BUDGETS_MAX
         ]
         key_names = {key.id: key.name for key in parts.control.snapshot.keys.values()}
@@ -168,11 +168,11 @@ class Gauges:
         there: set[_Series] = set()
         fullest: dict[_Series, BudgetAccount] = {}
         for project in self._projects():
-            links = await budget_balances.accounts_of(parts.store, project, shown, key_names, now_ms)
+            links = await budget_balances.accounts_of(parts.store, project, budgets, key_names, now_ms)
             balances = await budget_balances.balances_of(parts.ledger, project, links)
-            for budget, own, accounts in zip(shown, links, balances, strict=True):
+            for budget, budget_links, accounts in zip(budgets, links, balances, strict=True):
                 if budget.project in (None, project):
-                    there |= {(budget.scope.value, link.scope_id) for link in own}
+                    there |= {(budget.scope.value, link.scope_id) for link in budget_links}
                     for account in accounts:
                         series = (budget.scope.value, account.scope_id)
                         fullest[series] = max(account, fullest.get(series, account), key=_usd_used)
@@ -188,11 +188,11 @@ class Gauges:
                 telemetry.budget_settled.labels(*series).set(account.usd_settled)
                 telemetry.budget_reserved.labels(*series).set(account.usd_reserved)
 
-    def _forget(self, gone: Iterable[_Series]) -> None:
+    def _forget(self, series_gone: Iterable[_Series]) -> None:
         """With several processes a series cannot be removed; a limit of 0 then marks one without a budget."""
         telemetry = self._parts.telemetry
         for gauge in (telemetry.budget_limit, telemetry.budget_settled, telemetry.budget_reserved):
-            for series in gone:
+            for series in series_gone:
                 if METRICS_FOLDER_VARIABLE in os.environ:
                     gauge.labels(*series).set(0)
                 else:

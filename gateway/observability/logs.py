@@ -39,8 +39,8 @@ Redact = Callable[[str], str]
 
 def redactor(values: Iterable[str] = ()) -> Redact:
     """Returns a function that removes these values, and anything that looks like a secret, from a text."""
-    known = sorted({value for value in values if len(value) >= _VALUE_CHARACTERS_MIN}, key=len, reverse=True)
-    by_value = re.compile("|".join(map(re.escape, known))) if known else None
+    secrets = sorted({value for value in values if len(value) >= _VALUE_CHARACTERS_MIN}, key=len, reverse=True)
+    by_value = re.compile("|".join(map(re.escape, secrets))) if secrets else None
 
     def redact(text: str) -> str:
         if by_value is not None:
@@ -54,18 +54,18 @@ def redactor(values: Iterable[str] = ()) -> Redact:
 def secrets_of(config: Config, environment: Mapping[str, str]) -> set[str]:
     """Every credential that this process was given: of models, engines, the webhook, the collector, and the admin key."""
     environment = {**environment, **config.environment_variables}
-    found = {environment.get("FAREBOX_ADMIN_KEY", "")}
+    secrets = {environment.get("FAREBOX_ADMIN_KEY", "")}
     for model in config.model_list:
-        found |= secrets_in(model.litellm_params)
+        secrets |= secrets_in(model.litellm_params)
     for url in (config.storage.ledger, config.storage.store, config.alerts.webhook, config.tracing.endpoint):
-        found |= password_in(url or "")
+        secrets |= password_in(url or "")
     # The path of a webhook is its secret.
     if config.alerts.webhook is not None:
-        found.add(urlsplit(config.alerts.webhook).path.strip("/"))
-    found |= set(config.tracing.headers.values())
+        secrets.add(urlsplit(config.alerts.webhook).path.strip("/"))
+    secrets |= set(config.tracing.headers.values())
     # Providers' libraries read these, whether or not the configuration names them.
-    found |= {value for name, value in environment.items() if name.endswith(("_API_KEY", "_SECRET_ACCESS_KEY"))}
-    return found - {""}
+    secrets |= {value for name, value in environment.items() if name.endswith(("_API_KEY", "_SECRET_ACCESS_KEY"))}
+    return secrets - {""}
 
 
 def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> None:

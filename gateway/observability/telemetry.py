@@ -184,15 +184,15 @@ class _Series(dict[tuple[str, ...], Any]):
         return series
 
 
-def _bounded(name: str, known: set[str]) -> str:
+def _bounded(name: str, known_values: set[str]) -> str:
     """The first names get labels of their own, all others share one, because each label is a series to keep."""
-    if name not in known:
-        if len(known) >= LABELS_MAX:
+    if name not in known_values:
+        if len(known_values) >= LABELS_MAX:
             return "other"
-        known.add(name)
+        known_values.add(name)
     return name
 
 
-def _largest(name: str, says: str, registry: CollectorRegistry, labels: tuple[str, ...] = ()) -> Gauge:
+def _largest(name: str, description: str, registry: CollectorRegistry, labels: tuple[str, ...] = ()) -> Gauge:
     """A gauge of something that all processes share: the largest value is right, because that process has seen most."""
-    return Gauge(name, says, labels, registry=registry, multiprocess_mode="livemax")
+    return Gauge(name, description, labels, registry=registry, multiprocess_mode="livemax")

@@ -24,13 +24,15 @@ _FINISH_REASONS: Final = {
 def answer_of(call: Call, body: Mapping[str, Any]) -> Answer:
     """The answer to a call of chat completions, messages or responses. Fields of a wrong type count as missing."""
     text, finish_reason, is_tool_call = _READERS[call.protocol.name](body)
-    asked = call.request.body
+    request_body = call.request.body
     return Answer(
         text=text,
         finish_reason=finish_reason,
-        source=_source_text(asked.get("messages") or asked.get("input")),
-        wants_json=any(_object(one).get("type") == "json_object" for one in _formats(asked)),
-        schema=answer_schema(asked),
+        source=_source_text(request_body.get("messages") or request_body.get("input")),
+        wants_json=any(
+            _object(response_format).get("type") == "json_object" for response_format in _formats(request_body)
+        ),
+        schema=answer_schema(request_body),
         is_tool_call=is_tool_call,
     )
 
@@ -68,22 +70,22 @@ def _source_text(turns: object) -> str:
     """The texts that an answer can be based on: all but earlier answers, truncated to the newest."""
     if isinstance(turns, str):
         return turns[-_SOURCE_CHARACTERS_MAX:]
-    found: list[str] = []
-    left = _SOURCE_CHARACTERS_MAX
+    texts: list[str] = []
+    remaining_characters = _SOURCE_CHARACTERS_MAX
     for turn in reversed(_objects(turns)):
-        if left and turn.get("role") != "assistant":
+        if remaining_characters and turn.get("role") != "assistant":
             text = content_text(turn.get("content")) or content_text(turn.get("output"))
-            found.append(text[-left:])
-            left -= len(found[-1])
-    return "\n".join(reversed(found))
+            texts.append(text[-remaining_characters:])
+            remaining_characters -= len(texts[-1])
+    return "\n".join(reversed(texts))
 
 
-def _formats(asked: Mapping[str, Any]) -> Sequence[object]:
-    return asked.get("response_format"), _object(asked.get("text")).get("format")
+def _formats(body: Mapping[str, Any]) -> Sequence[object]:
+    return body.get("response_format"), _object(body.get("text")).get("format")
 
 
 def _objects(value: object) -> list[Mapping[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _object(value: object) -> Mapping[str, Any]:

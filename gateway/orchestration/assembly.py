@@ -114,33 +114,37 @@ def _semantic(
     tokenizer: Tokenizer,
     clock_ms: Callable[[], int],
 ) -> SemanticCompression:
-    wanted = config.compression
-    model = wanted.semantic_model or next(iter(config.tiers.fast), None)
+    compression_config = config.compression
+    model = compression_config.semantic_model or next(iter(config.tiers.fast), None)
     deployment = pool.of(model)[0] if model is not None else None
 
     def count(messages: Sequence[Mapping[str, str]]) -> int:
         """An upper bound of what the model will count: its family's factor, plus a margin for the framing."""
         assert deployment is not None  # noqa: S101 - without a model nobody is asked
         counting = counting_for(deployment.model, deployment.provider)
-        tokens = sum(tokenizer.count_text(counting.encoding, one["content"]) + _MESSAGE_TOKENS for one in messages)
+        tokens = sum(
+            tokenizer.count_text(counting.encoding, message["content"]) + _MESSAGE_TOKENS for message in messages
+        )
         return -(-tokens * (counting.factor_percent + 1) // 100)
 
-    rules = SemanticRules(model, int(wanted.semantic_wait_seconds * 1000), wanted.semantic_texts_max)
+    rules = SemanticRules(
+        model, int(compression_config.semantic_wait_seconds * 1000), compression_config.semantic_texts_max
+    )
     return SemanticCompression(model_calls, ledger, rules, count=count, clock_ms=clock_ms)
 
 
 def _audit_classification(trail: AuditTrail) -> Callable[[Call, Classification], None]:
     """Records each new classification of a step in the audit trail."""
 
-    def classified(call: Call, found: Classification) -> None:
+    def classified(call: Call, classification: Classification) -> None:
         trail.note(
             "intent.classified",
             call,
             call.tags.step,
-            intent=found.intent,
-            confidence=found.confidence,
-            source=found.source,
-            reasoning=found.reasoning,
+            intent=classification.intent,
+            confidence=classification.confidence,
+            source=classification.source,
+            reasoning=classification.reasoning,
         )
 
     return classified

@@ -44,7 +44,7 @@ class AuditTrail:
 
     def note(self, action: str, call: Call, target: str, **detail: Any) -> None:
         """Record a decision about a call. `target` is its subject: a step, a model or a scope."""
-        known = {"workflow": call.tags.workflow, "step": call.tags.step} | detail
+        event_detail = {"workflow": call.tags.workflow, "step": call.tags.step} | detail
         self._batches.put(
             AuditEvent(
                 self._clock_ms(),
@@ -54,7 +54,7 @@ class AuditTrail:
                 call.principal.project,
                 call.run or "",
                 call.id,
-                {name: value for name, value in known.items() if value is not None},
+                {name: value for name, value in event_detail.items() if value is not None},
             )
         )
 

@@ -67,14 +67,14 @@ class BatchWriter(Generic[T]):
                 await asyncio.sleep(1)
 
     async def _write_some(self) -> bool:
-        taken, self._waiting = self._waiting[:_BATCH_MAX], self._waiting[_BATCH_MAX:]
+        batch, self._waiting = self._waiting[:_BATCH_MAX], self._waiting[_BATCH_MAX:]
         try:
-            await self._write(taken)
+            await self._write(batch)
         except StoreError as error:
-            _log.info("batch_waits_for_store", batch=self._name, items=len(taken), error=str(error))
-            self._waiting = taken + self._waiting
+            _log.info("batch_waits_for_store", batch=self._name, items=len(batch), error=str(error))
+            self._waiting = batch + self._waiting
             return False
         except Exception:  # noqa: BLE001 - a batch that the store never accepts must not block those after it
-            self.dropped += len(taken)
-            _log.exception("batch_not_written", batch=self._name, items=len(taken))
+            self.dropped += len(batch)
+            _log.exception("batch_not_written", batch=self._name, items=len(batch))
         return True

@@ -46,11 +46,11 @@ class Declarations:
         if workflow is None:
             return UNDECLARED
         key = (workflow.project, workflow.name)
-        known = self._read.get(key)
+        cached = self._read.get(key)
         # Workflows keep their identity across snapshots until one of them changes.
-        if known is None or known[0] is not workflow:
-            known = self._read[key] = (workflow, read(workflow))
-        return known[1]
+        if cached is None or cached[0] is not workflow:
+            cached = self._read[key] = (workflow, read(workflow))
+        return cached[1]
 
 
 def read(workflow: Workflow) -> DeclaredWorkflow:

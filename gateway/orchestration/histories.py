@@ -39,8 +39,8 @@ class WorkflowHistory:
     alike: Mapping[IntentModel, Samples] = field(default_factory=dict)
 
     def of(self, step: str, intent: str) -> StepHistory | None:
-        known = self.known.get(step)
-        alike = self.alike.get(IntentModel(intent, known.model), ()) if known is not None else ()
+        known_step = self.known.get(step)
+        alike = self.alike.get(IntentModel(intent, known_step.model), ()) if known_step is not None else ()
         return history_of(self.by_step.get(step, ()), alike)
 
     def learned(self) -> tuple[Mapping[str, Any], ...]:
@@ -50,12 +50,12 @@ class WorkflowHistory:
         return tuple({"id": name, "intent": self._intent(name)} for name in ordered)
 
     def _order(self, step: str) -> int:
-        known = self.known.get(step)
-        return known.order if known is not None else len(self.known)
+        known_step = self.known.get(step)
+        return known_step.order if known_step is not None else len(self.known)
 
     def _intent(self, step: str) -> str:
-        known = self.known.get(step)
-        return known.intent if known is not None and known.intent else Intent.GENERATE
+        known_step = self.known.get(step)
+        return known_step.intent if known_step is not None and known_step.intent else Intent.GENERATE
 
 
 NOTHING: Final = WorkflowHistory()
@@ -83,16 +83,16 @@ class WorkflowHistories:
     async def of(self, project: str, workflow: str, *, alike: bool) -> WorkflowHistory:
         """The history of a workflow. Never raises: without a store it is empty. `alike`: include steps of the same intent and model."""
         key = (project, workflow)
-        kept = self._histories.get(key)
-        is_complete = kept is not None and (kept.has_alike or not alike)
-        if kept is not None and is_complete and self._clock_ms() - kept.at_ms < _FRESH_MS:
-            return kept.history
+        cached = self._histories.get(key)
+        is_complete = cached is not None and (cached.has_alike or not alike)
+        if cached is not None and is_complete and self._clock_ms() - cached.at_ms < _FRESH_MS:
+            return cached.history
         task = self._load_once(project, workflow, alike)
-        if kept is not None and is_complete:
-            return kept.history
+        if cached is not None and is_complete:
+            return cached.history
         await asyncio.wait({task}, timeout=_WAIT_MS / 1000)
-        found = self._histories.get(key)
-        return found.history if found is not None else NOTHING
+        history = self._histories.get(key)
+        return history.history if history is not None else NOTHING
 
     def _load_once(self, project: str, workflow: str, alike: bool) -> asyncio.Task[None]:
         key = (project, workflow, alike)
@@ -118,7 +118,7 @@ class WorkflowHistories:
 
     async def _alike_in(self, project: str, now_ms: int) -> Mapping[IntentModel, Samples]:
         """Shared by all workflows of a project, because it is the most expensive part to read and the largest to keep."""
-        kept = self._alike.get(project)
-        if kept is None or now_ms - kept[0] >= _FRESH_MS:
-            kept = self._alike[project] = now_ms, await step_history.by_intent(self._store, project, now_ms)
-        return kept[1]
+        cached = self._alike.get(project)
+        if cached is None or now_ms - cached[0] >= _FRESH_MS:
+            cached = self._alike[project] = now_ms, await step_history.by_intent(self._store, project, now_ms)
+        return cached[1]

@@ -66,8 +66,8 @@ class IntensityScoring:
 
     async def _score(self, agent: ActiveAgent, now_ms: int) -> bool:
         latest = await intensity_store.history(self._store, agent.project, agent.agent, limit=1)
-        before = latest[0] if latest else None
-        if before is not None and (before.source == "set" or before.measured_at_ms > now_ms - EVERY_MS // 2):
+        previous = latest[0] if latest else None
+        if previous is not None and (previous.source == "set" or previous.measured_at_ms > now_ms - EVERY_MS // 2):
             return False
         since_ms = await active_agents.latest_runs_since(self._store, agent.project, agent.agent, now_ms - WINDOW_MS)
         observed = await intensity_store.observed(self._store, agent.project, agent.agent, since_ms)
@@ -75,7 +75,7 @@ class IntensityScoring:
         activity = activity_of(observed, tools)
         score = intensity_score(activity, self._shape(agent))
         # Without any measure, the score would be the neutral one of an unknown agent, which need not be stored.
-        if not score.parts or (before is not None and not _differs(before, score)):
+        if not score.parts or (previous is not None and not _differs(previous, score)):
             return False
         await intensity_store.put(self._store, _intensity(agent, score, activity, now_ms))
         return True
@@ -83,7 +83,7 @@ class IntensityScoring:
     def _shape(self, agent: ActiveAgent) -> WorkflowShape | None:
         """The shape of the declared workflow that the agent runs most."""
         snapshot = self._snapshot()
-        for name, _ in sorted(agent.workflows.items(), key=lambda one: (-one[1], one[0])):
+        for name, _ in sorted(agent.workflows.items(), key=lambda item: (-item[1], item[0])):
             workflow = snapshot.workflow(agent.project, name)
             steps = workflow.declaration.get("steps") if workflow is not None else None
             if steps:
@@ -110,13 +110,17 @@ def activity_of(observed: ObservedActivity, tools: ToolUse) -> AgentActivity:
     )
 
 
-def _differs(before: Intensity, score: IntensityScore) -> bool:
-    pairs = ((before.creation, score.creation), (before.execution, score.execution), (before.combined, score.combined))
+def _differs(previous: Intensity, score: IntensityScore) -> bool:
+    pairs = (
+        (previous.creation, score.creation),
+        (previous.execution, score.execution),
+        (previous.combined, score.combined),
+    )
     return any(abs(old - new) >= _CHANGE_MIN for old, new in pairs)
 
 
 def _intensity(agent: ActiveAgent, score: IntensityScore, activity: AgentActivity, now_ms: int) -> Intensity:
-    seen = {field.name: getattr(activity, field.name) for field in fields(activity)}
+    observed = {field.name: getattr(activity, field.name) for field in fields(activity)}
     return Intensity(
         agent.project,
         agent.agent,
@@ -125,7 +129,7 @@ def _intensity(agent: ActiveAgent, score: IntensityScore, activity: AgentActivit
         score.combined,
         score.runs,
         source="computed",
-        metrics={"parts": dict(score.parts), "seen": seen},
+        metrics={"parts": dict(score.parts), "seen": observed},
         measured_at_ms=now_ms,
         measured_by=MEASURED_BY,
     )

@@ -99,18 +99,18 @@ class Intents:
         ask: Ask | None,
         rules: IntentRules,
         clock_ms: Callable[[], int],
-        found: Callable[[Call, Classification], None] = lambda _call, _found: None,
+        on_classified: Callable[[Call, Classification], None] = lambda _call, _found: None,
     ) -> None:
         self._store = store
         self._ask = ask
         self._rules = rules
         self._clock_ms = clock_ms
-        self._found = found
+        self._on_classified = on_classified
         self._cached: LRUCache[tuple[object, ...], _CachedIntent] = LRUCache(_CACHED_MAX)
         self._profiles: LRUCache[tuple[object, ...], _Profiled] = LRUCache(_CACHED_MAX)
         self._learned: LRUCache[str, LearnedIntent] = LRUCache(_LEARNED_MAX)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(_WAITING_MAX)
-        self._asked: dict[str, _PendingQuestion] = {}
+        self._open_questions: dict[str, _PendingQuestion] = {}
         self._raised: LRUCache[tuple[str, int], int] = LRUCache(_PROJECTS_MAX)  # (project, minute) → questions
         self._failed: LRUCache[str, int] = LRUCache(_LEARNED_MAX)  # key → when it may be asked again, ms
         self._task: asyncio.Task[None] | None = None
@@ -142,7 +142,7 @@ class Intents:
             cached = await self._classified(call, call.tags.intent, declared, threshold)
             self._cached[identity] = cached
             answer = cached.answer
-            self._found(call, answer)
+            self._on_classified(call, answer)
             if cached.until_ms is not None and answer.source == "llm":
                 cached.answer = replace(answer, source="cache")  # for the calls to come
         return IntentTag(answer.intent, answer.confidence, answer.source)
@@ -164,26 +164,26 @@ class Intents:
         self, step: Mapping[str, Any], workflow: str, settings: Settings, *, project: str, asks: bool = True
     ) -> StepProfile:
         """The profile of a declared step by its own words. Never waits; a model may be asked in the background."""
-        found = self._profiled(step, workflow, settings, project)
+        profiled = self._profiled(step, workflow, settings, project)
         threshold = settings.intent_classification_confidence_threshold
-        if found.question is None or found.profile.classification.confidence >= threshold:
-            return found.profile
-        learned = self._remembered(found.question.key)
+        if profiled.question is None or profiled.profile.classification.confidence >= threshold:
+            return profiled.profile
+        learned = self._remembered(profiled.question.key)
         if learned is not None:
-            return StepProfile(learned, found.profile.complexity)
+            return StepProfile(learned, profiled.profile.complexity)
         if asks:
-            self._enqueue(found.question)
-        return found.profile
+            self._enqueue(profiled.question)
+        return profiled.profile
 
     def _profiled(self, step: Mapping[str, Any], workflow: str, settings: Settings, project: str) -> _Profiled:
         """The cached profile of a declared step, which is the same in every run of its workflow."""
         words = (step.get(name) for name in ("id", "intent", "prompt", "description", "system"))
         shapes = (repr(step[name]) for name in ("tools", "response_format") if step.get(name))
         identity = (project, workflow, settings.intent_classification_confidence_threshold, *words, *shapes)
-        found = self._profiles.get(identity)
-        if found is None:
-            found = self._profiles[identity] = _read(step, workflow, settings, project)
-        return found
+        profiled = self._profiles.get(identity)
+        if profiled is None:
+            profiled = self._profiles[identity] = _read(step, workflow, settings, project)
+        return profiled
 
     def _if_valid(self, cached: _CachedIntent) -> Classification | None:
         """The result if it is still valid; None if it has expired or a model has answered since."""
@@ -226,7 +226,7 @@ class Intents:
         return Classification(Intent(learned.intent), learned.confidence, "cache", learned.reasoning, ())
 
     def _enqueue(self, question: _Question) -> None:
-        if self._ask is None or question.key in self._asked or self._questions.full():
+        if self._ask is None or question.key in self._open_questions or self._questions.full():
             return
         if self._failed.get(question.key, 0) > self._clock_ms():
             return
@@ -235,15 +235,15 @@ class Intents:
         if raised >= _QUESTIONS_PER_MINUTE_MAX:
             return
         self._raised[minute] = raised + 1
-        self._asked[question.key] = _PendingQuestion(asyncio.Event(), copy_context())
+        self._open_questions[question.key] = _PendingQuestion(asyncio.Event(), copy_context())
         self._questions.put_nowait(question)
 
     async def _wait_for(self, key: str) -> None:
-        asked = self._asked.get(key)
-        if asked is not None:
+        question = self._open_questions.get(key)
+        if question is not None:
             try:
                 async with asyncio.timeout(self._rules.wait_ms / 1000):
-                    await asked.done.wait()
+                    await question.done.wait()
             except TimeoutError:
                 pass
 
@@ -256,27 +256,27 @@ class Intents:
 
     async def _answer_batch(self, batch: Sequence[_Question]) -> None:
         try:
-            known = await self._known([question.key for question in batch])
+            known_intents = await self._known([question.key for question in batch])
             answering = (
-                asyncio.create_task(self._answer(question), context=self._asked[question.key].context)
+                asyncio.create_task(self._answer(question), context=self._open_questions[question.key].context)
                 for question in batch
-                if question.key not in known
+                if question.key not in known_intents
             )
             answers = await asyncio.gather(*answering)
-            fresh = [learned for learned in answers if learned is not None]
-            for learned in (*known.values(), *fresh):
+            learned_now = [learned for learned in answers if learned is not None]
+            for learned in (*known_intents.values(), *learned_now):
                 self._learned[learned.key] = learned
         finally:
             for question in batch:
                 self._answered(question.key)
-        await self._keep(fresh)
+        await self._keep(learned_now)
 
     def _answered(self, key: str) -> None:
         if key not in self._learned:
             self._failed[key] = self._clock_ms() + _RETRY_MS
-        asked = self._asked.pop(key, None)
-        if asked is not None:
-            asked.done.set()
+        question = self._open_questions.pop(key, None)
+        if question is not None:
+            question.done.set()
 
     async def _known(self, keys: Sequence[str]) -> dict[str, LearnedIntent]:
         """Answers that another process has stored already."""
@@ -319,8 +319,8 @@ def _read(step: Mapping[str, Any], workflow: str, settings: Settings, project: s
     if step.get("intent"):
         return _Profiled(profile_by_words(step, workflow, settings))
     text = step_text(step, workflow)
-    found = classify(text, confidence_threshold=settings.intent_classification_confidence_threshold)
-    return _Profiled(profile_as(step, found), _Question(project, _key(project, text), text))
+    classification = classify(text, confidence_threshold=settings.intent_classification_confidence_threshold)
+    return _Profiled(profile_as(step, classification), _Question(project, _key(project, text), text))
 
 
 def _identity(call: Call, declared: str | None) -> tuple[object, ...]:
@@ -343,13 +343,13 @@ def _fingerprint(call: Call) -> tuple[object, ...]:
     shape = body.get("response_format") or body.get("text")
     kind = shape.get("type") if isinstance(shape, dict) else None
     tools = body.get("tools")
-    named = not _is_generic(call.tags.step)
+    is_named = not _is_generic(call.tags.step)
     return (
         call.protocol.name,
         _text_hashes(system),
         len(tools) if isinstance(tools, list) else 0,
         kind if isinstance(kind, str) else None,
-        None if named else _last_text(body),
+        None if is_named else _last_text(body),
     )
 
 
@@ -378,9 +378,11 @@ def step_text_of(protocol: str, body: Mapping[str, Any], step: str | None, workf
         messages = [{"role": "system", "content": body.get("system")}, *(body.get("messages") or ())]
         return step_text_from_chat({**body, "messages": messages}, step, workflow)
     if protocol == "responses":
-        given = body.get("input")
-        asked = [{"role": "user", "content": given}] if isinstance(given, str) else list(given or ())
-        messages = [{"role": "system", "content": body.get("instructions")}, *asked]
+        input_value = body.get("input")
+        input_messages = (
+            [{"role": "user", "content": input_value}] if isinstance(input_value, str) else list(input_value or ())
+        )
+        messages = [{"role": "system", "content": body.get("instructions")}, *input_messages]
         return step_text_from_chat({"messages": messages, "tools": body.get("tools")}, step, workflow)
     prompt = body.get("prompt") or body.get("input")
     return StepText(step=step, workflow=workflow, system=None, prompt=prompt[:8000] if isinstance(prompt, str) else "")

@@ -156,15 +156,15 @@ class ModelCalls:
     ) -> int:
         """Settle the question, and return what was booked in nano-USD: the worst case if the provider does not report usage."""
         source = "provider" if usage is not None else "estimated"
-        used = usage or Usage(demand.prompt_tokens, demand.output_tokens_max)
-        amount = self._amount(deployment, used)
+        billed_usage = usage or Usage(demand.prompt_tokens, demand.output_tokens_max)
+        amount = self._amount(deployment, billed_usage)
         detail = {
             "status": "ok",
             "usage_source": source,
-            "input_tokens": used.input_tokens,
-            "output_tokens": used.output_tokens,
-            "cache_read_tokens": used.cache_read_tokens,
-            "reasoning_tokens": used.reasoning_tokens,
+            "input_tokens": billed_usage.input_tokens,
+            "output_tokens": billed_usage.output_tokens,
+            "cache_read_tokens": billed_usage.cache_read_tokens,
+            "reasoning_tokens": billed_usage.reasoning_tokens,
         }
         try:
             await self._ledger.settle(project, call_id, amount, orjson.dumps(detail))

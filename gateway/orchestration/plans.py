@@ -95,8 +95,8 @@ class LivePlan:
 
     def left_tokens(self, own_tokens: int) -> int:
         """What may be allocated to a step that the plan does not have, and that has used `own_tokens` already."""
-        given = sum(self.used.get(name, one.tokens) for name, one in self.steps.items())
-        return max(0, self.limit_tokens - max(given, self.run_used_tokens - own_tokens))
+        allocated_tokens = sum(self.used.get(name, step.tokens) for name, step in self.steps.items())
+        return max(0, self.limit_tokens - max(allocated_tokens, self.run_used_tokens - own_tokens))
 
     def raised_share(
         self, step: str, needed_tokens: int, useful_tokens: int, settings: Settings
@@ -175,11 +175,11 @@ class Plans:
         if plan is None:
             return False
         try:
-            (whole,) = await self._ledger.balances(project, [run_account(run)])
+            (run_balance,) = await self._ledger.balances(project, [run_account(run)])
         except LedgerUnavailable:
             return False
-        is_raised = whole.limit.tokens is not None and whole.limit.tokens > plan.limit_tokens
-        return is_raised or whole.settled.tokens < plan.run_settled_tokens
+        is_raised = run_balance.limit.tokens is not None and run_balance.limit.tokens > plan.limit_tokens
+        return is_raised or run_balance.settled.tokens < plan.run_settled_tokens
 
     def raise_share(
         self, key: RunKey, step_start: StepStart, needed_tokens: int, useful_tokens: int, settings: Settings
@@ -206,7 +206,7 @@ class Plans:
         begins, own_tokens = name not in plan.begun, 0
         if begins:
             plan.begun.add(name)
-            own_tokens = await self._return_what_is_left(key, plan, name, settings)
+            own_tokens = await self._reallocate_unused(key, plan, name, settings)
         if name not in plan.steps:
             if name == DEFAULT_STEP:
                 return StepGrant(None, begins, plan.parent_run)
@@ -217,15 +217,15 @@ class Plans:
 
     async def preview(self, key: RunKey, step_start: StepStart, propose: Propose, settings: Settings) -> StepGrant:
         """What `step` would return now, without writing or remembering anything."""
-        known = self._plans.get(key)
-        if known is None:
+        cached = self._plans.get(key)
+        if cached is None:
             plan, _ = await self._found_or_proposed(key, propose, settings)
         else:
-            plan = replace(known, steps=dict(known.steps), begun=set(known.begun), used=dict(known.used))
+            plan = replace(cached, steps=dict(cached.steps), begun=set(cached.begun), used=dict(cached.used))
         name, own_tokens = step_start.step, 0
         begins = name not in plan.begun
         if begins:
-            own_tokens = await self._return_what_is_left(key, plan, name, settings, writes=False)
+            own_tokens = await self._reallocate_unused(key, plan, name, settings, writes=False)
         share = plan.steps.get(name)
         if share is None and name != DEFAULT_STEP:
             share = self._next(plan, step_start, settings, own_tokens)
@@ -254,9 +254,9 @@ class Plans:
         """The run in the store; None if it is not there, or the store is unreachable. Not `fresh`: what its plan was made from will do."""
         key = (project, run)
         if key in self._just_found:
-            found = self._just_found.pop(key)
+            run_row = self._just_found.pop(key)
             if not fresh:
-                return found
+                return run_row
         try:
             return await self._lookups.get(project, run)
         except StoreError:
@@ -266,28 +266,28 @@ class Plans:
         """The allocation of a step that the plan does not have: its demand, or what is left if that is less."""
         demand = StepDemand(step_start.step, step_start.intent, priority=step_start.priority)
         # Others may not use all of their allocations, so if nothing is left to allocate, the run's limit decides.
-        left = plan.left_tokens(own_tokens) or plan.limit_tokens
-        return allocate_next(demand, run_remaining_tokens=left, settings=settings, ais=plan.ais)
+        remaining_tokens = plan.left_tokens(own_tokens) or plan.limit_tokens
+        return allocate_next(demand, run_remaining_tokens=remaining_tokens, settings=settings, ais=plan.ais)
 
-    async def _return_what_is_left(
+    async def _reallocate_unused(
         self, key: RunKey, plan: LivePlan, begins: str, settings: Settings, *, writes: bool = True
     ) -> int:
         """Share out again what completed steps have left, at the cost of one read of the ledger when a step begins. Returns what the
         beginning step has used already, since the plan may be younger than the run."""
-        before = [name for name in plan.steps if name != begins and plan.comes_before(name, begins)]
-        if not before:
+        earlier_steps = [name for name in plan.steps if name != begins and plan.comes_before(name, begins)]
+        if not earlier_steps:
             return 0
         project, run = key
         try:
-            whole, own, *balances = await self._ledger.balances(
-                project, [run_account(run), *(step_account(run, name) for name in (begins, *before))]
+            run_balance, step_balance, *balances = await self._ledger.balances(
+                project, [run_account(run), *(step_account(run, name) for name in (begins, *earlier_steps))]
             )
         except LedgerUnavailable:
             return 0
-        own_tokens = own.settled.tokens + own.reserved.tokens
-        plan.run_settled_tokens = whole.settled.tokens
-        plan.run_used_tokens = whole.settled.tokens + whole.reserved.tokens
-        plan.used = _completed(before, balances)
+        own_tokens = step_balance.settled.tokens + step_balance.reserved.tokens
+        plan.run_settled_tokens = run_balance.settled.tokens
+        plan.run_used_tokens = run_balance.settled.tokens + run_balance.reserved.tokens
+        plan.used = _completed(earlier_steps, balances)
         if plan.allocation is None:
             return own_tokens
         completed = {name: tokens for name, tokens in plan.used.items() if name in plan.planned}
@@ -302,7 +302,7 @@ class Plans:
             ),
             plan.demands,
         )
-        self._revise(key, plan, [one for one in revised.allocations if one.step not in completed], writes)
+        self._revise(key, plan, [allocation for allocation in revised.allocations if allocation.step not in completed], writes)
         return own_tokens
 
     def _revise(self, key: RunKey, plan: LivePlan, shares: Sequence[StepAllocation], writes: bool) -> None:

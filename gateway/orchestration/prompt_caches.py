@@ -36,16 +36,16 @@ class Prompt:
         from policies.compression import has_cache_marks  # loaded by the first call that is to be compressed
 
         written = [orjson.dumps(message) for message in messages]
-        return cls(tuple((hash(one), len(one)) for one in written), tokens, has_cache_marks(messages))
+        return cls(tuple((hash(text), len(text)) for text in written), tokens, has_cache_marks(messages))
 
     def shared_tokens(self, other: Prompt) -> int:
         """The tokens of this prompt up to the first differing message, estimated by its share of bytes."""
         total = sum(size for _, size in self.messages)
         shared = 0
-        for own, others in zip(self.messages, other.messages, strict=False):
-            if own != others:
+        for message, other_message in zip(self.messages, other.messages, strict=False):
+            if message != other_message:
                 break
-            shared += own[1]
+            shared += message[1]
         return self.tokens * shared // total if total else 0
 
 

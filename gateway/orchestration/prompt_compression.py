@@ -104,24 +104,26 @@ class PromptCompression:
         count = call.count
         if count is None:
             return False
-        whole = await self._original(call, count)
-        if whole.count.tokens < _PROMPT_TOKENS_MIN:
+        original = await self._original(call, count)
+        if original.count.tokens < _PROMPT_TOKENS_MIN:
             return False
-        work, condensed, found = await self._shortest(
-            call, whole, needed_tokens, may_ask_model=not (under_pressure or is_dry_run)
+        work, condensed, compressed = await self._shortest(
+            call, original, needed_tokens, may_ask_model=not (under_pressure or is_dry_run)
         )
-        original = Prompt.of(whole.messages, whole.count.tokens)
-        if found.messages is None or found.tokens_after >= count.reserve_tokens:
+        original_prompt = Prompt.of(original.messages, original.count.tokens)
+        if compressed.messages is None or compressed.tokens_after >= count.reserve_tokens:
             if call.original is None:
-                self._note_sent(call, original, is_dry_run)
-            call.decisions.append({"compress": found.reason, "strategy": work.strategy} | _semantic_details(condensed))
+                self._note_sent(call, original_prompt, is_dry_run)
+            call.decisions.append(
+                {"compress": compressed.reason, "strategy": work.strategy} | _semantic_details(condensed)
+            )
             return False
-        shorter = Prompt.of(found.messages, max(0, whole.count.tokens - found.tokens_saved))
-        condensing_nano_usd = whole.condensing_nano_usd + condensed.cost_nano_usd
-        gain = self._gain(call, found, original, shorter, condensing_nano_usd)
+        shorter = Prompt.of(compressed.messages, max(0, original.count.tokens - compressed.tokens_saved))
+        condensing_nano_usd = original.condensing_nano_usd + condensed.cost_nano_usd
+        gain = self._gain(call, compressed, original_prompt, shorter, condensing_nano_usd)
         # What asking has cost is spent either way, so it does not count here.
         if not under_pressure and gain.net_nano_usd + gain.cost_nano_usd < 0:
-            self._note_sent(call, original, is_dry_run)
+            self._note_sent(call, original_prompt, is_dry_run)
             lost = (
                 f"the prompt cache would lose {gain.cache_lost_nano_usd} nano-USD, {gain.saved_nano_usd} would be saved"
             )
@@ -130,9 +132,9 @@ class PromptCompression:
             )
             return False
         self._note_sent(call, shorter, is_dry_run)
-        call.original = Original(whole.messages, whole.count, call.model, condensing_nano_usd)
-        call.request.body = {**call.request.body, _HISTORY[call.protocol.name]: found.messages}
-        _note(call, found, work.strategy, gain, condensed)
+        call.original = Original(original.messages, original.count, call.model, condensing_nano_usd)
+        call.request.body = {**call.request.body, _HISTORY[call.protocol.name]: compressed.messages}
+        _note(call, compressed, work.strategy, gain, condensed)
         return True
 
     async def original_tokens(self, call: Call) -> int | None:
@@ -143,19 +145,21 @@ class PromptCompression:
 
     async def _original(self, call: Call, count: PromptCount) -> Original:
         """The history as the client sent it, counted for the call's model, which may have changed since the last count."""
-        now = call.request.body[_HISTORY[call.protocol.name]]
-        whole = call.original or Original(now, count, call.model)
-        if whole.model == call.model:
-            return whole
-        more = await asyncio.to_thread(self._tokens_more, whole.messages, now, self._text_counter(call))
-        counted = PromptCount(count.tokens + more, count.reserve_tokens + more, exact=count.exact)
-        return replace(whole, count=counted, model=call.model)
+        current_messages = call.request.body[_HISTORY[call.protocol.name]]
+        original = call.original or Original(current_messages, count, call.model)
+        if original.model == call.model:
+            return original
+        extra_tokens = await asyncio.to_thread(
+            self._extra_tokens, original.messages, current_messages, self._text_counter(call)
+        )
+        counted = PromptCount(count.tokens + extra_tokens, count.reserve_tokens + extra_tokens, exact=count.exact)
+        return replace(original, count=counted, model=call.model)
 
     @staticmethod
-    def _tokens_more(messages: Sequence[Any], than: Sequence[Any], count_text: CountText) -> int:
+    def _extra_tokens(messages: Sequence[Any], base_messages: Sequence[Any], count_text: CountText) -> int:
         from policies.compression import text_tokens
 
-        return text_tokens(messages, count_text) - text_tokens(than, count_text)
+        return text_tokens(messages, count_text) - text_tokens(base_messages, count_text)
 
     def _text_counter(self, call: Call) -> CountText:
         """A function that counts what a text adds to the prompt of the call's model."""
@@ -169,27 +173,27 @@ class PromptCompression:
             self._caches.note_sent(_conversation(call), call.id, prompt)
 
     async def _shortest(
-        self, call: Call, whole: Original, needed_tokens: int | None, may_ask_model: bool
+        self, call: Call, original: Original, needed_tokens: int | None, may_ask_model: bool
     ) -> tuple[_CompressionJob, SemanticAnswers, Compressed]:
         """The result of the first strategy that reaches what is needed, otherwise of the one that gets closest."""
         best: tuple[_CompressionJob, SemanticAnswers, Compressed] | None = None
         snapshot = self._snapshot()
         for strategy in self._strategies(intent_of(call), snapshot):
-            work = self._work(call, whole, strategy, snapshot.settings, needed_tokens)
+            work = self._work(call, original, strategy, snapshot.settings, needed_tokens)
             condensed = await self._condensed(call, work, may_ask_model)
-            found = await asyncio.to_thread(self._compressed, work, condensed.answers)
-            if best is None or found.tokens_after < best[2].tokens_after:
-                best = work, condensed, found
-            if needed_tokens is None or found.tokens_after <= needed_tokens:
+            compressed = await asyncio.to_thread(self._compressed, work, condensed.answers)
+            if best is None or compressed.tokens_after < best[2].tokens_after:
+                best = work, condensed, compressed
+            if needed_tokens is None or compressed.tokens_after <= needed_tokens:
                 break
         assert best is not None  # noqa: S101 - there is always a first strategy
         return best
 
     def _work(
-        self, call: Call, whole: Original, strategy: str, settings: Settings, needed_tokens: int | None
+        self, call: Call, original: Original, strategy: str, settings: Settings, needed_tokens: int | None
     ) -> _CompressionJob:
         intent = call.intent.intent if call.intent else ""
-        return _CompressionJob(whole, strategy, settings, self._text_counter(call), needed_tokens, intent)
+        return _CompressionJob(original, strategy, settings, self._text_counter(call), needed_tokens, intent)
 
     def _compressed(self, work: _CompressionJob, condensed: Mapping[str, str]) -> Compressed:
         from policies.compression import compress_chat
@@ -210,18 +214,20 @@ class PromptCompression:
         if work.strategy != "semantic":
             return SemanticAnswers()
         requests = await asyncio.to_thread(self._requests, work)
-        known = self._semantic.known(call, requests)
+        known_answers = self._semantic.known(call, requests)
         questions = self._semantic.questions(call, requests)
         if not questions:
-            return known
+            return known_answers
         if not self._pays(call, work, questions):
-            known.reason = "asking would cost more than it saves"
+            known_answers.reason = "asking would cost more than it saves"
         elif not may_ask_model:  # a call that does not fit has no budget for asking, and a dry run must not spend
-            known.reason = f"nobody is asked about {len(questions)} texts now"
+            known_answers.reason = f"nobody is asked about {len(questions)} texts now"
         else:
-            fresh = await self._semantic.ask(call, questions, _amount_of_call(call))
-            return SemanticAnswers(known.answers | fresh.answers, fresh.cost_nano_usd, fresh.reason)
-        return known
+            new_answers = await self._semantic.ask(call, questions, _amount_of_call(call))
+            return SemanticAnswers(
+                known_answers.answers | new_answers.answers, new_answers.cost_nano_usd, new_answers.reason
+            )
+        return known_answers
 
     def _requests(self, work: _CompressionJob) -> tuple[SemanticRequest, ...]:
         from policies.compression import semantic_requests
@@ -253,13 +259,13 @@ class PromptCompression:
         )
         return gain.is_worth_it
 
-    def _gain(self, call: Call, found: Compressed, original: Prompt, shorter: Prompt, cost_nano_usd: int) -> Roi:
+    def _gain(self, call: Call, compressed: Compressed, original: Prompt, shorter: Prompt, cost_nano_usd: int) -> Roi:
         from policies.compression import compression_roi
 
         rates = call.price.rates if call.price is not None else _FREE
         conversation = _conversation(call)
         return compression_roi(
-            found.tokens_saved,
+            compressed.tokens_saved,
             rates.input,
             rates.cache_read,
             cached_tokens_before=self._caches.cached_tokens(conversation, call.id, original),
@@ -271,16 +277,16 @@ class PromptCompression:
 _FREE: Final = Rates(0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def _note(call: Call, found: Compressed, strategy: str, gain: Roi, condensed: SemanticAnswers) -> None:
+def _note(call: Call, compressed: Compressed, strategy: str, gain: Roi, condensed: SemanticAnswers) -> None:
     """Record the compression. The saving is net of its cost: what the run is better off by."""
-    decision = {"compress": found.reason, "strategy": strategy, "quality": round(found.quality, 3)}
+    decision = {"compress": compressed.reason, "strategy": strategy, "quality": round(compressed.quality, 3)}
     call.decisions.append(
-        decision | {"by": list(found.actions), "net_nano_usd": gain.net_nano_usd} | _semantic_details(condensed)
+        decision | {"by": list(compressed.actions), "net_nano_usd": gain.net_nano_usd} | _semantic_details(condensed)
     )
-    call.saved = Amount(found.tokens_saved, gain.net_nano_usd)
+    call.saved = Amount(compressed.tokens_saved, gain.net_nano_usd)
     # A call may be shortened twice, the second time because it did not fit: only the total is reported.
-    others = [action for action in call.actions if not action.startswith("compress=")]
-    call.actions[:] = [*others, f"compress={call.saved.tokens}"]
+    other_actions = [action for action in call.actions if not action.startswith("compress=")]
+    call.actions[:] = [*other_actions, f"compress={call.saved.tokens}"]
 
 
 def _semantic_details(condensed: SemanticAnswers) -> dict[str, Any]:

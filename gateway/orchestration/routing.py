@@ -82,46 +82,48 @@ class Routing:
         may_reroute = self._may_reroute(call, snapshot)
         if not (may_reroute or is_auto(name)):
             return name
-        known = self._routes.get(_conversation(call))
-        request = self._route_request(call, snapshot, known, may_reroute)
-        found = route(request, self._allowed(call), snapshot.settings)
-        if known is not None and isinstance(found, Route) and found.model != known.model:
+        previous_route = self._routes.get(_conversation(call))
+        request = self._route_request(call, snapshot, previous_route, may_reroute)
+        chosen = route(request, self._allowed(call), snapshot.settings)
+        if previous_route is not None and isinstance(chosen, Route) and chosen.model != previous_route.model:
             # It cannot keep its model, so its present complexity decides, not the one it began with.
             request = replace(request, score=complexity_of(call, snapshot))
-            found = route(request, self._allowed(call), snapshot.settings)
-        if isinstance(found, NoRoute):
+            chosen = route(request, self._allowed(call), snapshot.settings)
+        if isinstance(chosen, NoRoute):
             if is_auto(name):
                 hint = "Name the models of each tier under `tiers` in the configuration."
-                raise BadRequest.field("model", f"{found.reason} {hint}", "no_route")
+                raise BadRequest.field("model", f"{chosen.reason} {hint}", "no_route")
             return name
         if call.is_tagged and remembers:
             self._routes[_conversation(call)] = _ConversationRoute(
-                found.model, found.tier, request.score, request.failed_attempts, request.failed_tier
+                chosen.model, chosen.tier, request.score, request.failed_attempts, request.failed_tier
             )
-        call.decisions.append({"route": found.model, "why": found.reason})
-        if found.model != name:
-            call.actions.append(f"route={found.model}")
+        call.decisions.append({"route": chosen.model, "why": chosen.reason})
+        if chosen.model != name:
+            call.actions.append(f"route={chosen.model}")
             self._compare_with(call, name)
-        return found.model
+        return chosen.model
 
-    def _compare_with(self, call: Call, asked: str) -> None:
+    def _compare_with(self, call: Call, requested_model: str) -> None:
         """Savings are measured against the named model; `auto` names none."""
-        named = self._pool.of(asked)
-        if named and call.requested_price is None:
-            call.requested_price = self._prices.price(named[0])
+        deployments = self._pool.of(requested_model)
+        if deployments and call.requested_price is None:
+            call.requested_price = self._prices.price(deployments[0])
 
     def _route_request(
-        self, call: Call, snapshot: Snapshot, known: _ConversationRoute | None, may_reroute: bool
+        self, call: Call, snapshot: Snapshot, previous_route: _ConversationRoute | None, may_reroute: bool
     ) -> RouteRequest:
         """The input of `route`. Computing the complexity is the most expensive part, so a conversation keeps its first score."""
         return RouteRequest(
             call.request.model,
-            complexity_of(call, snapshot) if known is None or known.failed_attempts else known.score,
+            complexity_of(call, snapshot)
+            if previous_route is None or previous_route.failed_attempts
+            else previous_route.score,
             self._needs(call, money=call.chain.limits_money),
             may_reroute=may_reroute,
-            sticky_model=known.model if known else None,
-            failed_attempts=known.failed_attempts if known else 0,
-            failed_tier=known.failed_tier if known else None,
+            sticky_model=previous_route.model if previous_route else None,
+            failed_attempts=previous_route.failed_attempts if previous_route else 0,
+            failed_tier=previous_route.failed_tier if previous_route else None,
             tier_floor=self.handler(call).tier_floor,
         )
 
@@ -138,25 +140,28 @@ class Routing:
             )
             return False
         settings = self._snapshot().settings
-        for found in cheaper(call.model, self._needs(call, money=True), self._allowed(call), settings):
-            if self._switch_to(call, found.model, found.reason):
+        for candidate in cheaper(call.model, self._needs(call, money=True), self._allowed(call), settings):
+            if self._switch_to(call, candidate.model, candidate.reason):
                 return True
         call.decisions.append({"route": f"no cheaper model than {call.model} can take this call"})
         return False
 
     def judge(self, call: Call, answer: Answer) -> None:
         """Note whether a routed answer passed its checks, for the next attempt of this conversation."""
-        known = self._routes.get(_conversation(call))
-        if known is None or call.deployment is None or call.deployment.name != known.model:
+        previous_route = self._routes.get(_conversation(call))
+        if previous_route is None or call.deployment is None or call.deployment.name != previous_route.model:
             return  # a concurrent call, a short budget or a fallback has changed the model since
         if answer.finish_reason == "length" and call.output_cap is not None:
             return  # it was the budget that cut it off, and a dearer model would fit less
         settings = self._snapshot().settings
         assessment = self.handler(call).assess(answer)
         if assessment.score >= settings.quality_score_minimum:
-            known.failed_attempts, known.failed_tier = 0, None
-        elif known.failed_attempts < settings.max_retry_attempts:
-            known.failed_attempts, known.failed_tier = known.failed_attempts + 1, known.tier
+            previous_route.failed_attempts, previous_route.failed_tier = 0, None
+        elif previous_route.failed_attempts < settings.max_retry_attempts:
+            previous_route.failed_attempts, previous_route.failed_tier = (
+                previous_route.failed_attempts + 1,
+                previous_route.tier,
+            )
             call.decisions.append({"answer_failed": list(assessment.faults)})
 
     def handler(self, call: Call) -> Handler:
@@ -206,8 +211,10 @@ class Routing:
     def _allowed(self, call: Call) -> tuple[Candidate, ...]:
         """Without models that are down, unless nothing else is left: each call would wait for them to fail first."""
         names = call.principal.allowed_models
-        allowed = tuple(one for one in self._all_candidates() if not names or is_among(one.name, names))
-        return tuple(one for one in allowed if not self._pool.is_down(one.name)) or allowed
+        allowed = tuple(
+            candidate for candidate in self._all_candidates() if not names or is_among(candidate.name, names)
+        )
+        return tuple(candidate for candidate in allowed if not self._pool.is_down(candidate.name)) or allowed
 
     def _all_candidates(self) -> tuple[Candidate, ...]:
         if self._candidates is None:

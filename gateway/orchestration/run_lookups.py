@@ -47,23 +47,23 @@ class RunLookups:
     async def _read(self) -> None:
         try:
             while self._waiting:
-                asked, self._waiting = self._waiting, {}
+                lookups, self._waiting = self._waiting, {}
                 by_project: dict[str, list[str]] = defaultdict(list)
-                for project, run in asked:
+                for project, run in lookups:
                     by_project[project].append(run)
                 for project, names in by_project.items():
-                    await self._answer(project, names, asked)
+                    await self._answer(project, names, lookups)
         finally:
             self._reading = None
 
-    async def _answer(self, project: str, names: list[str], asked: dict[_Key, asyncio.Future[Run | None]]) -> None:
+    async def _answer(self, project: str, names: list[str], lookups: dict[_Key, asyncio.Future[Run | None]]) -> None:
         self._asked_at_s = time.monotonic()
         try:
-            found = await run_store.get_many(self._store, project, names)
+            runs = await run_store.get_many(self._store, project, names)
         except Exception as error:  # noqa: BLE001 - passed on to the callers
             for name in names:
-                asked[project, name].set_exception(error)
-                asked[project, name].exception()  # marks it as retrieved: its callers may be gone
+                lookups[project, name].set_exception(error)
+                lookups[project, name].exception()  # marks it as retrieved: its callers may be gone
             return
         for name in names:
-            asked[project, name].set_result(found.get(name))
+            lookups[project, name].set_result(runs.get(name))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from policies.compression import SemanticRequest
 
 _log = structlog.get_logger(__name__)
-_KEPT_MAX: Final = 5_000
+_ANSWERS_MAX: Final = 5_000
 # When a text that could not be condensed is tried again.
 _RETRY_MS: Final = 60_000
 _DRAIN_SECONDS: Final = 5.0
@@ -79,13 +79,13 @@ class SemanticCompression:
         self._rules = rules
         self._count = count
         self._clock_ms = clock_ms
-        self._kept: LRUCache[Key, str] = LRUCache(_KEPT_MAX)
-        self._failed: LRUCache[Key, int] = LRUCache(_KEPT_MAX)
-        self._asked: dict[Key, asyncio.Task[int]] = {}
+        self._answers: LRUCache[Key, str] = LRUCache(_ANSWERS_MAX)
+        self._failed: LRUCache[Key, int] = LRUCache(_ANSWERS_MAX)
+        self._calls_in_flight: dict[Key, asyncio.Task[int]] = {}
 
     async def stop(self) -> None:
         """Give open questions a little time to be answered. They are paid for, and booked in any case."""
-        tasks = list(self._asked.values())
+        tasks = list(self._calls_in_flight.values())
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
             for task in late:
@@ -95,7 +95,7 @@ class SemanticCompression:
     def known(self, call: Call, requests: Sequence[SemanticRequest]) -> SemanticAnswers:
         """The answers that are cached already."""
         model, project = self._rules.model or "", call.principal.project
-        pairs = ((one.key, self._kept.get((project, model, one.key))) for one in requests)
+        pairs = ((request.key, self._answers.get((project, model, request.key))) for request in requests)
         return SemanticAnswers({key: answer for key, answer in pairs if answer is not None})
 
     def questions(self, call: Call, requests: Sequence[SemanticRequest]) -> list[Question]:
@@ -103,37 +103,39 @@ class SemanticCompression:
         model, project = self._rules.model, call.principal.project
         if model is None:
             return []
-        found = []
+        questions = []
         for request in requests:
             key = (project, model, request.key)
-            if key in self._kept or self._failed.get(key, 0) > self._clock_ms():
+            if key in self._answers or self._failed.get(key, 0) > self._clock_ms():
                 continue
             demand = self._model_calls.demand(model, self._count(request.messages), request.output_tokens_max)
             if demand is not None:
-                found.append(Question(request, demand))
-        found.sort(key=lambda one: -one.demand.prompt_tokens)
-        return found[: self._rules.texts_max]
+                questions.append(Question(request, demand))
+        questions.sort(key=lambda question: -question.demand.prompt_tokens)
+        return questions[: self._rules.texts_max]
 
     async def ask(self, call: Call, questions: Sequence[Question], spare: Amount) -> SemanticAnswers:
         """Ask if the run has room for it besides `spare`, which the call itself needs. Waits at most `wait_ms`."""
         if not await self._has_room(call, questions, spare):
             return SemanticAnswers(reason="the budget has no room for asking")
         tasks = [self._task(call, question) for question in questions]
-        done, late = await asyncio.wait(tasks, timeout=self._rules.wait_ms / 1000)
-        found = self.known(call, [question.request for question in questions])
-        found.cost_nano_usd = sum(task.result() for task in done if not task.cancelled() and task.exception() is None)
+        finished, late = await asyncio.wait(tasks, timeout=self._rules.wait_ms / 1000)
+        answers = self.known(call, [question.request for question in questions])
+        answers.cost_nano_usd = sum(
+            task.result() for task in finished if not task.cancelled() and task.exception() is None
+        )
         if late:
-            found.reason = f"{len(late)} of {len(tasks)} answers were not there in time"
-        return found
+            answers.reason = f"{len(late)} of {len(tasks)} answers were not there in time"
+        return answers
 
     def _task(self, call: Call, question: Question) -> asyncio.Task[int]:
         """The task that asks about a text, shared by concurrent calls that carry the same text: the first one pays."""
         key = (call.principal.project, self._rules.model or "", question.request.key)
-        running = self._asked.get(key)
+        running = self._calls_in_flight.get(key)
         if running is not None:
             return asyncio.create_task(_wait_at_no_cost(running))
-        task = self._asked[key] = asyncio.create_task(self._answer(call, question, key), name="condensing")
-        task.add_done_callback(lambda _: self._asked.pop(key, None))
+        task = self._calls_in_flight[key] = asyncio.create_task(self._answer(call, question, key), name="condensing")
+        task.add_done_callback(lambda _: self._calls_in_flight.pop(key, None))
         return task
 
     async def _answer(self, call: Call, question: Question, key: Key) -> int:
@@ -151,19 +153,19 @@ class SemanticCompression:
         if text is None:
             self._failed[key] = self._clock_ms() + _RETRY_MS
         else:
-            self._kept[key] = text
+            self._answers[key] = text
         return cost
 
     async def _has_room(self, call: Call, questions: Sequence[Question], spare: Amount) -> bool:
         """Whether the questions and `spare` fit together. Each question is still reserved by itself."""
-        wanted = spare
+        needed = spare
         for question in questions:
-            wanted += question.demand.amount(question.demand.output_tokens_max)
+            needed += question.demand.amount(question.demand.output_tokens_max)
         try:
             balances = await self._ledger.balances(call.principal.project, [hold.account for hold in call.chain.holds])
         except LedgerUnavailable:
             return False
-        return fits(call.chain, balances, wanted)
+        return fits(call.chain, balances, needed)
 
 
 async def _wait_at_no_cost(running: asyncio.Task[int]) -> int:
@@ -172,12 +174,14 @@ async def _wait_at_no_cost(running: asyncio.Task[int]) -> int:
     return 0
 
 
-def fits(chain: Chain, balances: Sequence[Balance], wanted: Amount) -> bool:
+def fits(chain: Chain, balances: Sequence[Balance], needed: Amount) -> bool:
     """Whether every enforced limit of the chain has this much left."""
     for link, balance in zip(chain.links, balances, strict=True):
         limit = limit_in_force(link.hold, balance)
-        taken = balance.settled + balance.reserved + wanted
-        if link.hold.enforce and any(taken.of(unit) > most for unit in UNITS if (most := limit.of(unit)) is not None):
+        total = balance.settled + balance.reserved + needed
+        if link.hold.enforce and any(
+            total.of(unit) > limit_value for unit in UNITS if (limit_value := limit.of(unit)) is not None
+        ):
             return False
     return True
 
@@ -189,5 +193,5 @@ def text_of(body: bytes | None) -> str | None:
         content = choice["message"]["content"]
     except (orjson.JSONDecodeError, LookupError, TypeError):
         return None
-    whole = choice.get("finish_reason") in ("stop", None)
-    return content if isinstance(content, str) and content.strip() and whole else None
+    is_complete = choice.get("finish_reason") in ("stop", None)
+    return content if isinstance(content, str) and content.strip() and is_complete else None

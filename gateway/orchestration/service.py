@@ -87,11 +87,11 @@ class Orchestration:
         await self.plans.stop()
         await self.trail.stop()
 
-    def settings_changed(self, now: Snapshot) -> None:
+    def settings_changed(self, snapshot: Snapshot) -> None:
         """Drop what was concluded under old settings, declarations and budgets. A change of keys does not matter."""
-        before, self._concluded = self._concluded, now
-        is_same = before.settings == now.settings and before.workflows is now.workflows
-        if is_same and before.budgets is now.budgets:
+        previous, self._concluded = self._concluded, snapshot
+        is_same = previous.settings == snapshot.settings and previous.workflows is snapshot.workflows
+        if is_same and previous.budgets is snapshot.budgets:
             return
         self.intents.forget()
         self.histories.forget()
@@ -117,8 +117,8 @@ class Orchestration:
         self.assign_arm(call, snapshot, declared)
         call.intent = intent = await self.intents.of(call, declared.intent(call.tags.step), threshold)
 
-        async def propose(known: Run | None) -> RunPlan:
-            return await self.first_plan(call, known, snapshot)
+        async def propose(stored_run: Run | None) -> RunPlan:
+            return await self.first_plan(call, stored_run, snapshot)
 
         step_grant = await self.plans.step(
             (call.principal.project, call.run or ""),
@@ -159,11 +159,11 @@ class Orchestration:
         return with_share(declared_limits(call, declared), share, settings)
 
     async def first_plan(
-        self, call: Call, known: Run | None, snapshot: Snapshot, *, is_dry_run: bool = False
+        self, call: Call, stored_run: Run | None, snapshot: Snapshot, *, is_dry_run: bool = False
     ) -> RunPlan:
         """The plan of a run that was not announced, at its first call. `is_dry_run`: a dry run, which asks no model."""
         return await self._proposed(
-            _request_of(call, known), call.principal.project, snapshot, call, is_dry_run=is_dry_run
+            _request_of(call, stored_run), call.principal.project, snapshot, call, is_dry_run=is_dry_run
         )
 
     def assign_arm(self, call: Call, snapshot: Snapshot, declared: DeclaredWorkflow) -> None:
@@ -182,20 +182,20 @@ class Orchestration:
         await self._read_steps(project, request)
         return await self._proposed(request, project, self._snapshot(), is_dry_run=True)
 
-    async def initialise(self, project: str, request: RunRequest, kept: RunPlan | None = None) -> RunPlan:
+    async def initialise(self, project: str, request: RunRequest, stored_plan: RunPlan | None = None) -> RunPlan:
         """Plan a run before it begins, and keep the plan. `kept` is an earlier plan whose steps stay.
 
         Raises ValueError like `plan_run`.
         """
-        if kept is None:
+        if stored_plan is None:
             await self._read_steps(project, request)
             plan = await self._proposed(request, project, self._snapshot())
         else:
             snapshot = self._snapshot()
             limit_tokens = self._pool_limit(request, project, snapshot, None)
-            plan = kept_plan(kept, request, limit_tokens, snapshot.settings)
+            plan = kept_plan(stored_plan, request, limit_tokens, snapshot.settings)
         self.plans.put(project, request.run, plan, request.parent_run)
-        steps = {one.step: [one.intent, one.allocation_tokens, one.hard_limit_tokens] for one in plan.steps}
+        steps = {step.step: [step.intent, step.allocation_tokens, step.hard_limit_tokens] for step in plan.steps}
         self.trail.note_run(
             "run.planned", project, request.run, strategy=plan.strategy, pool_tokens=plan.pool_tokens, steps=steps
         )
@@ -230,11 +230,11 @@ class Orchestration:
         learned = history.learned() if history is not None and not steps else ()
         agent = request.agent or str((workflow.declaration.get("agent") if workflow else None) or "")
         ais = request.ais if request.ais is not None or not agent else snapshot.ais(project, agent)
-        whole = replace(request, steps=_with_call_tags(steps or learned, call), strategy=strategy, ais=ais)
+        full_request = replace(request, steps=_with_call_tags(steps or learned, call), strategy=strategy, ais=ais)
         plan = plan_run(
-            whole,
+            full_request,
             settings,
-            pool_limit_tokens=self._pool_limit(whole, project, snapshot, call),
+            pool_limit_tokens=self._pool_limit(full_request, project, snapshot, call),
             histories=history.of if is_adaptive and history is not None else lambda _step, _intent: None,
             profiler=partial(self.intents.profile, project=project, asks=not is_dry_run),
         )
@@ -263,25 +263,25 @@ class Orchestration:
         """The limits of a run and its step from settings and declaration, without the shares of a plan."""
         snapshot = self._snapshot()
         declared = self.declarations.of(snapshot.workflow(project, workflow))
-        whole = Limit(tokens=snapshot.settings.max_tokens_per_workflow if snapshot.settings.enabled else None)
+        run_limit = Limit(tokens=snapshot.settings.max_tokens_per_workflow if snapshot.settings.enabled else None)
         return RunLimits(
-            planned_run=whole.replaced_by(declared.limit),
+            planned_run=run_limit.replaced_by(declared.limit),
             planned_step=UNLIMITED if step is None else declared.step_limit(step),
             observe=declared.observes,
         )
 
     def model_for(self, call: Call, snapshot: Snapshot) -> str:
         """The model to call: the named one, or the one that routing chose. Raises `BadRequest` if no model can take an `auto` call."""
-        asked = call.request.model
+        requested_model = call.request.model
         try:
             chosen = self.routing.model_for(call, snapshot)
         except BadRequest:
             raise
         except Exception:  # noqa: BLE001 - the named model is used then
             self._note_failure(call)
-            return asked
-        if chosen != asked and call.is_tagged:
-            self.trail.note("model.routed", call, chosen, asked=asked, why=_why(call))
+            return requested_model
+        if chosen != requested_model and call.is_tagged:
+            self.trail.note("model.routed", call, chosen, asked=requested_model, why=_why(call))
         return chosen
 
     def skip_reason(self, call: Call, rung: Rung) -> str:
@@ -298,7 +298,7 @@ class Orchestration:
         return "" if self.routing.is_offered(settings) else "routing is off, or no model is in a tier"
 
     async def compress(self, call: Call, needed_tokens: int | None, *, under_pressure: bool = False) -> bool:
-        before = call.saved.tokens
+        saved_before = call.saved.tokens
         try:
             changed = await self.compression.compress(call, needed_tokens, under_pressure=under_pressure)
         except Exception:  # noqa: BLE001 - the original prompt is sent then
@@ -306,7 +306,7 @@ class Orchestration:
             return False
         if changed:
             detail = call.decisions[-1] if call.decisions else {}
-            self.trail.note("prompt.compressed", call, call.tags.step, tokens=call.saved.tokens - before, **detail)
+            self.trail.note("prompt.compressed", call, call.tags.step, tokens=call.saved.tokens - saved_before, **detail)
         return changed
 
     def answered(self, call: Call, usage: Usage) -> None:
@@ -315,14 +315,14 @@ class Orchestration:
             self.compression.answered(call, usage)
 
     async def reroute(self, call: Call, refused: Refused | None) -> bool:
-        asked = call.model
+        previous_model = call.model
         try:
             changed = self.routing.reroute(call, refused)
         except Exception:  # noqa: BLE001 - without another model the next rung decides
             self._note_failure(call)
             return False
         if changed:
-            self.trail.note("model.routed", call, call.model, asked=asked, why=_why(call))
+            self.trail.note("model.routed", call, call.model, asked=previous_model, why=_why(call))
         return changed
 
     def output_tokens_min_useful(self, call: Call) -> int:
@@ -379,10 +379,10 @@ class Orchestration:
         _log.exception("orchestration_failed", request_id=call.id, workflow=call.tags.workflow)
 
 
-def as_planned(found: IntentTag, planned: PlannedStep | None) -> IntentTag:
+def as_planned(classified: IntentTag, planned: PlannedStep | None) -> IntentTag:
     """The intent of a call whose step may be in its run's plan. The same object if the plan does not decide it."""
-    if planned is None or not plan_takes_precedence(planned.source, found.source):
-        return found
+    if planned is None or not plan_takes_precedence(planned.source, classified.source):
+        return classified
     return IntentTag(planned.intent, planned.confidence, planned.source)
 
 
@@ -422,10 +422,10 @@ def with_share(limits: RunLimits, share: StepAllocation | None, settings: Settin
     )
 
 
-def _request_of(call: Call, known: Run | None) -> RunRequest:
+def _request_of(call: Call, stored_run: Run | None) -> RunRequest:
     """The announcement that would describe the call's run."""
     tags = call.tags
-    budget = known.own_budget if known is not None else UNLIMITED
+    budget = stored_run.own_budget if stored_run is not None else UNLIMITED
     return RunRequest(
         call.run or "", tags.workflow or "", tags.agent or "", tags.user or "", tags.parent_run or "", budget
     )

@@ -83,56 +83,56 @@ class RunControl:
 
         Raises StoreUnavailable, LedgerUnavailable, and ValueError like `plan_run`.
         """
-        before = await self._find(project, request.run)
-        if before is not None and before.state in runs_store.FINAL_STATES:
-            return _finished(before.run, before.state)
-        if before is not None and before.workflow not in ("", request.workflow):
-            return _of_other(before.run, before.workflow)
+        previous = await self._find(project, request.run)
+        if previous is not None and previous.state in runs_store.FINAL_STATES:
+            return _finished(previous.run, previous.state)
+        if previous is not None and previous.workflow not in ("", request.workflow):
+            return _of_other(previous.run, previous.workflow)
         is_new_budget = not request.budget.is_unlimited
-        kept = announced_plan(before) if request.keeps_steps else None
-        whole = request if before is None else _completed(request, before)
-        plan = await self._orchestration.initialise(project, whole, kept)
+        stored_plan = announced_plan(previous) if request.keeps_steps else None
+        full_request = request if previous is None else _completed(request, previous)
+        plan = await self._orchestration.initialise(project, full_request, stored_plan)
         if is_new_budget:
-            await self._ledger.set_override(project, run_account(request.run), whole.budget)
+            await self._ledger.set_override(project, run_account(request.run), full_request.budget)
         try:
-            await runs_store.create(self._store, _planned_run(project, whole, plan, self._now_ms()))
+            await runs_store.create(self._store, _planned_run(project, full_request, plan, self._now_ms()))
         except RunOfOtherWorkflow as error:  # it began in the meantime
             return _of_other(request.run, error.workflow)
         return await self._view(project, request.run)
 
     async def act(self, project: str, run: str, action: Action) -> RunView | Denied:
         """Raises StoreUnavailable (the gate may have been set: repeat the action) and LedgerUnavailable."""
-        found = await self._find(project, run)
-        if found is None:
+        run_row = await self._find(project, run)
+        if run_row is None:
             return _unknown(run)
         # The state as shown, because the loop breaker pauses a run only in the ledger.
-        shown = await self._view(project, run)
-        after = _AFTER.get((action, "active" if shown.state == "exhausted" else shown.state))
-        if after is None:
-            return _finished(run, shown.state)
+        view = await self._view(project, run)
+        next_state = _AFTER.get((action, "active" if view.state == "exhausted" else view.state))
+        if next_state is None:
+            return _finished(run, view.state)
         # The state shown may come from the gate alone, if the store failed after it was set: then the rest is still to be done.
-        if after == shown.state == found.state:
-            return shown
-        await self._ledger.set_gate(project, run_account(run), _GATES[after])
+        if next_state == view.state == run_row.state:
+            return view
+        await self._ledger.set_gate(project, run_account(run), _GATES[next_state])
         metrics = None
-        if after == "completed":
+        if next_state == "completed":
             await self._catch_up()
             metrics = asdict((await self._view(project, run)).metrics)
-        await runs_store.set_state(self._store, project, run, after, self._now_ms(), metrics)
+        await runs_store.set_state(self._store, project, run, next_state, self._now_ms(), metrics)
         return await self._view(project, run)
 
     async def set_budget(self, project: str, run: str, change: Mapping[str, int | None]) -> RunView | Denied:
         """Give a run a budget of its own, which replaces those of file and store. `change` is by unit; None removes it."""
-        found = await self._find(project, run)
-        if found is None:
+        run_row = await self._find(project, run)
+        if run_row is None:
             return _unknown(run)
-        if found.state in runs_store.FINAL_STATES:
-            return _finished(run, found.state)
-        before = found.own_budget
-        budget = Limit(*(change.get(unit, before.of(unit)) for unit in UNITS))
+        if run_row.state in runs_store.FINAL_STATES:
+            return _finished(run, run_row.state)
+        previous_budget = run_row.own_budget
+        budget = Limit(*(change.get(unit, previous_budget.of(unit)) for unit in UNITS))
         await self._ledger.set_override(project, run_account(run), budget)
-        await runs_store.set_plan(self._store, project, run, {**found.plan, "budget": asdict(budget)})
-        if found.state == "exhausted":  # as its latest call reported, under the previous budget
+        await runs_store.set_plan(self._store, project, run, {**run_row.plan, "budget": asdict(budget)})
+        if run_row.state == "exhausted":  # as its latest call reported, under the previous budget
             await runs_store.set_state(self._store, project, run, "active", self._now_ms())
         self._orchestration.budget_changed(project, run)
         return await self._view(project, run)
@@ -142,60 +142,60 @@ class RunControl:
 
         Raises StoreUnavailable and LedgerUnavailable; then the run is paused, and a repetition completes the reset.
         """
-        found = await self._find(project, run)
-        if found is None:
+        run_row = await self._find(project, run)
+        if run_row is None:
             return _unknown(run)
-        if found.state in runs_store.FINAL_STATES:
-            return _finished(run, found.state)
+        if run_row.state in runs_store.FINAL_STATES:
+            return _finished(run, run_row.state)
         async with self._store.read() as connection:
             family = await runs_store.family(connection, project, run)
-        if found.parent_run or len(family) > 1:
+        if run_row.parent_run or len(family) > 1:
             return Denied(f"Run {run!r} shares its budget with runs inside or around it.", "run_nested")
         state = (await self._view(project, run)).state
-        held = await self._views.balance(project, run)
+        balance = await self._views.balance(project, run)
         # The loop breaker closes runs only in the ledger, and a reset does not resume what it closed.
-        is_looping = held.gate is Gate.LOOPING
-        gate = Gate.LOOPING if is_looping else _GATES.get(found.state, Gate.OPEN)
+        is_looping = balance.gate is Gate.LOOPING
+        gate = Gate.LOOPING if is_looping else _GATES.get(run_row.state, Gate.OPEN)
         if not is_looping:
             await self._ledger.set_gate(project, run_account(run), Gate.PAUSED)
-            held = await self._views.balance(project, run)
-        if held.reserved.requests or held.reserved.tokens:
+            balance = await self._views.balance(project, run)
+        if balance.reserved.requests or balance.reserved.tokens:
             await self._ledger.set_gate(project, run_account(run), gate)
             return Denied(f"Run {run!r} has calls under way: pause it and try again when they are done.", "run_busy")
         await self._catch_up()
         # It is only paused for this moment.
-        before = replace(await self._view(project, run), state=state)
+        view_before = replace(await self._view(project, run), state=state)
         current = await runs_store.get(self._store, project, run)
-        await reset_figures(self._ledger, current or found, reset_id, self._now_ms())
+        await reset_figures(self._ledger, current or run_row, reset_id, self._now_ms())
         await self._catch_up()
         self._orchestration.budget_changed(project, run)  # what its steps left to others is theirs again
         await self._ledger.set_gate(project, run_account(run), gate)
-        return before, await self._view(project, run)
+        return view_before, await self._view(project, run)
 
     async def _find(self, project: str, run: str) -> Run | None:
         """Until its first events are stored, a run that was only named in headers is not in the store."""
-        found = await runs_store.get(self._store, project, run)
-        if found is None:
+        run_row = await runs_store.get(self._store, project, run)
+        if run_row is None:
             await self._catch_up()
-            found = await runs_store.get(self._store, project, run)
-        return found
+            run_row = await runs_store.get(self._store, project, run)
+        return run_row
 
     async def _view(self, project: str, run: str) -> RunView:
-        shown = await self._views.get(project, run)
-        if shown is None:
+        view = await self._views.get(project, run)
+        if view is None:
             raise LookupError(f"run {run!r} was there a moment ago")
-        return shown
+        return view
 
 
-def _completed(request: RunRequest, before: Run) -> RunRequest:
+def _completed(request: RunRequest, previous: Run) -> RunRequest:
     """The request, with what it leaves out taken from the stored run."""
     return replace(
         request,
-        agent=request.agent or before.agent,
-        user=request.user or before.user,
-        parent_run=request.parent_run or before.parent_run,
-        budget=before.own_budget.replaced_by(request.budget),
-        strategy=request.strategy or before.plan.get("strategy"),
+        agent=request.agent or previous.agent,
+        user=request.user or previous.user,
+        parent_run=request.parent_run or previous.parent_run,
+        budget=previous.own_budget.replaced_by(request.budget),
+        strategy=request.strategy or previous.plan.get("strategy"),
     )
 
 
@@ -214,7 +214,7 @@ def _planned_run(project: str, request: RunRequest, plan: RunPlan, now_ms: int) 
         first_at_ms=now_ms,
         last_at_ms=now_ms,
         plan=stored,
-        steps=tuple(stored_step(request.run, at, step) for at, step in enumerate(plan.steps, 1)),
+        steps=tuple(stored_step(request.run, position, step) for position, step in enumerate(plan.steps, 1)),
     )
 
 

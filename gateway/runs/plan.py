@@ -138,16 +138,23 @@ def _reallocated(plan: RunPlan, limit_tokens: int, settings: Settings) -> RunPla
         demands,
     )
     steps = tuple(
-        replace(step, allocation_tokens=one.tokens, hard_limit_tokens=one.hard_limit_tokens, reason=one.reason)
-        for step, one in zip(plan.steps, allocation.allocations, strict=True)
+        replace(
+            step,
+            allocation_tokens=allocation.tokens,
+            hard_limit_tokens=allocation.hard_limit_tokens,
+            reason=allocation.reason,
+        )
+        for step, allocation in zip(plan.steps, allocation.allocations, strict=True)
     )
     return replace(plan, pool_tokens=allocation.pool_tokens, limit_tokens=limit_tokens, steps=steps)
 
 
 def strategy_of(settings: Settings, workflow: Workflow | None) -> str:
     """The allocation strategy of a workflow: its own, or else that of the settings."""
-    own = workflow.declaration.get("strategy") if workflow is not None else None
-    return own if isinstance(own, str) and own else settings.allocation_strategy
+    declared_strategy = workflow.declaration.get("strategy") if workflow is not None else None
+    return (
+        declared_strategy if isinstance(declared_strategy, str) and declared_strategy else settings.allocation_strategy
+    )
 
 
 def within_caps(allocation: Allocation, demands: Sequence[StepDemand]) -> Allocation:
@@ -155,29 +162,31 @@ def within_caps(allocation: Allocation, demands: Sequence[StepDemand]) -> Alloca
     caps = {demand.id: demand.cap_tokens for demand in demands if demand.cap_tokens is not None}
     if not caps:
         return allocation
-    return replace(allocation, allocations=tuple(_within(one, caps.get(one.step)) for one in allocation.allocations))
+    return replace(
+        allocation, allocations=tuple(_within(share, caps.get(share.step)) for share in allocation.allocations)
+    )
 
 
-def _within(one: StepAllocation, cap_tokens: int | None) -> StepAllocation:
-    if cap_tokens is None or one.hard_limit_tokens <= cap_tokens:
-        return one
-    return replace(one, hard_limit_tokens=cap_tokens)
+def _within(share: StepAllocation, cap_tokens: int | None) -> StepAllocation:
+    if cap_tokens is None or share.hard_limit_tokens <= cap_tokens:
+        return share
+    return replace(share, hard_limit_tokens=cap_tokens)
 
 
 def units_of(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The outermost element of the declaration that each step belongs to."""
-    found: dict[str, int] = {}
+    units: dict[str, int] = {}
     for unit, outermost in enumerate(steps):
         for step in flattened([outermost]):
-            found.setdefault(str(step["id"]), unit)
-    return found
+            units.setdefault(str(step["id"]), unit)
+    return units
 
 
 def demands_of(plan: RunPlan) -> tuple[StepDemand, ...]:
     """The demands of a plan's steps, for sharing out again what completed ones left."""
     return tuple(
-        StepDemand(one.step, one.intent, one.priority, history=one.history, cap_tokens=one.cap_tokens)
-        for one in plan.steps
+        StepDemand(step.step, step.intent, step.priority, history=step.history, cap_tokens=step.cap_tokens)
+        for step in plan.steps
     )
 
 
@@ -209,22 +218,26 @@ def stored_step(run: str, position: int, step: PlannedStep) -> RunStep:
     )
 
 
-def reallocated_step(run: str, position: int, step: PlannedStep, now: StepAllocation) -> RunStep:
+def reallocated_step(run: str, position: int, step: PlannedStep, allocation: StepAllocation) -> RunStep:
     """The row of a planned step whose allocation changed when others completed. It also keeps what was planned first."""
     row = stored_step(run, position, step)
     return replace(
         row,
-        allocation_tokens=now.tokens,
-        hard_limit_tokens=now.hard_limit_tokens,
-        plan={**row.plan, "reason": now.reason},
+        allocation_tokens=allocation.tokens,
+        hard_limit_tokens=allocation.hard_limit_tokens,
+        plan={**row.plan, "reason": allocation.reason},
     )
 
 
 def step_of_store(step: RunStep) -> PlannedStep:
     """The inverse of `stored_step`, for a step with an allocation: as it was planned first."""
     plan, history = step.plan, step.plan.get("history")
-    now = (step.allocation_tokens or 0, step.hard_limit_tokens or step.allocation_tokens or 0, plan.get("reason", ""))
-    tokens, hard, reason = plan.get("planned", now)
+    tokens_and_limit = (
+        step.allocation_tokens or 0,
+        step.hard_limit_tokens or step.allocation_tokens or 0,
+        plan.get("reason", ""),
+    )
+    tokens, hard, reason = plan.get("planned", tokens_and_limit)
     return PlannedStep(
         step=step.step,
         intent=step.intent,
@@ -306,13 +319,13 @@ def with_declaration(request: RunRequest, snapshot: Snapshot, project: str) -> t
     declared = tuple(workflow.declaration.get("steps") or ()) if workflow is not None else ()
     if not request.steps:
         return declared
-    known = {str(step["id"]): step for step in flattened(declared)}
-    return tuple(_completed(step, known) for step in request.steps)
+    declared_steps = {str(step["id"]): step for step in flattened(declared)}
+    return tuple(_completed(step, declared_steps) for step in request.steps)
 
 
-def _completed(step: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    inner = [_completed(one, known) for one in step.get("steps") or ()]
-    return {**known.get(str(step["id"]), {}), **step, **({"steps": inner} if inner else {})}
+def _completed(step: Mapping[str, Any], declared_steps: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    inner = [_completed(inner_step, declared_steps) for inner_step in step.get("steps") or ()]
+    return {**declared_steps.get(str(step["id"]), {}), **step, **({"steps": inner} if inner else {})}
 
 
 def _planned(
@@ -346,9 +359,9 @@ def _planned(
     )
 
 
-def _response_format(given: Any) -> str | None:
-    if given is None or isinstance(given, str):
-        return given or None
-    if given.get("type") == "json_object":
+def _response_format(response_format: Any) -> str | None:
+    if response_format is None or isinstance(response_format, str):
+        return response_format or None
+    if response_format.get("type") == "json_object":
         return "json_object"
-    return json.dumps(given, ensure_ascii=False)  # orjson refuses integers above 64 bits
+    return json.dumps(response_format, ensure_ascii=False)  # orjson refuses integers above 64 bits

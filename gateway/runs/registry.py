@@ -66,17 +66,17 @@ class RunRegistry:
 
     def dry_run_copy(self, ledger: Ledger) -> RunRegistry:
         """A copy for dry runs: it has all of this one's knowledge, but what it learns stays in the copy."""
-        other = RunRegistry(
+        copy = RunRegistry(
             ledger,
             silence_s=self._silence_ms / 1000,
             new_id=self._new_id,
             limits_of=self._limits_of,
             find=self._find,
         )
-        other._workflow_of = ChainMap({}, self._workflow_of)
-        other._held_to = ChainMap({}, self._held_to)
-        other._parent_of = ChainMap({}, self._parent_of)
-        return other
+        copy._workflow_of = ChainMap({}, self._workflow_of)
+        copy._held_to = ChainMap({}, self._held_to)
+        copy._parent_of = ChainMap({}, self._parent_of)
+        return copy
 
     def last_implicit(self, project: str, workflow: str) -> str | None:
         """The latest implicit run seen here; whether it is still open is decided by the ledger at the next call."""
@@ -100,10 +100,10 @@ class RunRegistry:
         """Why the run cannot be inside `parent`, as far as this process or the store knows; empty if it can."""
         line = [parent]
         while run not in line and len(line) <= _ANCESTORS_MAX:
-            outer = await self._parent_run(project, line[-1])
-            if outer is None or outer in line:
+            grandparent = await self._parent_run(project, line[-1])
+            if grandparent is None or grandparent in line:
                 return ""
-            line.append(outer)
+            line.append(grandparent)
         if parent == run:
             return "names the run itself"
         return (
@@ -114,10 +114,10 @@ class RunRegistry:
         """The run that contains a run. One that never called here may have called elsewhere."""
         key = (project, run)
         if key not in self._workflow_of and key not in self._parent_of:
-            found = await self._find(project, run, fresh=False)
-            if found is not None and found.workflow:
-                self._workflow_of[key] = found.workflow
-                self.note_parent(project, run, found.parent_run)
+            run_row = await self._find(project, run, fresh=False)
+            if run_row is not None and run_row.workflow:
+                self._workflow_of[key] = run_row.workflow
+                self.note_parent(project, run, run_row.parent_run)
         return self._parent_of.get(key)
 
     async def check_parent(self, call: Call) -> None:
@@ -128,13 +128,13 @@ class RunRegistry:
         project, run, parent = call.principal.project, call.run, call.tags.parent_run
         if run is None or parent is None or self._parent_of.get((project, run)) == parent:
             return
-        outer = await self._parent_run(project, run)
-        is_elsewhere = outer is not None and outer != parent
-        why_not = f"names another run than {outer!r}, which this run is inside of" if is_elsewhere else ""
-        why_not = why_not or await self.parent_fault(project, run, parent)
-        if why_not:
+        known_parent = await self._parent_run(project, run)
+        is_elsewhere = known_parent is not None and known_parent != parent
+        skip_reason = f"names another run than {known_parent!r}, which this run is inside of" if is_elsewhere else ""
+        skip_reason = skip_reason or await self.parent_fault(project, run, parent)
+        if skip_reason:
             call.tags = replace(call.tags, parent_run=None)  # so that the store does not get it either
-            raise BadRequest.header(PARENT_HEADER, why_not)
+            raise BadRequest.header(PARENT_HEADER, skip_reason)
         self.note_parent(project, run, parent)
 
     def parents(self, call: Call) -> tuple[Parent, ...]:
@@ -145,17 +145,17 @@ class RunRegistry:
         self.note_parent(project, run, call.tags.parent_run or call.parent_run)
         if not self._parent_of:
             return ()
-        found: list[Parent] = []
-        seen = {run}
+        parents: list[Parent] = []
+        visited = {run}
         while (
             (parent := self._parent_of.get((project, run))) is not None
-            and parent not in seen
-            and len(found) < _ANCESTORS_MAX
+            and parent not in visited
+            and len(parents) < _ANCESTORS_MAX
         ):
-            found.append(self._parent(project, parent, call.tags.workflow or ""))
-            seen.add(parent)
+            parents.append(self._parent(project, parent, call.tags.workflow or ""))
+            visited.add(parent)
             run = parent
-        return tuple(found)
+        return tuple(parents)
 
     def _parent(self, project: str, run: str, own_workflow: str) -> Parent:
         """An ancestor that was never seen here is assumed to be of the caller's workflow; its plan is unknown."""
@@ -178,17 +178,17 @@ class RunRegistry:
         either. The ledger remembers it for all processes; a budget of the run's own overrides it, as always."""
         project, run, workflow = call.principal.project, call.run or "", call.tags.workflow or ""
         first = self._workflow_of.get((project, run))
-        found = await self._find(project, run, fresh=first is not None)
-        parent = found.parent_run if found is not None else ""
+        run_row = await self._find(project, run, fresh=first is not None)
+        parent = run_row.parent_run if run_row is not None else ""
         if parent and not await self.parent_fault(project, run, parent):
             self.note_parent(project, run, parent)
-        first = first or (found.workflow if found is not None else "") or await self._claim(project, run, workflow)
+        first = first or (run_row.workflow if run_row is not None else "") or await self._claim(project, run, workflow)
         if first in ("", workflow):
             return UNLIMITED
         self._workflow_of[project, run] = first
-        given = found.own_budget if found is not None else UNLIMITED
+        own_limit = run_row.own_budget if run_row is not None else UNLIMITED
         both = [self._of_workflow(project, run, name) for name in (first, workflow)]
-        return limit_across_workflows(both, given, project, budgets)
+        return limit_across_workflows(both, own_limit, project, budgets)
 
     async def _claim(self, project: str, run: str, workflow: str) -> str:
         """The workflow under which any gateway first saw the run, for use until the store has the run; empty without the ledger."""

@@ -18,13 +18,13 @@ from policies.budgets import RUN_KEEP_MS, run_account, step_account
 async def reset_figures(ledger: Ledger, run: Run, reset_id: str, now_ms: int) -> list[OutboxEntry]:
     """The run must be gated and without holds. Entries are written first: if it fails after them, `farebox reconcile` reports it."""
     accounts = [run_account(run.run), *(step_account(run.run, step.step) for step in run.steps)]
-    whole, *by_step = await ledger.balances(run.project, accounts)
+    run_balance, *by_step = await ledger.balances(run.project, accounts)
     entries: list[OutboxEntry] = []
-    rest = whole.settled
+    unassigned = run_balance.settled
     for step, balance in zip(run.steps, by_step, strict=True):
-        rest -= balance.settled
+        unassigned -= balance.settled
         entries += _moved(run, step, balance.settled, f"{reset_id}:{len(entries)}", now_ms)
-    entries += _moved(run, None, rest, f"{reset_id}:{len(entries)}", now_ms)
+    entries += _moved(run, None, unassigned, f"{reset_id}:{len(entries)}", now_ms)
     if entries:
         await ledger.record(run.project, entries)
     for account in accounts:

@@ -170,33 +170,33 @@ class RunViews:
 
     async def get(self, project: str, run: str) -> RunView | None:
         """None if there is no such run. Raises StoreUnavailable."""
-        found = await runs_store.get(self._store, project, run)
-        if found is None:
+        run_row = await runs_store.get(self._store, project, run)
+        if run_row is None:
             return None
-        accounts = [run_account(run), *(step_account(run, step.step) for step in found.steps)]
+        accounts = [run_account(run), *(step_account(run, step.step) for step in run_row.steps)]
         balances = await self._balances(project, accounts)
-        line = self._line(found, balances)
-        whole = self.limit(found, balances.get(run_account(run)))
-        steps = tuple(self._step(found, step, balances, whole) for step in found.steps)
-        named = {name: getattr(line, name) for name in RunLine.__slots__}
-        plan = found.plan
+        line = self._line(run_row, balances)
+        run_limit = self.limit(run_row, balances.get(run_account(run)))
+        steps = tuple(self._step(run_row, step, balances, run_limit) for step in run_row.steps)
+        line_fields = {name: getattr(line, name) for name in RunLine.__slots__}
+        plan = run_row.plan
         return RunView(
-            **named,
+            **line_fields,
             strategy=plan.get("strategy"),
             pool_tokens=plan.get("pool_tokens"),
             steps=steps,
-            metrics=_metrics(found, line, steps, await runs_store.overhead_us(self._store, found)),
+            metrics=_metrics(run_row, line, steps, await runs_store.overhead_us(self._store, run_row)),
         )
 
-    async def list(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunLines:
+    async def list(self, run_filter: RunFilter, limit: int, cursor: str | None) -> RunLines:
         """Latest first. `wanted.state` is the state as shown, so a page may have fewer than `limit` runs."""
         lines: list[RunLine] = []
-        scanned = replace(wanted, state=wanted.state if wanted.state in runs_store.FINAL_STATES else None)
+        scanned = replace(run_filter, state=run_filter.state if run_filter.state in runs_store.FINAL_STATES else None)
         for _ in range(_PAGES_MAX):
             page = await runs_store.list_runs(self._store, scanned, limit - len(lines), cursor)
-            balances = await self._balances(wanted.project or "", [run_account(run.run) for run in page.runs])
-            shown = (self._line(run, balances) for run in page.runs)
-            lines += [line for line in shown if wanted.state in (None, line.state)]
+            balances = await self._balances(run_filter.project or "", [run_account(run.run) for run in page.runs])
+            run_lines = (self._line(run, balances) for run in page.runs)
+            lines += [line for line in run_lines if run_filter.state in (None, line.state)]
             cursor = page.next
             if cursor is None or len(lines) >= limit:
                 break
@@ -221,7 +221,7 @@ class RunViews:
     def _line(self, run: Run, balances: Mapping[str, Balance]) -> RunLine:
         balance = balances.get(run_account(run.run))
         sums = run.sums
-        settled, reserved, source = _standing(balance, sums)
+        settled, reserved, source = _settled_and_reserved(balance, sums)
         limit = self.limit(run, balance)
         return RunLine(
             run=run.run,
@@ -243,12 +243,12 @@ class RunViews:
             source=source,
         )
 
-    def _step(self, run: Run, step: RunStep, balances: Mapping[str, Balance], whole: Limit) -> StepView:
+    def _step(self, run: Run, step: RunStep, balances: Mapping[str, Balance], run_limit: Limit) -> StepView:
         balance = balances.get(step_account(run.run, step.step))
         sums = step.sums
-        settled, reserved, _ = _standing(balance, sums)
+        settled, reserved, _ = _settled_and_reserved(balance, sums)
         limit = self._budgeted(run, Scope.STEP, step.step).tightened_by(Limit(tokens=step.hard_limit_tokens))
-        limit = (limit if balance is None else limit.tightened_by(balance.limit)).capped_by(whole)
+        limit = (limit if balance is None else limit.tightened_by(balance.limit)).capped_by(run_limit)
         tokens = _tokens(limit, settled, reserved, sums)
         return StepView(
             step=step.step,
@@ -277,7 +277,7 @@ class RunViews:
         return UNLIMITED if link is None else link.hold.limit
 
 
-def _standing(balance: Balance | None, sums: Sums) -> tuple[Amount, Amount, Source]:
+def _settled_and_reserved(balance: Balance | None, sums: Sums) -> tuple[Amount, Amount, Source]:
     stored = Amount(sums.total_tokens, sums.cost_nano_usd, sums.requests)
     # After its keep time the ledger has forgotten a run, and reports zero.
     if balance is None or (balance.settled == ZERO and balance.reserved == ZERO and stored != ZERO):
@@ -293,13 +293,13 @@ def _state(run: Run, balance: Balance | None, limit: Limit, used: Amount) -> Run
     if balance is not None and balance.gate in _OF_GATE:
         return _OF_GATE[balance.gate]
     limits = ((limit.of(unit), used.of(unit)) for unit in UNITS)
-    is_full = any(most is not None and taken >= most for most, taken in limits)
+    is_full = any(limit_value is not None and used_value >= limit_value for limit_value, used_value in limits)
     return "exhausted" if is_full or (run.state == "exhausted" and not limit.is_unlimited) else "active"
 
 
 def _figures(unit: Unit, limit: Limit, settled: Amount, reserved: Amount) -> tuple[int | None, int, int, int | None]:
-    most, booked, held = limit.of(unit), settled.of(unit), reserved.of(unit)
-    return most, booked, held, None if most is None else most - booked - held
+    limit_value, settled_value, reserved_value = limit.of(unit), settled.of(unit), reserved.of(unit)
+    return limit_value, settled_value, reserved_value, None if limit_value is None else limit_value - settled_value - reserved_value
 
 
 def _tokens(limit: Limit, settled: Amount, reserved: Amount, sums: Sums) -> Tokens:
@@ -307,12 +307,12 @@ def _tokens(limit: Limit, settled: Amount, reserved: Amount, sums: Sums) -> Toke
 
 
 def _dollars(limit: Limit, settled: Amount, reserved: Amount, sums: Sums) -> Dollars:
-    most, booked, held, left = _figures("nano_usd", limit, settled, reserved)
+    limit_nano_usd, settled_nano_usd, reserved_nano_usd, remaining_nano_usd = _figures("nano_usd", limit, settled, reserved)
     return Dollars(
-        limit=None if most is None else usd(most),
-        settled=usd(booked),
-        reserved=usd(held),
-        remaining=None if left is None else usd(left),
+        limit=None if limit_nano_usd is None else usd(limit_nano_usd),
+        settled=usd(settled_nano_usd),
+        reserved=usd(reserved_nano_usd),
+        remaining=None if remaining_nano_usd is None else usd(remaining_nano_usd),
         overrun=usd(sums.overrun_nano_usd),
         saved=usd(sums.saved_nano_usd),
     )
@@ -349,8 +349,8 @@ def _adherence(steps: Sequence[StepView]) -> float | None:
 
 
 def _intents(steps: Sequence[StepView]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    calls_by_intent: dict[str, int] = {}
     for step in steps:
         if step.intent and step.calls:
-            found[step.intent] = found.get(step.intent, 0) + step.calls
-    return found
+            calls_by_intent[step.intent] = calls_by_intent.get(step.intent, 0) + step.calls
+    return calls_by_intent

@@ -168,7 +168,7 @@ class Attempt:
         if is_first:
             self._set_attributes(first_chunk=(time.monotonic_ns() - self._began_ns) / 1e9)
             self._set_attributes(response_id=_first_match(_ID, piece), response_model=_first_match(_MODEL, piece))
-        self._finish_reasons += [found.decode() for found in _ENDED.findall(piece)]
+        self._finish_reasons += [reason.decode() for reason in _ENDED.findall(piece)]
 
     def end(self, lane: Lane | None, usage: Usage | None, error: str, *, run: str | None = None) -> None:
         if not self._is_open:  # the last attempt failed
@@ -203,7 +203,9 @@ class Attempt:
         self._set_attributes(response_id=_text(answer.get("id")), response_model=_text(answer.get("model")))
         choices = answer.get("choices")
         ends = (
-            [one.get("finish_reason") for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
+            [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+            if isinstance(choices, list)
+            else []
         )
         self._finish_reasons += [end for end in (*ends, answer.get("stop_reason")) if isinstance(end, str)]
 
@@ -261,8 +263,8 @@ def _code_in(body: bytes) -> str:
 
 
 def _first_match(pattern: re.Pattern[bytes], piece: bytes) -> str | None:
-    found = pattern.search(piece)
-    return found[1].decode(errors="replace") if found else None
+    match = pattern.search(piece)
+    return match[1].decode(errors="replace") if match else None
 
 
 def _text(value: object) -> str | None:

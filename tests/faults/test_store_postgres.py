@@ -59,7 +59,7 @@ async def test_connection_broken_in_commit_stores_each_event_once(
 
 async def test_outage_is_buffered_reported_and_flushed_after_recovery(db: Database, proxy: PostgresProxy) -> None:
     ledger = MemoryLedger()
-    flusher = Flusher(ledger, db, consumer="one", outbox_cap=50, idle_ms=10, chance=lambda: 0.0)
+    flusher = Flusher(ledger, db, consumer="one", outbox_cap=50, idle_ms=10, random_share=lambda: 0.0)
     task = asyncio.create_task(flusher.run())
     await ledger.record("default", [entry("before")])
     await eventually(lambda: flusher.inserted_total == 1)
@@ -89,7 +89,7 @@ async def more_is_inserted(flusher: Flusher) -> None:
 async def test_120000_buffered_events_are_stored_once_despite_cuts(db: Database, proxy: PostgresProxy) -> None:
     """Ten minutes of an outage at 200 calls a second: 120,000 events. While they are flushed, the connection is cut three more times."""
     ledger, runs_seen = MemoryLedger(), 500
-    flusher = Flusher(ledger, db, consumer="one", outbox_cap=200_000, idle_ms=10, chance=lambda: 0.0)
+    flusher = Flusher(ledger, db, consumer="one", outbox_cap=200_000, idle_ms=10, random_share=lambda: 0.0)
     proxy.cut()
     for start in range(0, 120_000, 1_000):
         numbers = range(start, start + 1_000)
@@ -119,7 +119,7 @@ async def test_three_flushers_store_each_event_once_despite_cuts(postgres_url: s
         for store in stores:
             await store.open()
         flushers = [
-            Flusher(ledger, store, consumer=f"f{number}", batch=40, idle_ms=5, chance=lambda: 0.0)
+            Flusher(ledger, store, consumer=f"f{number}", batch=40, idle_ms=5, random_share=lambda: 0.0)
             for number, store in enumerate(stores)
         ]
         tasks = [asyncio.create_task(flusher.run()) for flusher in flushers]

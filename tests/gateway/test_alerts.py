@@ -37,7 +37,7 @@ def balances(call: Call, settled_tokens: int) -> list[Balance]:
 
 
 def events(alerts: Alerts) -> list[tuple[Any, ...]]:
-    return [occasion for occasion in alerts._told if occasion[0] == "budget_reached"]
+    return [occasion for occasion in alerts._reported if occasion[0] == "budget_reached"]
 
 
 @asynccontextmanager
@@ -128,12 +128,12 @@ def test_suspected_loop_of_a_step_is_alerted_once() -> None:
     for _ in range(3):
         alerts.check_budgets(call, [], Amount())
         alerts.refused(call)
-    alerted = [occasion for occasion in alerts._told if occasion[0] == "loop_suspected"]
+    alerted = [occasion for occasion in alerts._reported if occasion[0] == "loop_suspected"]
     assert alerted == [("loop_suspected", "acme", "r", "default")]
     quiet = Alerts(AlertConfig(loop_calls=None))
     for _ in range(100):
         quiet.refused(call)
-    assert not quiet._told
+    assert not quiet._reported
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
@@ -163,4 +163,4 @@ def test_breaker_alerts_at_each_change_of_state_and_only_then() -> None:
     gauges = Gauges(parts)
     for is_available in (True, False, False, True, True, False):
         gauges._show_breaker("store", is_available, "refused")
-    assert [occasion[0] for occasion in alerts._told] == ["breaker_opened", "breaker_closed", "breaker_opened"]
+    assert [occasion[0] for occasion in alerts._reported] == ["breaker_opened", "breaker_closed", "breaker_opened"]

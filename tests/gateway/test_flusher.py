@@ -52,7 +52,7 @@ class Sink:
 
 
 def flusher_of(ledger: Any, db: Database, sink: Any = usage.insert_entries, **options: Any) -> Flusher:
-    return Flusher(ledger, db, consumer="one", idle_ms=5, chance=lambda: 0.0, insert=sink, **options)
+    return Flusher(ledger, db, consumer="one", idle_ms=5, random_share=lambda: 0.0, insert=sink, **options)
 
 
 async def test_entries_are_stored_once_and_leave_the_outbox(ledger: MemoryLedger, db: Database) -> None:
@@ -127,7 +127,7 @@ async def test_loop_retries_after_every_kind_of_error(ledger: MemoryLedger, db: 
 
 
 async def test_backoff_doubles_with_jitter_up_to_a_maximum(ledger: MemoryLedger, db: Database) -> None:
-    shortest, longest = flusher_of(ledger, db), Flusher(ledger, db, consumer="x", chance=lambda: 0.999)
+    shortest, longest = flusher_of(ledger, db), Flusher(ledger, db, consumer="x", random_share=lambda: 0.999)
     error = StoreUnavailable("away")
     low = [shortest._note_failure(error) for _ in range(12)]
     high = [longest._note_failure(error) for _ in range(12)]
