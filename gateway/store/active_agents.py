@@ -46,13 +46,13 @@ async def active_since(db: Database, since_ms: int) -> list[ActiveAgent]:
         .where(runs.c.last_at >= since_ms, runs.c.agent != "")
         .group_by(runs.c.project, runs.c.agent, runs.c.workflow)
     )
-    found: dict[tuple[str, str], tuple[int, dict[str, int]]] = {}
+    agents: dict[tuple[str, str], tuple[int, dict[str, int]]] = {}
     async with db.read() as connection:
         for project, agent, workflow, count, last_at in await connection.execute(query):
-            last, workflows = found.get((project, agent), (0, {}))
+            last, workflows = agents.get((project, agent), (0, {}))
             workflows[workflow] = count
-            found[project, agent] = (max(last, last_at), workflows)
-    return [ActiveAgent(*key, last_at, workflows) for key, (last_at, workflows) in sorted(found.items())]
+            agents[project, agent] = (max(last, last_at), workflows)
+    return [ActiveAgent(*key, last_at, workflows) for key, (last_at, workflows) in sorted(agents.items())]
 
 
 async def latest_runs_since(db: Database, project: str, agent: str, since_ms: int) -> int:
@@ -60,8 +60,8 @@ async def latest_runs_since(db: Database, project: str, agent: str, since_ms: in
     condition = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
     query = select(runs.c.last_at).where(condition).order_by(runs.c.last_at.desc()).offset(RUNS_MAX - 1).limit(1)
     async with db.read() as connection:
-        found = (await connection.execute(query)).scalar()
-    return since_ms if found is None else int(found)
+        run_count = (await connection.execute(query)).scalar()
+    return since_ms if run_count is None else int(run_count)
 
 
 async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> ToolUse:
@@ -76,24 +76,24 @@ async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> Too
         .limit(CALLS_MAX)
     )
     async with db.read() as connection:
-        seen = [_observations(detail) for detail in (await connection.execute(query)).scalars()]
+        observations = [_observations(detail) for detail in (await connection.execute(query)).scalars()]
     return ToolUse(
-        calls=len(seen),
-        tool_calls=sum(_count(one, "tool_calls") for one in seen),
-        retries=sum(1 for one in seen if _count(one, "retry")),
-        tools_max=max((_count(one, "tools") for one in seen), default=0),
+        calls=len(observations),
+        tool_calls=sum(_count(observation, "tool_calls") for observation in observations),
+        retries=sum(1 for observation in observations if _count(observation, "retry")),
+        tools_max=max((_count(observation, "tools") for observation in observations), default=0),
     )
 
 
 def _observations(detail: str) -> Mapping[str, Any]:
     try:
-        found = orjson.loads(detail) if detail else {}
+        parsed = orjson.loads(detail) if detail else {}
     except orjson.JSONDecodeError:
         return {}
-    seen = found.get("seen") if isinstance(found, dict) else None
-    return seen if isinstance(seen, dict) else {}
+    observed = parsed.get("seen") if isinstance(parsed, dict) else None
+    return observed if isinstance(observed, dict) else {}
 
 
-def _count(seen: Mapping[str, Any], name: str) -> int:
-    value = seen.get(name)
+def _count(observation: Mapping[str, Any], name: str) -> int:
+    value = observation.get(name)
     return value if type(value) is int else 0

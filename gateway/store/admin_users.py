@@ -63,8 +63,8 @@ async def put_user(db: Database, name: str, password: str, role: str, now_ms: in
 
 async def list_users(db: Database) -> list[AdminUser]:
     async with db.begin() as connection:
-        found = await connection.execute(select(admin_users).order_by(admin_users.c.name))
-        return [_user(row) for row in found.mappings()]
+        rows = await connection.execute(select(admin_users).order_by(admin_users.c.name))
+        return [_user(row) for row in rows.mappings()]
 
 
 async def disable_user(db: Database, name: str, now_ms: int) -> bool:

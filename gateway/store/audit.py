@@ -79,28 +79,34 @@ async def forget_old(db: Database, now_ms: int, days: int) -> int:
             return forgotten
 
 
-async def query(db: Database, wanted: AuditFilter, limit: int = 100, before_id: int | None = None) -> list[AuditEvent]:
+async def query(
+    db: Database, audit_filter: AuditFilter, limit: int = 100, before_id: int | None = None
+) -> list[AuditEvent]:
     """Newest first. For the next page, pass the last event's `id` as `before_id`."""
-    found = select(audit_events).where(*_conditions(wanted)).order_by(audit_events.c.id.desc()).limit(limit)
+    statement = select(audit_events).where(*_conditions(audit_filter)).order_by(audit_events.c.id.desc()).limit(limit)
     if before_id is not None:
-        found = found.where(audit_events.c.id < before_id)
+        statement = statement.where(audit_events.c.id < before_id)
     async with db.begin() as connection:
-        return [_event(row) for row in (await connection.execute(found)).mappings()]
+        return [_event(row) for row in (await connection.execute(statement)).mappings()]
 
 
-def _conditions(wanted: AuditFilter) -> list[ColumnElement[bool]]:
+def _conditions(audit_filter: AuditFilter) -> list[ColumnElement[bool]]:
     table = audit_events.c
-    given = [(table[name], getattr(wanted, name)) for name in ("project", "actor", "target", "run")]
-    conditions: list[ColumnElement[bool]] = [column == value for column, value in given if value is not None]
-    if wanted.action is not None:
-        is_prefix = wanted.action.endswith(".")
+    columns_and_values = [(table[name], getattr(audit_filter, name)) for name in ("project", "actor", "target", "run")]
+    conditions: list[ColumnElement[bool]] = [
+        column == value for column, value in columns_and_values if value is not None
+    ]
+    if audit_filter.action is not None:
+        is_prefix = audit_filter.action.endswith(".")
         conditions.append(
-            table.action.startswith(wanted.action, autoescape=True) if is_prefix else table.action == wanted.action
+            table.action.startswith(audit_filter.action, autoescape=True)
+            if is_prefix
+            else table.action == audit_filter.action
         )
-    if wanted.from_ms is not None:
-        conditions.append(table.at >= wanted.from_ms)
-    if wanted.to_ms is not None:
-        conditions.append(table.at < wanted.to_ms)
+    if audit_filter.from_ms is not None:
+        conditions.append(table.at >= audit_filter.from_ms)
+    if audit_filter.to_ms is not None:
+        conditions.append(table.at < audit_filter.to_ms)
     return conditions
 
 

@@ -48,12 +48,14 @@ def ignore_conflict(statement: Insert) -> Insert:
     return statement.on_conflict_do_nothing()
 
 
-def add_on_conflict(table: Table, sums: Sequence[str], **others: Callable[[Any, Any], ColumnElement[Any]]) -> Conflict:
-    """ON CONFLICT DO UPDATE: add `sums` to the existing row; `others` compute new values from (the old row, the offered row)."""
+def add_on_conflict(
+    table: Table, sums: Sequence[str], **expressions: Callable[[Any, Any], ColumnElement[Any]]
+) -> Conflict:
+    """ON CONFLICT DO UPDATE: add `sums` to the existing row; `expressions` compute new values from (the old row, the offered row)."""
 
     def conflict(statement: Insert) -> Insert:
         changes: dict[str, Any] = {name: table.c[name] + statement.excluded[name] for name in sums}
-        changes |= {name: make(table.c, statement.excluded) for name, make in others.items()}
+        changes |= {name: make(table.c, statement.excluded) for name, make in expressions.items()}
         return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changes)
 
     return conflict

@@ -141,17 +141,17 @@ class Database:
 
     async def check_schema(self) -> None:
         """Raises SchemaMismatch with one sentence unless the tables are exactly those of this gateway."""
-        found = await self.schema_revision()
-        if found is None:
+        revision = await self.schema_revision()
+        if revision is None:
             raise SchemaMismatch("The store has no tables yet: run `farebox migrate`.")
         # Revisions are numbers of four digits, so they sort as texts.
-        if found < SCHEMA_REVISION:
+        if revision < SCHEMA_REVISION:
             raise SchemaMismatch(
-                f"The store's schema {found} is older than this gateway's {SCHEMA_REVISION}: run `farebox migrate`."
+                f"The store's schema {revision} is older than this gateway's {SCHEMA_REVISION}: run `farebox migrate`."
             )
-        if found > SCHEMA_REVISION:
+        if revision > SCHEMA_REVISION:
             raise SchemaMismatch(
-                f"The store's schema {found} is newer than this gateway's {SCHEMA_REVISION}: upgrade the gateway."
+                f"The store's schema {revision} is newer than this gateway's {SCHEMA_REVISION}: upgrade the gateway."
             )
 
     async def migrate(self, now_ms: int) -> str:

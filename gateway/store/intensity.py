@@ -83,8 +83,8 @@ async def current(db: Database, limit: int = AGENTS_MAX) -> list[Intensity]:
     query = select(agent_intensity_metrics).where(table.current.is_(True))
     first = case((table.source == "set", 0), else_=1), table.measured_at.desc(), table.id.desc()
     async with db.begin() as connection:
-        found = (await connection.execute(query.order_by(*first).limit(limit))).mappings()
-        return sorted((_from_row(row) for row in found), key=lambda one: (one.project, one.agent))
+        rows = (await connection.execute(query.order_by(*first).limit(limit))).mappings()
+        return sorted((_from_row(row) for row in rows), key=lambda score: (score.project, score.agent))
 
 
 async def history(db: Database, project: str, agent: str, limit: int = 100) -> list[Intensity]:
@@ -92,16 +92,16 @@ async def history(db: Database, project: str, agent: str, limit: int = 100) -> l
     table = agent_intensity_metrics.c
     query = select(agent_intensity_metrics).where(table.project == project, table.agent == agent)
     async with db.begin() as connection:
-        found = (await connection.execute(query.order_by(table.id.desc()).limit(limit))).mappings()
-        return [_from_row(row) for row in found]
+        rows = (await connection.execute(query.order_by(table.id.desc()).limit(limit))).mappings()
+        return [_from_row(row) for row in rows]
 
 
 async def forget_old(db: Database, now_ms: int) -> None:
     """Delete computed scores older than 90 days, unless the score is current and the agent has run since."""
     table = agent_intensity_metrics.c
     old = and_(table.source == "computed", table.measured_at < now_ms - _KEEP_MS)
-    seen = select(runs.c.project, runs.c.agent).where(runs.c.last_at >= now_ms - _KEEP_MS).distinct()
-    is_of_use = and_(table.current.is_(True), tuple_(table.project, table.agent).in_(seen))
+    active_agents = select(runs.c.project, runs.c.agent).where(runs.c.last_at >= now_ms - _KEEP_MS).distinct()
+    is_of_use = and_(table.current.is_(True), tuple_(table.project, table.agent).in_(active_agents))
     async with db.begin() as connection:
         await raise_version(connection, Subject.AGENTS)
         await connection.execute(agent_intensity_metrics.delete().where(old, not_(is_of_use)))
@@ -109,7 +109,7 @@ async def forget_old(db: Database, now_ms: int) -> None:
 
 async def observed(db: Database, project: str, agent: str, since_ms: int) -> ObservedActivity:
     """Figures of the agent's runs whose last event is not older than `since_ms`."""
-    seen = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
+    of_agent = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
     summed = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens")
     query = select(
         func.count().label("runs"),
@@ -117,9 +117,9 @@ async def observed(db: Database, project: str, agent: str, since_ms: int) -> Obs
         *(func.sum(runs.c[name]).label(name) for name in summed),
         func.max(runs.c.total_tokens).label("peak_run_tokens"),
         func.sum(runs.c.last_at - runs.c.first_at).label("duration_ms"),
-    ).where(seen)
+    ).where(of_agent)
     joined = and_(run_steps.c.project == runs.c.project, run_steps.c.run == runs.c.run)
-    steps = select(func.count()).select_from(runs.join(run_steps, joined)).where(seen)
+    steps = select(func.count()).select_from(runs.join(run_steps, joined)).where(of_agent)
     async with db.begin() as connection:
         row = (await connection.execute(query)).mappings().one()
         step_count = (await connection.execute(steps)).scalar_one()

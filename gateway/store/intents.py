@@ -26,16 +26,16 @@ class LearnedIntent:
 async def put_many(db: Database, learned: Sequence[LearnedIntent]) -> None:
     """Store, or replace what was known. Of two with the same key the last one counts."""
     rows = {
-        one.key: {
-            "key": one.key,
-            "intent": one.intent,
-            "confidence": one.confidence,
-            "source": one.source,
-            "reasoning": one.reasoning,
-            "created_at": one.created_at_ms,
-            "expires_at": one.expires_at_ms,
+        intent.key: {
+            "key": intent.key,
+            "intent": intent.intent,
+            "confidence": intent.confidence,
+            "source": intent.source,
+            "reasoning": intent.reasoning,
+            "created_at": intent.created_at_ms,
+            "expires_at": intent.expires_at_ms,
         }
-        for one in learned
+        for intent in learned
     }
     names = ("intent", "confidence", "source", "reasoning", "created_at", "expires_at")
     ordered = [rows[key] for key in sorted(rows)]  # so that concurrent writers lock in the same order
@@ -58,8 +58,8 @@ async def latest(db: Database, now_ms: int, limit: int = 10_000) -> list[Learned
     """The newest that have not expired, to warm up a new process."""
     query = select(intent_cache).where(intent_cache.c.expires_at > now_ms)
     async with db.begin() as connection:
-        found = await connection.execute(query.order_by(intent_cache.c.created_at.desc()).limit(limit))
-        return [_learned(row) for row in found]
+        rows = await connection.execute(query.order_by(intent_cache.c.created_at.desc()).limit(limit))
+        return [_learned(row) for row in rows]
 
 
 async def forget_expired(db: Database, now_ms: int) -> int:

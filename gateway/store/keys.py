@@ -112,20 +112,20 @@ def looks_like_key(text: str) -> bool:
     return _checksum(body) == text[-_CHECK_CHARACTERS:]
 
 
-def digest_of(plain: str) -> str:
+def digest_of(plain_key: str) -> str:
     """SHA-256 in hex."""
-    return hashlib.sha256(plain.encode()).hexdigest()
+    return hashlib.sha256(plain_key.encode()).hexdigest()
 
 
-async def create(db: Database, request: KeyRequest, who: str, now_ms: int) -> NewKey:
+async def create(db: Database, request: KeyRequest, actor: str, now_ms: int) -> NewKey:
     """Make a key and store its digest. Raises KeyNameTaken, StoreUnavailable."""
-    plain = make_plain_key()
+    plain_key = make_plain_key()
     key = ApiKey(
         id="key_" + secrets.token_hex(8),
         name=request.name,
         project=request.project,
-        prefix=plain[:_SHOWN_CHARACTERS],
-        digest=digest_of(plain),
+        prefix=plain_key[:_SHOWN_CHARACTERS],
+        digest=digest_of(plain_key),
         admin=request.admin,
         role=request.role or ("admin" if request.admin else ""),
         workflow=request.workflow,
@@ -134,14 +134,14 @@ async def create(db: Database, request: KeyRequest, who: str, now_ms: int) -> Ne
         allowed_models=request.allowed_models,
         limits=request.limits,
         created_at_ms=now_ms,
-        created_by=who,
+        created_by=actor,
         expires_at_ms=request.expires_at_ms,
     )
     async with db.begin() as connection:
         await raise_version(connection, Subject.KEYS)  # first, so that a concurrent creation waits
         await _check_name(connection, key)
         await connection.execute(api_keys.insert().values(**_to_row(key)))
-    return NewKey(plain, key)
+    return NewKey(plain_key, key)
 
 
 async def list_all(db: Database, project: str | None = None) -> list[ApiKey]:
@@ -163,9 +163,9 @@ async def change(db: Database, key_id: str, edited: Callable[[ApiKey], ApiKey]) 
         if key is None or key.revoked_at_ms is not None:
             return None
         await raise_version(connection, Subject.KEYS)  # before comparing names, so that a concurrent creation waits
-        after = edited(key)
-        await _check_name(connection, after)
-        row = _to_row(after)
+        changed = edited(key)
+        await _check_name(connection, changed)
+        row = _to_row(changed)
         values = {name: row[name] for name in _CHANGEABLE}
         await connection.execute(api_keys.update().where(api_keys.c.id == key_id).values(**values))
         return await _locked(connection, key_id)
@@ -192,17 +192,17 @@ async def rotate(db: Database, key_id: str, now_ms: int, grace_ms: int = 0) -> N
 
     Returns None if there is no such key or it is revoked.
     """
-    plain = make_plain_key()
+    plain_key = make_plain_key()
     async with db.begin() as connection:
         key = await _locked(connection, key_id)
         if key is None or key.revoked_at_ms is not None:
             return None
         old = {"old_digest": key.digest, "old_until": now_ms + grace_ms} if grace_ms > 0 else _NO_OLD
-        new = {"digest": digest_of(plain), "prefix": plain[:_SHOWN_CHARACTERS]}
+        new = {"digest": digest_of(plain_key), "prefix": plain_key[:_SHOWN_CHARACTERS]}
         await connection.execute(api_keys.update().where(api_keys.c.id == key_id).values(**new, **old))
         await raise_version(connection, Subject.KEYS)
         rotated = await _locked(connection, key_id)
-    return None if rotated is None else NewKey(plain, rotated)
+    return None if rotated is None else NewKey(plain_key, rotated)
 
 
 _NO_OLD: Final = {"old_digest": None, "old_until": None}
@@ -220,8 +220,10 @@ async def _check_name(connection: StoreConnection, key: ApiKey) -> None:
         row.revoked_at.is_(None),
         row.id != key.id,
     )
-    found = [_from_row(one) for one in (await connection.execute(select(api_keys).where(*namesakes))).mappings()]
-    if found and any(one.has_budget for one in (key, *found)):
+    same_named = [
+        _from_row(key_row) for key_row in (await connection.execute(select(api_keys).where(*namesakes))).mappings()
+    ]
+    if same_named and any(key_row.has_budget for key_row in (key, *same_named)):
         raise KeyNameTaken
 
 

@@ -36,5 +36,5 @@ async def of_workflow(db: Database, project: str, workflow: str, now_ms: int) ->
     columns = (ranked.c.step, ranked.c.intent, ranked.c.model, ranked.c.order_ms)
     query = select(*columns).where(ranked.c.rank == 1).order_by(ranked.c.order_ms, ranked.c.step)
     async with db.read() as connection:
-        found = await connection.execute(query)
-        return {row.step: KnownStep(row.intent, row.model, place) for place, row in enumerate(found)}
+        rows = await connection.execute(query)
+        return {row.step: KnownStep(row.intent, row.model, position) for position, row in enumerate(rows)}

@@ -16,15 +16,15 @@ def cursor_of(at_ms: int, name: str) -> str:
     return f"{at_ms}:{name}"
 
 
-def after_cursor(cursor: str | None, at: Column[Any], name: Column[Any]) -> list[ColumnElement[bool]]:
+def after_cursor(cursor: str | None, time_column: Column[Any], name_column: Column[Any]) -> list[ColumnElement[bool]]:
     """The condition of the next page; none for the first one. Raises ValueError for an invalid cursor."""
     if not cursor:
         return []
     if not _CURSOR.fullmatch(cursor):
         raise ValueError("no cursor")
     at_ms, _, last = cursor.partition(":")
-    return [or_(at < int(at_ms), and_(at == int(at_ms), name < last))]
+    return [or_(time_column < int(at_ms), and_(time_column == int(at_ms), name_column < last))]
 
 
-def newest_first(at: Column[Any], name: Column[Any]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    return at.desc(), name.desc()
+def newest_first(time_column: Column[Any], name_column: Column[Any]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    return time_column.desc(), name_column.desc()

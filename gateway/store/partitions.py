@@ -46,12 +46,12 @@ def month_of_name(name: str) -> Month | None:
 
 
 async def existing_months(connection: StoreConnection) -> set[Month]:
-    found = await connection.execute(
+    rows = await connection.execute(
         text(
             "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'token_usage'::regclass"
         )
     )
-    months = (month_of_name(name) for (name,) in found)
+    months = (month_of_name(name) for (name,) in rows)
     return {month for month in months if month is not None}
 
 

@@ -171,8 +171,8 @@ async def create(db: Database, run: Run) -> Run:
         await _forget_plan(connection, run)
         steps = [_step_row(run.project, run.run, step) for step in run.steps]
         await insert(connection, run_steps, steps, replace_on_conflict(run_steps, _PLANNED_STEP_COLUMNS))
-    found = await get(db, run.project, run.run)
-    return found or run
+    existing = await get(db, run.project, run.run)
+    return existing or run
 
 
 async def begin(db: Database, new_runs: Sequence[Run]) -> None:
@@ -219,16 +219,16 @@ async def get(db: Database, project: str, run: str) -> Run | None:
 async def get_many(db: Database, project: str, names: Sequence[str]) -> dict[str, Run]:
     """Those of the runs that the store has, by name."""
     async with db.begin() as connection:
-        wanted = {"project": project, "names": list_parameter(connection, names)}
-        found = (await connection.execute(_runs_named(connection.dialect.name), wanted)).mappings().all()
-        if not found:
+        parameters = {"project": project, "names": list_parameter(connection, names)}
+        rows = (await connection.execute(_runs_named(connection.dialect.name), parameters)).mappings().all()
+        if not rows:
             return {}
-        known = [row["run"] for row in found]
-        query = select(run_steps).where(run_steps.c.project == project, is_in(connection, run_steps.c.run, known))
-        steps: dict[str, list[RunStep]] = {name: [] for name in known}
+        names_found = [row["run"] for row in rows]
+        query = select(run_steps).where(run_steps.c.project == project, is_in(connection, run_steps.c.run, names_found))
+        steps: dict[str, list[RunStep]] = {name: [] for name in names_found}
         for row in (await connection.execute(query.order_by(*_STEP_ORDER))).mappings():
             steps[row["run"]].append(_step(row))
-    return {row["run"]: _run(row, tuple(steps[row["run"]])) for row in found}
+    return {row["run"]: _run(row, tuple(steps[row["run"]])) for row in rows}
 
 
 @cache
@@ -244,8 +244,8 @@ async def overhead_us(db: Database, run: Run) -> int | None:
         calls.project == run.project, calls.run == run.run, calls.at.between(run.first_at_ms, run.last_at_ms)
     )
     async with db.read() as connection:
-        found = (await connection.execute(select(func.sum(calls.overhead_us)).where(condition))).scalar()
-    return None if found is None else int(found)
+        total_us = (await connection.execute(select(func.sum(calls.overhead_us)).where(condition))).scalar()
+    return None if total_us is None else int(total_us)
 
 
 async def latest_keys(db: Database, project: str, names: Sequence[str]) -> dict[str, str]:
@@ -263,14 +263,14 @@ async def latest_keys(db: Database, project: str, names: Sequence[str]) -> dict[
         return {run: key for run, key in await connection.execute(query) if key is not None}
 
 
-async def list_runs(db: Database, wanted: RunFilter, limit: int = 50, cursor: str | None = None) -> RunPage:
+async def list_runs(db: Database, run_filter: RunFilter, limit: int = 50, cursor: str | None = None) -> RunPage:
     """Runs by their last event, latest first. Raises ValueError for an invalid cursor."""
     keys = runs.c.last_at, runs.c.run
-    query = select(runs).where(*_conditions(wanted), *after_cursor(cursor, *keys)).order_by(*newest_first(*keys))
+    query = select(runs).where(*_conditions(run_filter), *after_cursor(cursor, *keys)).order_by(*newest_first(*keys))
     async with db.begin() as connection:
-        found = [_run(row, ()) for row in (await connection.execute(query.limit(limit + 1))).mappings()]
-    page = found[:limit]
-    return RunPage(tuple(page), cursor_of(page[-1].last_at_ms, page[-1].run) if len(found) > limit else None)
+        rows = [_run(row, ()) for row in (await connection.execute(query.limit(limit + 1))).mappings()]
+    page = rows[:limit]
+    return RunPage(tuple(page), cursor_of(page[-1].last_at_ms, page[-1].run) if len(rows) > limit else None)
 
 
 async def set_state(
@@ -304,33 +304,35 @@ async def family(connection: StoreConnection, project: str, run: str) -> list[st
         runs.c.project == project, has_parent, runs.c.parent_run == tree.c.run, runs.c.run != runs.c.parent_run
     )
     # UNION and not UNION ALL, so that a cycle, which headers can create, ends.
-    found = await connection.execute(select(tree.union(children).c.run))
-    return list({run, *found.scalars()})
+    rows = await connection.execute(select(tree.union(children).c.run))
+    return list({run, *rows.scalars()})
 
 
 async def runs_inside(connection: StoreConnection, project: str, names: Sequence[str]) -> dict[str, str]:
     """All runs inside one of `names`, at any depth, each with the run directly around it."""
-    found: dict[str, str] = {}
-    outer = list(names)
-    while outer:
+    top_by_run: dict[str, str] = {}
+    ancestors = list(names)
+    while ancestors:
         has_parent = runs.c.parent_run != literal_column("''"), runs.c.run != runs.c.parent_run
         query = select(runs.c.run, runs.c.parent_run).where(
-            runs.c.project == project, *has_parent, is_in(connection, runs.c.parent_run, outer)
+            runs.c.project == project, *has_parent, is_in(connection, runs.c.parent_run, ancestors)
         )
         rows = {row.run: row.parent_run for row in await connection.execute(query)}
-        outer = [run for run in rows if run not in found]
-        found |= rows
-    return found
+        ancestors = [run for run in rows if run not in top_by_run]
+        top_by_run |= rows
+    return top_by_run
 
 
-def _conditions(wanted: RunFilter) -> list[ColumnElement[bool]]:
+def _conditions(run_filter: RunFilter) -> list[ColumnElement[bool]]:
     names = ("project", "workflow", "agent", "user", "state", "parent_run")
-    given = [(runs.c[name], getattr(wanted, name)) for name in names]
-    conditions: list[ColumnElement[bool]] = [column == value for column, value in given if value is not None]
-    if wanted.from_ms is not None:
-        conditions.append(runs.c.last_at >= wanted.from_ms)
-    if wanted.to_ms is not None:
-        conditions.append(runs.c.last_at < wanted.to_ms)
+    columns_and_values = [(runs.c[name], getattr(run_filter, name)) for name in names]
+    conditions: list[ColumnElement[bool]] = [
+        column == value for column, value in columns_and_values if value is not None
+    ]
+    if run_filter.from_ms is not None:
+        conditions.append(runs.c.last_at >= run_filter.from_ms)
+    if run_filter.to_ms is not None:
+        conditions.append(runs.c.last_at < run_filter.to_ms)
     return conditions
 
 

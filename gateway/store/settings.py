@@ -45,8 +45,8 @@ class SettingChange:
 async def get_all(db: Database) -> dict[str, SettingRow]:
     """Every stored setting that this gateway knows, in the order of `SETTINGS`."""
     async with db.begin() as connection:
-        found = await _rows(connection)
-    return {key: found[key] for key in SETTINGS if key in found}
+        rows = await _rows(connection)
+    return {key: rows[key] for key in SETTINGS if key in rows}
 
 
 async def get(db: Database, key: str) -> SettingRow | None:
@@ -54,29 +54,35 @@ async def get(db: Database, key: str) -> SettingRow | None:
 
 
 async def put(
-    db: Database, key: str, value: object, who: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
+    db: Database, key: str, value: object, actor: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
 ) -> SettingRow:
     """Set one. Raises SettingError (unknown key, wrong type, out of range) and SettingsConflict, and then changes nothing."""
-    return (await put_many(db, {key: value}, who, now_ms, first_values))[key]
+    return (await put_many(db, {key: value}, actor, now_ms, first_values))[key]
 
 
 async def put_many(
-    db: Database, values: Mapping[str, object], who: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
+    db: Database,
+    values: Mapping[str, object],
+    actor: str,
+    now_ms: int,
+    first_values: Mapping[str, SettingValue] = _NONE,
 ) -> dict[str, SettingRow]:
     """Set several in one transaction, all or none. Unchanged values make no history.
 
     `first_values` are those of the configuration file: they apply, and are the old values of a change, until somebody sets
     their keys.
     """
-    wanted = {key: validated(key, value) for key, value in values.items()}
+    validated_values = {key: validated(key, value) for key, value in values.items()}
     async with db.begin() as connection:
         stored = await _rows(connection, locked=True)
-        before = {key: row.value if row.updated_by else first_values.get(key, row.value) for key, row in stored.items()}
-        _check_conflicts(before, before | wanted)
-        rows = {key: SettingRow(key, value, now_ms, who) for key, value in wanted.items()}
+        previous = {
+            key: row.value if row.updated_by else first_values.get(key, row.value) for key, row in stored.items()
+        }
+        _check_conflicts(previous, previous | validated_values)
+        rows = {key: SettingRow(key, value, now_ms, actor) for key, value in validated_values.items()}
         for key, row in rows.items():
             await _write(connection, row, is_new=key not in stored)
-            await _note_change(connection, before.get(key, SETTINGS[key].default), row)
+            await _note_change(connection, previous.get(key, SETTINGS[key].default), row)
         await raise_version(connection, Subject.SETTINGS)
     return rows
 
@@ -92,33 +98,33 @@ async def history(db: Database, key: str | None = None, limit: int = 100) -> lis
 
 
 async def revert(
-    db: Database, change_id: int, who: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
+    db: Database, change_id: int, actor: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
 ) -> SettingRow | None:
     """Restore the value before a change, as a new change. None if there is no such change."""
     query = select(settings_history).where(settings_history.c.id == change_id)
     async with db.begin() as connection:
-        found = (await connection.execute(query)).mappings().first()
-    if found is None:
+        change_row = (await connection.execute(query)).mappings().first()
+    if change_row is None:
         return None
-    change = _change(found)
-    return await put(db, change.key, change.old, who, now_ms, first_values)
+    change = _change(change_row)
+    return await put(db, change.key, change.old, actor, now_ms, first_values)
 
 
-def _check_conflicts(before: Mapping[str, SettingValue], after: Mapping[str, SettingValue]) -> None:
+def _check_conflicts(previous: Mapping[str, SettingValue], changed: Mapping[str, SettingValue]) -> None:
     """Only new contradictions are refused: existing ones must not block the way out of them."""
-    made = [sentence for sentence in conflicts(after) if sentence not in conflicts(before)]
-    if made:
-        raise SettingsConflict(" ".join(made))
+    new_conflicts = [sentence for sentence in conflicts(changed) if sentence not in conflicts(previous)]
+    if new_conflicts:
+        raise SettingsConflict(" ".join(new_conflicts))
 
 
 async def _rows(connection: StoreConnection, *, locked: bool = False) -> dict[str, SettingRow]:
     query = select(system_settings_config)
     if locked:  # of two writers of one key the second sees what the first wrote, so that the history is a chain
         query = query.order_by(system_settings_config.c.key).with_for_update()
-    found = (await connection.execute(query)).mappings()
+    rows = (await connection.execute(query)).mappings()
     return {
         row["key"]: SettingRow(row["key"], orjson.loads(row["value"]), row["updated_at"], row["updated_by"])
-        for row in found
+        for row in rows
     }
 
 

@@ -79,7 +79,7 @@ class SqliteConnection:
         return await self.run_sync(_execute_and_fetch, statement, parameters)
 
     async def run_sync(
-        self, function: Callable[Concatenate[Connection, P], T], *arguments: P.args, **named: P.kwargs
+        self, function: Callable[Concatenate[Connection, P], T], *arguments: P.args, **keywords: P.kwargs
     ) -> T:
         """Run `function` in the connection's thread, with the connection as its first argument."""
 
@@ -87,7 +87,7 @@ class SqliteConnection:
             if self._connection is None:
                 self._connection = self._engine.connect()
                 self._connection.begin()
-            return function(self._connection, *arguments, **named)
+            return function(self._connection, *arguments, **keywords)
 
         self._is_over = False
         return await self._run_in_thread(run)

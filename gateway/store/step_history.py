@@ -44,15 +44,15 @@ class IntentModel:
 async def by_step(db: Database, project: str, workflow: str, now_ms: int) -> Mapping[str, tuple[StepSample, ...]]:
     """Step → its samples of the last 30 days, newest first, at most 200 each, from the 500 newest runs. Raises StoreUnavailable."""
     of_runs = [runs.c.project == project, runs.c.workflow == workflow]
-    found = await _samples(db, [run_steps.c.step], of_runs, [], now_ms)
-    return {key[0]: samples for key, samples in found.items()}
+    samples_by_key = await _samples(db, [run_steps.c.step], of_runs, [], now_ms)
+    return {key[0]: samples for key, samples in samples_by_key.items()}
 
 
 async def by_intent(db: Database, project: str, now_ms: int) -> Mapping[IntentModel, tuple[StepSample, ...]]:
     """The same by intent and model over all workflows of a project, for steps with too few samples of their own."""
     keys = [run_steps.c.intent, run_steps.c.model]
-    found = await _samples(db, keys, [runs.c.project == project], [run_steps.c.intent != ""], now_ms)
-    return {IntentModel(*key): samples for key, samples in found.items()}
+    samples_by_key = await _samples(db, keys, [runs.c.project == project], [run_steps.c.intent != ""], now_ms)
+    return {IntentModel(*key): samples for key, samples in samples_by_key.items()}
 
 
 async def by_run(db: Database, project: str, workflow: str, now_ms: int) -> tuple[StepSample, ...]:
@@ -62,16 +62,20 @@ async def by_run(db: Database, project: str, workflow: str, now_ms: int) -> tupl
     async with db.read() as connection:
         last_at = {row.run: row.last_at for row in await connection.execute(query)}
         parents = await runs_inside(connection, project, list(last_at))
-        named = is_in(connection, runs.c.run, list({*last_at, *parents}))
-        tokens = select(runs.c.run, runs.c.total_tokens).where(runs.c.project == project, named)
-        used = _including_runs_inside({row.run: row.total_tokens for row in await connection.execute(tokens)}, parents)
-    return tuple(_sample(used[run], at_ms, now_ms) for run, at_ms in last_at.items() if used.get(run, 0) > 0)
+        is_named_run = is_in(connection, runs.c.run, list({*last_at, *parents}))
+        tokens = select(runs.c.run, runs.c.total_tokens).where(runs.c.project == project, is_named_run)
+        tokens_by_run = _including_runs_inside(
+            {row.run: row.total_tokens for row in await connection.execute(tokens)}, parents
+        )
+    return tuple(
+        _sample(tokens_by_run[run], at_ms, now_ms) for run, at_ms in last_at.items() if tokens_by_run.get(run, 0) > 0
+    )
 
 
-def _including_runs_inside(own: Mapping[str, int], parents: Mapping[str, str]) -> Mapping[str, int]:
+def _including_runs_inside(own_tokens: Mapping[str, int], parents: Mapping[str, str]) -> Mapping[str, int]:
     """The tokens of each run together with those of all runs inside it."""
     totals: dict[str, int] = defaultdict(int)
-    for run, tokens in own.items():
+    for run, tokens in own_tokens.items():
         payers: list[str] = []
         payer: str | None = run
         while payer is not None and payer not in payers:  # headers can create cycles
@@ -97,11 +101,11 @@ async def _samples(
     of_steps: list[ColumnElement[bool]],
     now_ms: int,
 ) -> dict[tuple[str, ...], tuple[StepSample, ...]]:
-    found: dict[tuple[str, ...], list[StepSample]] = defaultdict(list)
+    samples_by_key: dict[tuple[str, ...], list[StepSample]] = defaultdict(list)
     async with db.read() as connection:
         for *key, tokens, at_ms in await connection.execute(_query(keys, of_runs, of_steps, now_ms)):
-            found[tuple(key)].append(_sample(tokens, at_ms, now_ms))
-    return {key: tuple(samples) for key, samples in found.items()}
+            samples_by_key[tuple(key)].append(_sample(tokens, at_ms, now_ms))
+    return {key: tuple(samples) for key, samples in samples_by_key.items()}
 
 
 def newest_runs(conditions: list[ColumnElement[bool]], now_ms: int) -> Subquery:

@@ -105,9 +105,9 @@ token_usage: Final = Table(
 )
 
 
-def _sums_of(name: str, at: str) -> Table:
+def _sums_of(name: str, time_column: str) -> Table:
     keys = (Column(key, Text, primary_key=True) for key in GROUPED)
-    start = Column(at, BigInteger, primary_key=True, autoincrement=False)
+    start = Column(time_column, BigInteger, primary_key=True, autoincrement=False)
     return Table(name, METADATA, start, *keys, *(_count(sums) for sums in SUMS))
 
 

@@ -62,10 +62,10 @@ async def insert_entries(db: Database, entries: Sequence[OutboxEntry], now_ms: i
     by_id, rejected = await _parse_entries(entries)
     async with db.begin() as connection:
         await _acquire_writer_lock(connection)
-        fresh = await _drop_known(connection, by_id)
-        await _ensure_partitions(connection, fresh)
-        summing = asyncio.create_task(_compute_sums(fresh))
-        stored, refused = await _store_rows(connection, fresh)
+        new_entries = await _drop_known(connection, by_id)
+        await _ensure_partitions(connection, new_entries)
+        summing = asyncio.create_task(_compute_sums(new_entries))
+        stored, refused = await _store_rows(connection, new_entries)
         for table, names, added, conflict in await (_compute_sums(stored) if refused else summing):
             await insert_values(connection, table, names, added, conflict)
         if refused:
@@ -141,8 +141,8 @@ async def _drop_known(connection: StoreConnection, by_id: dict[str, Row]) -> lis
     query = select(token_usage.c.id).where(
         is_in(connection, token_usage.c.id, list(by_id)), token_usage.c.at >= oldest_ms
     )
-    known = set((await connection.execute(query)).scalars())
-    return [row for key, row in by_id.items() if key not in known]
+    known_ids = set((await connection.execute(query)).scalars())
+    return [row for key, row in by_id.items() if key not in known_ids]
 
 
 async def _ensure_partitions(connection: StoreConnection, rows: Sequence[Row]) -> None:
@@ -304,9 +304,9 @@ def _within_int64(value: int) -> int:
     return max(-_INT64_MAX, min(_INT64_MAX, value))
 
 
-def _printable(given: bytes) -> str:
+def _printable(raw: bytes) -> str:
     """The text as far as every engine can store it: invalid UTF-8 as `\\xNN`, NUL as U+FFFD."""
-    return given.decode(errors="backslashreplace").replace("\x00", "\ufffd")
+    return raw.decode(errors="backslashreplace").replace("\x00", "\ufffd")
 
 
 async def _delete_slice(db: Database, before_ms: int, rows_max: int = 5_000) -> int:

@@ -29,8 +29,8 @@ def to_csv(group_by: str, rows: Sequence[ReportRow], key_names: Mapping[str, str
     names = [] if key_names is None else ["key_name"]
     writer.writerow([group_by, *names, *(name.replace(_NANO_USD, "_usd") for name in SUMS)])
     for row in rows:
-        named = [] if key_names is None else [cell(key_names.get(row.group, ""))]
-        writer.writerow([cell(row.group), *named, *(_figure(row.sums, name) for name in SUMS)])
+        name_cells = [] if key_names is None else [cell(key_names.get(row.group, ""))]
+        writer.writerow([cell(row.group), *name_cells, *(_figure(row.sums, name) for name in SUMS)])
     return out.getvalue()
 
 

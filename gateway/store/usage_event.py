@@ -171,11 +171,11 @@ def _truncate_texts(event: dict[str, Any]) -> None:
     event["actions"] = _actions(event["actions"])
 
 
-def _status(kind: EntryKind, given: object) -> str:
-    known = _STATUS_OF_KIND.get(kind)
-    if known is not None:
-        return known
-    return given if isinstance(given, str) and given in _STATUSES else "ok"
+def _status(kind: EntryKind, status: object) -> str:
+    status_of_kind = _STATUS_OF_KIND.get(kind)
+    if status_of_kind is not None:
+        return status_of_kind
+    return status if isinstance(status, str) and status in _STATUSES else "ok"
 
 
 def _check_name(name: str, value: str) -> None:

@@ -131,62 +131,67 @@ _GROUP, _TOTAL, _GRAND_TOTAL = range(3)
 _STATEMENTS_MAX: Final = 64
 
 
-async def report(db: Database, group_by: GroupBy, wanted: UsageFilter, limit: int = 100) -> Report:
-    """Sum the calls that match `wanted` by `group_by`. Raises StoreUnavailable."""
+async def report(db: Database, group_by: GroupBy, usage_filter: UsageFilter, limit: int = 100) -> Report:
+    """Sum the calls that match `usage_filter` by `group_by`. Raises StoreUnavailable."""
     async with db.begin() as connection:
-        found = (await connection.execute(_report_query(group_by, wanted, limit))).mappings().all()
-    groups = [row for row in found if row["kind"] == _GROUP]
-    totals = [row for row in found if row["kind"] == _TOTAL]
+        report_rows = (await connection.execute(_report_query(group_by, usage_filter, limit))).mappings().all()
+    groups = [row for row in report_rows if row["kind"] == _GROUP]
+    totals = [row for row in report_rows if row["kind"] == _TOTAL]
     total = {name: sum(row[name] or 0 for row in totals) for name in SUMS}
     count = sum(row["groups"] for row in totals)
-    for whole in (row for row in found if row["kind"] == _GRAND_TOTAL):
-        rest = {name: (whole[name] or 0) - total[name] for name in SUMS}
-        if any(rest.values()):
-            groups, count = [*groups, {"grp": "", **rest}], count + 1
-            total = {name: whole[name] or 0 for name in SUMS}
-    shown = sorted(groups, key=lambda row: _sort_key(group_by, row))[:limit]
-    rows = tuple(ReportRow(_label(group_by, row["grp"]), Sums.of(row)) for row in shown)
+    for grand_total in (row for row in report_rows if row["kind"] == _GRAND_TOTAL):
+        remainder = {name: (grand_total[name] or 0) - total[name] for name in SUMS}
+        if any(remainder.values()):
+            groups, count = [*groups, {"grp": "", **remainder}], count + 1
+            total = {name: grand_total[name] or 0 for name in SUMS}
+    shown_rows = sorted(groups, key=lambda row: _sort_key(group_by, row))[:limit]
+    rows = tuple(ReportRow(_label(group_by, row["grp"]), Sums.of(row)) for row in shown_rows)
     return Report(group_by, rows, Sums.of(total), count)
 
 
 async def days_of_groups(
-    db: Database, group_by: GroupBy, groups: Sequence[str], wanted: UsageFilter
+    db: Database, group_by: GroupBy, groups: Sequence[str], usage_filter: UsageFilter
 ) -> dict[tuple[str, str], Sums]:
     """(group, day) → what these groups used on each day; days without calls are omitted. Raises StoreUnavailable.
 
     Not by run: their number is unbounded, and only single rows have their days.
     """
-    query = _days_query(group_by, wanted)
+    query = _days_query(group_by, usage_filter)
     async with db.read() as connection:
-        found = (await connection.execute(query, {"groups": list(groups)})).mappings().all()
-    return {(str(row["grp"]), _label(GroupBy.DAY, row["day"])): Sums.of(row) for row in found}
+        rows = (await connection.execute(query, {"groups": list(groups)})).mappings().all()
+    return {(str(row["grp"]), _label(GroupBy.DAY, row["day"])): Sums.of(row) for row in rows}
 
 
 @lru_cache(maxsize=_STATEMENTS_MAX)
-def _days_query(group_by: GroupBy, wanted: UsageFilter) -> Select[Any]:
-    part = _union(_parts_by_range(group_by, wanted, wanted.from_ms, wanted.to_ms, _SUM_TABLES, days=True)).subquery(
-        "part"
-    )
+def _days_query(group_by: GroupBy, usage_filter: UsageFilter) -> Select[Any]:
+    part = _union(
+        _parts_by_range(group_by, usage_filter, usage_filter.from_ms, usage_filter.to_ms, _SUM_TABLES, days=True)
+    ).subquery("part")
     sums = [func.sum(part.c[name]).label(name) for name in SUMS]
     is_wanted = part.c.grp.in_(bindparam("groups", expanding=True))
     return select(part.c.grp, part.c.day, *sums).where(is_wanted).group_by(part.c.grp, part.c.day)
 
 
 @lru_cache(maxsize=_STATEMENTS_MAX)
-def _report_query(group_by: GroupBy, wanted: UsageFilter, limit: int) -> CompoundSelect[Any]:
+def _report_query(group_by: GroupBy, usage_filter: UsageFilter, limit: int) -> CompoundSelect[Any]:
     """The largest groups of each source and, as another row, their total: read in one query, so that they agree."""
     rows: list[Select[Any]] = []
-    for source in _sources(group_by, wanted):
+    for source in _sources(group_by, usage_filter):
         group, names = source.c.grp, [source.c[name] for name in SUMS]
         first = group if group_by is GroupBy.DAY else source.c.total_tokens.desc()
         columns = [literal_column(str(_GROUP)).label("kind"), group, literal_column("0").label("groups"), *names]
-        shown = select(*columns).order_by(first, group).limit(limit).subquery()
-        rows += [select(shown), _summed(_TOTAL, source)]
+        shown_groups = select(*columns).order_by(first, group).limit(limit).subquery()
+        rows += [select(shown_groups), _summed(_TOTAL, source)]
     # Calls of a workflow always have a run.
-    if group_by is GroupBy.RUN and not _not_in_runs(wanted) and wanted.run is None and not wanted.workflow:
-        every = _union(_parts_by_range(GroupBy.WORKFLOW, wanted, wanted.from_ms, wanted.to_ms, _SUM_TABLES)).subquery(
-            "every"
-        )
+    if (
+        group_by is GroupBy.RUN
+        and not _not_in_runs(usage_filter)
+        and usage_filter.run is None
+        and not usage_filter.workflow
+    ):
+        every = _union(
+            _parts_by_range(GroupBy.WORKFLOW, usage_filter, usage_filter.from_ms, usage_filter.to_ms, _SUM_TABLES)
+        ).subquery("every")
         rows.append(_summed(_GRAND_TOTAL, every))
     return union_all(*rows)
 
@@ -200,16 +205,16 @@ def _sort_key(group_by: GroupBy, row: Mapping[Any, Any]) -> tuple[Any, Any]:
     return (0 if group_by is GroupBy.DAY else -row["total_tokens"]), row["grp"]
 
 
-async def calls(db: Database, wanted: UsageFilter, limit: int = 100, cursor: str | None = None) -> CallPage:
+async def calls(db: Database, usage_filter: UsageFilter, limit: int = 100, cursor: str | None = None) -> CallPage:
     """Single calls, latest first. Raises ValueError for an invalid cursor."""
     table = token_usage.c
-    conditions = [*_conditions(token_usage, wanted), *_within(table.at, wanted.from_ms, wanted.to_ms)]
+    conditions = [*_conditions(token_usage, usage_filter), *_within(table.at, usage_filter.from_ms, usage_filter.to_ms)]
     query = select(token_usage).where(*conditions, *after_cursor(cursor, table.at, table.id))
     query = query.order_by(*newest_first(table.at, table.id)).limit(limit + 1)
     async with db.read() as connection:
-        found = [dict(row) for row in (await connection.execute(query)).mappings()]
-    page = tuple(found[:limit])
-    return CallPage(page, cursor_of(page[-1]["at"], page[-1]["id"]) if len(found) > limit else None)
+        rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+    page = tuple(rows[:limit])
+    return CallPage(page, cursor_of(page[-1]["at"], page[-1]["id"]) if len(rows) > limit else None)
 
 
 async def names_seen(db: Database, project: str) -> Sequence[tuple[str, str, str]]:
@@ -238,17 +243,23 @@ async def amounts_of_runs(
     ]
 
 
-def _sources(group_by: GroupBy, wanted: UsageFilter) -> list[FromClause]:
+def _sources(group_by: GroupBy, usage_filter: UsageFilter) -> list[FromClause]:
     """Rows of (grp, sums…). No group is in two sources, or twice in one."""
-    if group_by is GroupBy.RUN and not _not_in_runs(wanted) and wanted.run != "":
-        if wanted.project is not None:
-            return _from_runs(wanted)
+    if group_by is GroupBy.RUN and not _not_in_runs(usage_filter) and usage_filter.run != "":
+        if usage_filter.project is not None:
+            return _from_runs(usage_filter)
         # Runs of different projects may have the same name.
-        return [_grouped(_union([select(source) for source in _from_runs(wanted)]))]
-    if group_by is GroupBy.RUN or wanted.run is not None:
-        return [_grouped(_from_rows(group_by, wanted, _within(token_usage.c.at, wanted.from_ms, wanted.to_ms)))]
+        return [_grouped(_union([select(source) for source in _from_runs(usage_filter)]))]
+    if group_by is GroupBy.RUN or usage_filter.run is not None:
+        return [
+            _grouped(
+                _from_rows(group_by, usage_filter, _within(token_usage.c.at, usage_filter.from_ms, usage_filter.to_ms))
+            )
+        ]
     # Whole days from the sums by day, the hours of cut days from the sums by hour, cut hours from the rows.
-    return [_grouped(_union(_parts_by_range(group_by, wanted, wanted.from_ms, wanted.to_ms, _SUM_TABLES)))]
+    return [
+        _grouped(_union(_parts_by_range(group_by, usage_filter, usage_filter.from_ms, usage_filter.to_ms, _SUM_TABLES)))
+    ]
 
 
 def _grouped(rows: Select[Any]) -> FromClause:
@@ -258,22 +269,22 @@ def _grouped(rows: Select[Any]) -> FromClause:
     )
 
 
-def _not_in_runs(wanted: UsageFilter) -> list[str]:
+def _not_in_runs(usage_filter: UsageFilter) -> list[str]:
     """The fields of the filter that the sums of runs do not have."""
-    return [name for name in _COLUMNS if name not in _RUN_FIELDS and getattr(wanted, name) is not None]
+    return [name for name in _COLUMNS if name not in _RUN_FIELDS and getattr(usage_filter, name) is not None]
 
 
 def _from_rows(
-    group_by: GroupBy, wanted: UsageFilter, more: list[ColumnElement[bool]], *, days: bool = False
+    group_by: GroupBy, usage_filter: UsageFilter, extra_conditions: list[ColumnElement[bool]], *, days: bool = False
 ) -> Select[Any]:
     columns = _groups(token_usage, token_usage.c.at, group_by, days)
-    conditions = [*_conditions(token_usage, wanted), *more]
+    conditions = [*_conditions(token_usage, usage_filter), *extra_conditions]
     return select(*columns, *_row_sums()).where(*conditions).group_by(*columns)
 
 
 def _parts_by_range(
     group_by: GroupBy,
-    wanted: UsageFilter,
+    usage_filter: UsageFilter,
     start_ms: int | None,
     end_ms: int | None,
     tables_of_sums: tuple[_SumTable, ...],
@@ -281,23 +292,23 @@ def _parts_by_range(
     days: bool = False,
 ) -> list[Select[Any]]:
     if not tables_of_sums:
-        return [_from_rows(group_by, wanted, _within(token_usage.c.at, start_ms, end_ms), days=days)]
-    table_of_sums, *rest = tables_of_sums
-    finer = tuple(rest)
+        return [_from_rows(group_by, usage_filter, _within(token_usage.c.at, start_ms, end_ms), days=days)]
+    table_of_sums, *finer_tables = tables_of_sums
+    finer = tuple(finer_tables)
     first_ms = None if start_ms is None else -(-start_ms // table_of_sums.size_ms) * table_of_sums.size_ms
     last_ms = None if end_ms is None else end_ms // table_of_sums.size_ms * table_of_sums.size_ms
     if first_ms is not None and last_ms is not None and first_ms >= last_ms:
-        return _parts_by_range(group_by, wanted, start_ms, end_ms, finer, days=days)
-    parts = [_from_sum_table(group_by, wanted, table_of_sums, first_ms, last_ms, days=days)]
+        return _parts_by_range(group_by, usage_filter, start_ms, end_ms, finer, days=days)
+    parts = [_from_sum_table(group_by, usage_filter, table_of_sums, first_ms, last_ms, days=days)]
     for cut_start_ms, cut_end_ms in ((start_ms, first_ms), (last_ms, end_ms)):
         if cut_start_ms is not None and cut_end_ms is not None and cut_start_ms < cut_end_ms:
-            parts += _parts_by_range(group_by, wanted, cut_start_ms, cut_end_ms, finer, days=days)
+            parts += _parts_by_range(group_by, usage_filter, cut_start_ms, cut_end_ms, finer, days=days)
     return parts
 
 
 def _from_sum_table(
     group_by: GroupBy,
-    wanted: UsageFilter,
+    usage_filter: UsageFilter,
     table_of_sums: _SumTable,
     start_ms: int | None,
     end_ms: int | None,
@@ -306,34 +317,34 @@ def _from_sum_table(
 ) -> Select[Any]:
     columns = _groups(table_of_sums.table, table_of_sums.at, group_by, days)
     sums = [func.sum(table_of_sums.table.c[name]).label(name) for name in SUMS]
-    conditions = [*_conditions(table_of_sums.table, wanted), *_within(table_of_sums.at, start_ms, end_ms)]
+    conditions = [*_conditions(table_of_sums.table, usage_filter), *_within(table_of_sums.at, start_ms, end_ms)]
     return select(*columns, *sums).where(*conditions).group_by(*columns)
 
 
-def _from_runs(wanted: UsageFilter) -> list[FromClause]:
+def _from_runs(usage_filter: UsageFilter) -> list[FromClause]:
     """Runs that are wholly in the range from their sums, those that it cuts from their rows.
 
     There are many of the first. They are read once for the largest and once for the total: that needs no space for all of
     them, unlike a common table expression, and takes half the time.
     """
     table = runs.c
-    conditions = _conditions(runs, wanted)
-    begins_late = [] if wanted.from_ms is None else [table.first_at >= wanted.from_ms]
-    ends_early = [] if wanted.to_ms is None else [table.last_at < wanted.to_ms]
+    conditions = _conditions(runs, usage_filter)
+    begins_late = [] if usage_filter.from_ms is None else [table.first_at >= usage_filter.from_ms]
+    ends_early = [] if usage_filter.to_ms is None else [table.last_at < usage_filter.to_ms]
     sums = [table[name] for name in SUMS]
-    whole = select(table.run.label("grp"), *sums).where(*conditions, *begins_late, *ends_early, _HAS_CALLS)
+    whole_runs = select(table.run.label("grp"), *sums).where(*conditions, *begins_late, *ends_early, _HAS_CALLS)
     if not begins_late and not ends_early:
-        return [whole.subquery("whole")]
-    reaches_in = [*_after(table.last_at, wanted.from_ms), *_before(table.first_at, wanted.to_ms)]
+        return [whole_runs.subquery("whole")]
+    reaches_in = [*_after(table.last_at, usage_filter.from_ms), *_before(table.first_at, usage_filter.to_ms)]
     cut = or_(*(~condition for condition in (*begins_late, *ends_early)))
     joined = token_usage.join(runs, and_(table.project == token_usage.c.project, table.run == token_usage.c.run))
     rows = (
         select(table.run.label("grp"), *_row_sums())
         .select_from(joined)
-        .where(*conditions, *reaches_in, cut, *_within(token_usage.c.at, wanted.from_ms, wanted.to_ms))
+        .where(*conditions, *reaches_in, cut, *_within(token_usage.c.at, usage_filter.from_ms, usage_filter.to_ms))
         .group_by(table.run)
     )
-    return [whole.subquery("whole"), rows.cte("cut")]
+    return [whole_runs.subquery("whole"), rows.cte("cut")]
 
 
 # A run that was planned but never called has nothing to report.
@@ -347,15 +358,15 @@ def _union(parts: list[Select[Any]]) -> Select[Any]:
     return select(united)
 
 
-def _groups(table: Any, at: ColumnElement[int], group_by: GroupBy, days: bool) -> list[ColumnElement[Any]]:
+def _groups(table: Any, time_column: ColumnElement[int], group_by: GroupBy, days: bool) -> list[ColumnElement[Any]]:
     """The grouping columns: `grp`, and `day` if both are wanted."""
-    columns: list[ColumnElement[Any]] = [_group(table, at, group_by).label("grp")]
-    return [*columns, _group(table, at, GroupBy.DAY).label("day")] if days else columns
+    columns: list[ColumnElement[Any]] = [_group(table, time_column, group_by).label("grp")]
+    return [*columns, _group(table, time_column, GroupBy.DAY).label("day")] if days else columns
 
 
-def _group(table: Any, at: ColumnElement[int], group_by: GroupBy) -> ColumnElement[Any]:
+def _group(table: Any, time_column: ColumnElement[int], group_by: GroupBy) -> ColumnElement[Any]:
     if group_by is GroupBy.DAY:
-        return at - at % literal(DAY_MS)
+        return time_column - time_column % literal(DAY_MS)
     column: ColumnElement[Any] = table.c[_COLUMNS.get(group_by.value, group_by.value)]
     return column
 
@@ -377,11 +388,13 @@ def _row_sums() -> list[ColumnElement[Any]]:
     ]
 
 
-def _conditions(table: Any, wanted: UsageFilter) -> list[ColumnElement[bool]]:
+def _conditions(table: Any, usage_filter: UsageFilter) -> list[ColumnElement[bool]]:
     """Fields that the table lacks are skipped: `_sources` chose the table accordingly."""
-    given = ((column, getattr(wanted, name)) for name, column in _COLUMNS.items())
-    pairs = [(table.c[column], value) for column, value in given if value is not None and column in table.c]
-    if table is token_usage and wanted.run is None:
+    columns_and_values = ((column, getattr(usage_filter, name)) for name, column in _COLUMNS.items())
+    pairs = [
+        (table.c[column], value) for column, value in columns_and_values if value is not None and column in table.c
+    ]
+    if table is token_usage and usage_filter.run is None:
         pairs = [(unindexed(column) if column is token_usage.c.project else column, value) for column, value in pairs]
     return [column == value for column, value in pairs]
 

@@ -57,9 +57,9 @@ class BatchSums:
     def add(self, rows: Iterable[Row]) -> None:
         """Call with rows in the order of time, over all calls: a run's names come from its first events, its state from the last."""
         for row in rows:
-            at, status, project, run, step = _KEYS_OF(row)
+            at_ms, status, project, run, step = _KEYS_OF(row)
             amounts = (*_COUNTED[status], *_SUMMED_OF(row))
-            self._hours[at - at % HOUR_MS, *_GROUP_OF(row)].append(amounts)
+            self._hours[at_ms - at_ms % HOUR_MS, *_GROUP_OF(row)].append(amounts)
             if run:
                 self._runs[project, run].add(row, amounts)
                 if step:
@@ -106,7 +106,7 @@ class _OrderedRows:
 
     def first_and_last(self) -> tuple[int, int]:
         """When the first call arrived, and when the last one ended, which is what the time of a row says."""
-        return min(at - max(0, took_ms or 0) for at, took_ms in map(_TIMES_OF, self.rows)), at_of(self.rows[-1])
+        return min(at_ms - max(0, took_ms or 0) for at_ms, took_ms in map(_TIMES_OF, self.rows)), at_of(self.rows[-1])
 
 
 def _summed(amounts: Iterable[Amounts]) -> Iterable[int]:
