@@ -183,7 +183,7 @@ class Orchestration:
         return await self._proposed(request, project, self._snapshot(), is_dry_run=True)
 
     async def initialise(self, project: str, request: RunRequest, stored_plan: RunPlan | None = None) -> RunPlan:
-        """Plan a run before it begins, and keep the plan. `kept` is an earlier plan whose steps stay.
+        """Plan a run before it begins, and keep the plan. `stored_plan` is an earlier plan whose steps stay.
 
         Raises ValueError like `plan_run`.
         """
@@ -306,7 +306,9 @@ class Orchestration:
             return False
         if changed:
             detail = call.decisions[-1] if call.decisions else {}
-            self.trail.note("prompt.compressed", call, call.tags.step, tokens=call.saved.tokens - saved_before, **detail)
+            self.trail.note(
+                "prompt.compressed", call, call.tags.step, tokens=call.saved.tokens - saved_before, **detail
+            )
         return changed
 
     def answered(self, call: Call, usage: Usage) -> None:

@@ -299,7 +299,12 @@ def _state(run: Run, balance: Balance | None, limit: Limit, used: Amount) -> Run
 
 def _figures(unit: Unit, limit: Limit, settled: Amount, reserved: Amount) -> tuple[int | None, int, int, int | None]:
     limit_value, settled_value, reserved_value = limit.of(unit), settled.of(unit), reserved.of(unit)
-    return limit_value, settled_value, reserved_value, None if limit_value is None else limit_value - settled_value - reserved_value
+    return (
+        limit_value,
+        settled_value,
+        reserved_value,
+        None if limit_value is None else limit_value - settled_value - reserved_value,
+    )
 
 
 def _tokens(limit: Limit, settled: Amount, reserved: Amount, sums: Sums) -> Tokens:
@@ -307,7 +312,9 @@ def _tokens(limit: Limit, settled: Amount, reserved: Amount, sums: Sums) -> Toke
 
 
 def _dollars(limit: Limit, settled: Amount, reserved: Amount, sums: Sums) -> Dollars:
-    limit_nano_usd, settled_nano_usd, reserved_nano_usd, remaining_nano_usd = _figures("nano_usd", limit, settled, reserved)
+    limit_nano_usd, settled_nano_usd, reserved_nano_usd, remaining_nano_usd = _figures(
+        "nano_usd", limit, settled, reserved
+    )
     return Dollars(
         limit=None if limit_nano_usd is None else usd(limit_nano_usd),
         settled=usd(settled_nano_usd),

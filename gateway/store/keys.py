@@ -221,9 +221,9 @@ async def _check_name(connection: StoreConnection, key: ApiKey) -> None:
         row.id != key.id,
     )
     same_named = [
-        _from_row(key_row) for key_row in (await connection.execute(select(api_keys).where(*namesakes))).mappings()
+        _from_row(other_key) for other_key in (await connection.execute(select(api_keys).where(*namesakes))).mappings()
     ]
-    if same_named and any(key_row.has_budget for key_row in (key, *same_named)):
+    if same_named and any(other_key.has_budget for other_key in (key, *same_named)):
         raise KeyNameTaken
 
 

@@ -310,7 +310,7 @@ async def family(connection: StoreConnection, project: str, run: str) -> list[st
 
 async def runs_inside(connection: StoreConnection, project: str, names: Sequence[str]) -> dict[str, str]:
     """All runs inside one of `names`, at any depth, each with the run directly around it."""
-    top_by_run: dict[str, str] = {}
+    parent_by_run: dict[str, str] = {}
     ancestors = list(names)
     while ancestors:
         has_parent = runs.c.parent_run != literal_column("''"), runs.c.run != runs.c.parent_run
@@ -318,9 +318,9 @@ async def runs_inside(connection: StoreConnection, project: str, names: Sequence
             runs.c.project == project, *has_parent, is_in(connection, runs.c.parent_run, ancestors)
         )
         rows = {row.run: row.parent_run for row in await connection.execute(query)}
-        ancestors = [run for run in rows if run not in top_by_run]
-        top_by_run |= rows
-    return top_by_run
+        ancestors = [run for run in rows if run not in parent_by_run]
+        parent_by_run |= rows
+    return parent_by_run
 
 
 def _conditions(run_filter: RunFilter) -> list[ColumnElement[bool]]:
