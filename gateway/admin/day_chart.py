@@ -37,7 +37,7 @@ class DayChart:
 
     @property
     def totals(self) -> list[float]:
-        return [sum(part.values[at] for part in self.parts) for at in range(len(self.days))]
+        return [sum(part.values[index] for part in self.parts) for index in range(len(self.days))]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,17 +57,17 @@ async def day_chart(
     if by_day is None:
         is_whole = query.group_by is GroupBy.DAY and len(grouped_report.rows) == grouped_report.groups
         by_day = grouped_report if is_whole else await _load_by_day(page_request, query, days[0] if is_cut else None)
-    known = {row.day or "": getattr(row, metric) for row in by_day.rows}
+    value_by_day = {row.day or "": getattr(row, metric) for row in by_day.rows}
     parts = (
         []
         if query.group_by in _UNSPLIT_GROUPS or query.run
         else await _largest_groups(page_request, query, grouped_report, metric, days)
     )
-    rest = [known.get(day, 0) - sum(part.values[at] for part in parts) for at, day in enumerate(days)]
+    remainder = [value_by_day.get(day, 0) - sum(part.values[index] for part in parts) for index, day in enumerate(days)]
     if not parts:
-        parts = [Part("", rest)]
-    elif any(value > 1e-12 for value in rest):
-        parts.append(Part(_OTHERS, [max(0, value) for value in rest]))
+        parts = [Part("", remainder)]
+    elif any(value > 1e-12 for value in remainder):
+        parts.append(Part(_OTHERS, [max(0, value) for value in remainder]))
     at_s = [datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() for day in days]
     return DayChart(at_s, parts, metric.endswith("usd"), is_cut)
 
@@ -104,5 +104,5 @@ def _days_shown(from_ms: int | None, last_ms: int) -> tuple[list[str], bool]:
     earliest = last - timedelta(days=DAYS_MAX - 1)
     first = earliest if from_ms is None else datetime.fromtimestamp(from_ms / 1000, UTC).date()
     begins = max(first, earliest)
-    days = [(begins + timedelta(days=at)).isoformat() for at in range((last - begins).days + 1)]
+    days = [(begins + timedelta(days=offset)).isoformat() for offset in range((last - begins).days + 1)]
     return days, from_ms is None or first < earliest

@@ -29,10 +29,10 @@ def form_fault(error: Exception, request_id: str, fields: Container[str]) -> For
         faults = [(param, gateway_error.message.removeprefix(f"{param}: "))]
     field_faults: dict[str, str] = {}
     general_faults: list[str] = []
-    for where, message in faults:
-        field = next((part for part in where.split(".") if part in fields), "")
+    for path, message in faults:
+        field = next((part for part in path.split(".") if part in fields), "")
         if field:
             field_faults.setdefault(field, message)
         else:
-            general_faults.append((f"{where}: {message}" if where else message).rstrip(".") + ".")
+            general_faults.append((f"{path}: {message}" if path else message).rstrip(".") + ".")
     return FormFault(field_faults, " ".join(general_faults), gateway_error.status)

@@ -31,8 +31,8 @@ def money(value: float | None) -> str:
         return f"${value:,.2f}"
     if value < 0.000001:
         return "<$0.000001"
-    places = max(2, 2 - math.floor(math.log10(value)))
-    integer_part, _, digits = f"{value:.{min(places, 8)}f}".rstrip("0").partition(".")
+    decimals = max(2, 2 - math.floor(math.log10(value)))
+    integer_part, _, digits = f"{value:.{min(decimals, 8)}f}".rstrip("0").partition(".")
     return f"${integer_part}.{digits.ljust(2, '0')}"
 
 
@@ -42,14 +42,14 @@ def percent(share: float | None) -> str:
     return f"{share * 100:.1f} %" if 0 < share < 0.1 else f"{share * 100:,.0f} %"
 
 
-def with_exact_value(value: float | None, shown: str) -> Markup:
+def with_exact_value(value: float | None, formatted: str) -> Markup:
     """The shown text, with the exact value for programs and for whoever points at it."""
     if value is None:
-        return Markup("{}").format(shown)
+        return Markup("{}").format(formatted)
     text = f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     if value == 0:
-        return Markup('<data value="0" class="zero">{}</data>').format(shown)
-    return Markup('<data value="{}" title="{}">{}</data>').format(text, text, shown)
+        return Markup('<data value="0" class="zero">{}</data>').format(formatted)
+    return Markup('<data value="{}" title="{}">{}</data>').format(text, text, formatted)
 
 
 def tokens(value: int | None) -> Markup:
@@ -64,8 +64,8 @@ def timestamp(text: str | None) -> Markup:
     """An ISO time as `<time>`: date and second in UTC. A script turns it into the reader's own time."""
     if not text:
         return Markup("–")
-    shown = text[:19].replace("T", " ") + " UTC"
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(text, shown, shown)
+    formatted = text[:19].replace("T", " ") + " UTC"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(text, formatted, formatted)
 
 
 def ago(text: str | None, now_ms: int) -> Markup:
@@ -73,8 +73,8 @@ def ago(text: str | None, now_ms: int) -> Markup:
     if not text:
         return Markup("–")
     at_ms = datetime.fromisoformat(text).timestamp() * 1000
-    shown = duration(max(0, now_ms - at_ms)) + " ago"
-    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(text, text[:19].replace("T", " "), shown)
+    formatted = duration(max(0, now_ms - at_ms)) + " ago"
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(text, text[:19].replace("T", " "), formatted)
 
 
 def duration(duration_ms: float | None) -> str:
@@ -113,7 +113,8 @@ def pretty_json(text: str) -> str:
 def with_code(text: str) -> Markup:
     """A sentence with `code` in it."""
     parts = (
-        Markup("<code>{}</code>").format(part) if at % 2 else escape(part) for at, part in enumerate(text.split("`"))
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(text.split("`"))
     )
     return Markup("").join(parts)
 
@@ -134,13 +135,13 @@ def setting_text(value: bool | int | float | str) -> str:
 
 def page_path(page: str, name: str = "", **query: str | None) -> str:
     """The address of a page, and of a thing on it by its name. Names that a path cannot carry go into the query."""
-    given = {key: value for key, value in query.items() if value not in (None, "")}
+    parameters = {key: value for key, value in query.items() if value not in (None, "")}
     path = f"/admin/{page}"
     if name and _fits_in_path(name):
         path += f"/{quote(name, safe='/:@')}"
     elif name:
-        given["name"] = name
-    return f"{path}?{urlencode(given)}" if given else path
+        parameters["name"] = name
+    return f"{path}?{urlencode(parameters)}" if parameters else path
 
 
 def _fits_in_path(name: str) -> bool:

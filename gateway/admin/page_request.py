@@ -86,9 +86,11 @@ class PageRequest:
 
     def query(self, model: type[ModelT], **values: Any) -> ModelT:
         """A query of the API from the fields of this page's address that it knows; empty ones are not given."""
-        known = {field.alias or name for name, field in model.model_fields.items()}
-        given = {key: value for key, value in self.http_request.query_params.items() if key in known and value != ""}
-        return model.model_validate({"project": self.project, **given, **values})
+        names = {field.alias or name for name, field in model.model_fields.items()}
+        parameters = {
+            key: value for key, value in self.http_request.query_params.items() if key in names and value != ""
+        }
+        return model.model_validate({"project": self.project, **parameters, **values})
 
     def render(self, template: str, *, status: int = 200, **values: Any) -> Response:
         return self.renderer.render_page(self, template, status, values)

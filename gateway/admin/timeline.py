@@ -44,7 +44,7 @@ def timeline(calls: Sequence[Mapping[str, Any]]) -> Timeline | None:
     steps: dict[str, list[Mapping[str, Any]]] = {}
     for call in ordered:
         steps.setdefault(call["step"], []).append(call)
-    ticks = tuple(duration(whole_ms * at / (_TICK_COUNT - 1)) if at else "0" for at in range(_TICK_COUNT))
+    ticks = tuple(duration(whole_ms * index / (_TICK_COUNT - 1)) if index else "0" for index in range(_TICK_COUNT))
     return Timeline(tuple(_lane(step, step_calls, first, whole_ms) for step, step_calls in steps.items()), ticks)
 
 
@@ -58,17 +58,17 @@ def _lane(step: str, calls: Sequence[Mapping[str, Any]], first: int, whole_ms: i
     bars = []
     for call in calls:
         width = max(_BAR_WIDTH_PERCENT_MIN, (call["at"] - _start_ms(call)) / whole_ms * 100)
-        at = min((_start_ms(call) - first) / whole_ms * 100, 100 - width)
-        row = next((row for row, end in enumerate(ends) if end <= at + _GAP_PERCENT), len(ends))
-        ends[row : row + 1] = [at + width]
-        bars.append(_bar(call, at, width - min(_GAP_PERCENT, width / 4), row * _ROW_PX))
+        left_percent = min((_start_ms(call) - first) / whole_ms * 100, 100 - width)
+        row = next((row for row, end in enumerate(ends) if end <= left_percent + _GAP_PERCENT), len(ends))
+        ends[row : row + 1] = [left_percent + width]
+        bars.append(_bar(call, left_percent, width - min(_GAP_PERCENT, width / 4), row * _ROW_PX))
     return Lane(step, len(ends) * _ROW_PX, Markup("").join(bars))
 
 
-def _bar(call: Mapping[str, Any], at: float, width: float, top_px: int) -> Markup:
+def _bar(call: Mapping[str, Any], left_percent: float, width: float, top_px: int) -> Markup:
     outcome = f"{call['step']}: {call['code'] or call['status']}" if call["status"] != "ok" else call["step"]
     model = call["model"] or call["model_requested"]
     facts = f"{outcome}, {duration(call['duration_ms'] or 0)}, {count(call['total_tokens'])} tokens, {model}"
     return Markup(
         '<a href="#call-{}"><rect class="{}" x="{:.2f}" y="{}" width="{:.2f}" height="13" rx="0.3"><title>{}</title></rect></a>'
-    ).format(call["id"], call["status"], at, top_px + 2, width, facts)
+    ).format(call["id"], call["status"], left_percent, top_px + 2, width, facts)

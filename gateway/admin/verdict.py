@@ -31,8 +31,8 @@ class Meter:
     @property
     def share(self) -> float:
         """Of the limit that is settled or reserved; 0 where there is none."""
-        taken = self.settled + self.reserved
-        return 0.0 if self.limit is None else taken / self.limit if self.limit else 1.0
+        in_use = self.settled + self.reserved
+        return 0.0 if self.limit is None else in_use / self.limit if self.limit else 1.0
 
     @property
     def availability(self) -> Availability:
@@ -101,27 +101,28 @@ def verdict(rows: Sequence[AccountRow], run_state: str | None) -> Verdict:
 
 
 def _sentence(row: AccountRow, meter: Meter) -> str:
-    used = f"{meter.formatted(meter.settled)} of {meter.formatted_with_unit(meter.limit)}"
-    where = f"{row.scope.capitalize()} “{row.name}”"
+    usage = f"{meter.formatted(meter.settled)} of {meter.formatted_with_unit(meter.limit)}"
+    scope_name = f"{row.scope.capitalize()} “{row.name}”"
     if meter.availability == "busy":
-        return f"{where} is full only because of calls under way: {used} settled, {meter.formatted_with_unit(meter.reserved)} reserved."
-    after = " It does not come back by itself: raise it."
+        reserved = meter.formatted_with_unit(meter.reserved)
+        return f"{scope_name} is full only because of calls under way: {usage} settled, {reserved} reserved."
+    advice = " It does not come back by itself: raise it."
     if row.resets_at:
-        after = f" It comes back at {row.resets_at[:16].replace('T', ' ')} UTC."
-    return f"{where} has used up its budget: {used}.{after}"
+        advice = f" It comes back at {row.resets_at[:16].replace('T', ' ')} UTC."
+    return f"{scope_name} has used up its budget: {usage}.{advice}"
 
 
 def _free_verdict(rows: Sequence[AccountRow]) -> Verdict:
-    left = [
+    remaining_rows = [
         (meter.remaining, row, meter)
         for row in rows
         if row.is_enforced
         for meter in row.meters
         if meter.unit == "tokens" and meter.remaining is not None
     ]
-    if not left:
+    if not remaining_rows:
         return Verdict("free", "Nothing blocks it: no budget in tokens is on its way.")
-    remaining, row, meter = min(left, key=lambda one: one[0])
+    remaining, row, meter = min(remaining_rows, key=lambda item: item[0])
     return Verdict(
         "free",
         f"Nothing blocks it. {row.scope.capitalize()} “{row.name}” is the tightest: {meter.formatted_with_unit(remaining)} are left.",

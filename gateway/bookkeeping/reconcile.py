@@ -237,7 +237,11 @@ async def _names_of(connection: StoreConnection, project: str, rows: RunRows) ->
     columns = [column for name in names for column in (func.min(token_usage.c[name]), func.max(token_usage.c[name]))]
     mine = [token_usage.c.project == project, token_usage.c.run == rows.run]
     row = (await connection.execute(select(*columns).where(*mine))).one()
-    agreed = {name: row[2 * index] for index, name in enumerate(names) if row[2 * index] and row[2 * index] == row[2 * index + 1]}
+    agreed = {
+        name: row[2 * index]
+        for index, name in enumerate(names)
+        if row[2 * index] and row[2 * index] == row[2 * index + 1]
+    }
     # Needed even if all rows of the run were lost, because otherwise the repair would not count for the runs around it.
     parent = select(runs.c.parent_run).where(runs.c.project == project, runs.c.run == rows.run)
     agreed["parent_run"] = (await connection.execute(parent)).scalar() or ""
@@ -321,7 +325,9 @@ async def _budget_sums(
     restored: Restored = {}
     for account, (rows, keep_ms) in filter_by_account.items():
         filters = [replace(rows, key=key_id) for key_id in sharing[account]] if account in sharing else [rows]
-        totals = [(await usage_report.report(db, GroupBy.WORKFLOW, usage_filter, limit=1)).total for usage_filter in filters]
+        totals = [
+            (await usage_report.report(db, GroupBy.WORKFLOW, usage_filter, limit=1)).total for usage_filter in filters
+        ]
         restored[account] = sum((_amount(total) for total in totals), ZERO), keep_ms, None, None
     return restored
 

@@ -25,7 +25,7 @@ def list_budgets(session: Session, project: Project = "default") -> None:
     """List all budgets, each with its fullest account."""
     response = session.request("GET", "/budgets", {"limit": 1000, "project": project})
     headings = ("id", "on", "match", "window", "tokens", "usd", "requests", "mode", "accounts", "fullest", "used")
-    session.print_rows(response, lambda: (headings, [_budget_row(one) for one in response["budgets"]]))
+    session.print_rows(response, lambda: (headings, [_budget_row(budget) for budget in response["budgets"]]))
 
 
 @command(app, "show")
@@ -42,18 +42,18 @@ def show_budget(session: Session, budget_id: BudgetId, project: Project = "defau
             headings,
             [
                 (
-                    one["scope_id"],
-                    one["tokens_settled"],
-                    one["tokens_reserved"],
-                    one["tokens_limit"],
-                    one["tokens_remaining"],
-                    one["usd_settled"],
-                    one["usd_limit"],
-                    one["requests_settled"],
-                    one["requests_limit"],
-                    timestamp(one["resets_at"]),
+                    account["scope_id"],
+                    account["tokens_settled"],
+                    account["tokens_reserved"],
+                    account["tokens_limit"],
+                    account["tokens_remaining"],
+                    account["usd_settled"],
+                    account["usd_limit"],
+                    account["requests_settled"],
+                    account["requests_limit"],
+                    timestamp(account["resets_at"]),
                 )
-                for one in response["accounts"]
+                for account in response["accounts"]
             ],
         ),
     )
@@ -74,7 +74,7 @@ def create_budget(
     """Create a budget. It applies from the next call on."""
     if tokens is None and usd is None and requests is None:
         raise CommandError("A budget limits something: give at least one of --tokens, --usd and --requests.")
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "scope": scope,
         "match": match,
         "tokens": tokens,
@@ -84,7 +84,7 @@ def create_budget(
         "mode": mode,
         "project": only_project,
     }
-    body = {name: value for name, value in given.items() if value is not None}
+    body = {name: value for name, value in fields.items() if value is not None}
     response = session.request("POST", "/budgets", body=body)
     session.print_result(response, f"Budget {response['id']} applies from now on.")
 
@@ -105,7 +105,7 @@ def _without_accounts(budget: dict[str, Any]) -> str:
 
 def _budget_row(budget: dict[str, Any]) -> tuple[Any, ...]:
     fullest = budget["accounts"][0] if budget["accounts"] else None
-    used = None if fullest is None or fullest["used"] is None else f"{fullest['used']:.0%}"
+    used_share = None if fullest is None or fullest["used"] is None else f"{fullest['used']:.0%}"
     return (
         budget["id"],
         budget["scope"],
@@ -117,5 +117,5 @@ def _budget_row(budget: dict[str, Any]) -> tuple[Any, ...]:
         budget["mode"],
         None if budget["scope"] in _PER_RUN else len(budget["accounts"]),
         None if fullest is None else fullest["scope_id"],
-        used,
+        used_share,
     )

@@ -50,11 +50,11 @@ def read_config(
     """Raises `ConfigError`. Without a path, `config.yaml` here is read if it exists; otherwise the defaults serve."""
     environment = os.environ if environ is None else environ
     variables, ignored = _environment_values(environment)
-    given = {**variables, **options}
+    overrides = {**variables, **options}
     if path is not None or DEFAULT_FILE.exists():
-        config = load_config(path or DEFAULT_FILE, environment, given)
+        config = load_config(path or DEFAULT_FILE, environment, overrides)
     else:
-        config = parse_config("", environ=environment, given=given)
+        config = parse_config("", environ=environment, given=overrides)
     return config.with_ignored((*config.ignored, *ignored))
 
 
@@ -64,23 +64,27 @@ def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Overr
     A setting's variable is its key in upper case: FAREBOX_ORCHESTRATION_ENABLED. Like all other keys, it may also have its
     section in front: FAREBOX_SETTINGS_ORCHESTRATION_ENABLED.
     """
-    known = {f"{section}_{field}": (section, field) for section in _SECTIONS for field in _section_keys(section)}
-    known |= {f"{section}{key}": ("settings", key) for key in SETTINGS for section in ("", "settings_")}
-    given: dict[KeyPath, Override] = {}
+    paths_by_name = {
+        f"{section}_{field}": (section, field) for section in _SECTIONS for field in _section_keys(section)
+    }
+    paths_by_name |= {f"{section}{key}": ("settings", key) for key in SETTINGS for section in ("", "settings_")}
+    overrides: dict[KeyPath, Override] = {}
     ignored = []
     for name, text in environ.items():
         key = name.removeprefix(_PREFIX).lower()
         source = f"{name} (environment)"
         if not name.startswith(_PREFIX):
             continue
-        if key in known:
-            given[known[key]] = Override(_parse_value(text), source)
+        if key in paths_by_name:
+            overrides[paths_by_name[key]] = Override(_parse_value(text), source)
         elif key.startswith((PREFIX, *(f"{section}_" for section in _SECTIONS))):
-            suggestion = near(name, [_PREFIX + one.upper() for one in known])
+            suggestion = near(name, [_PREFIX + known_name.upper() for known_name in paths_by_name])
             ignored.append(f"{source}: ignored: there is no key of this name{suggestion}")
-        elif section := next((one for one in Config.model_fields if f"{key}_".startswith(f"{one}_")), None):
+        elif section := next(
+            (known_name for known_name in Config.model_fields if f"{key}_".startswith(f"{known_name}_")), None
+        ):
             ignored.append(f"{source}: ignored: only the file has the section {section}")
-    return given, ignored
+    return overrides, ignored
 
 
 def _parse_value(text: str) -> Any:

@@ -117,8 +117,8 @@ class InProcessConnection:
             sent.append(message)
 
         await self._application(_asgi_scope(method, path, address), receive, send)
-        status = next(one["status"] for one in sent if one["type"] == "http.response.start")
-        content = b"".join(one.get("body", b"") for one in sent if one["type"] == "http.response.body")
+        status = next(message["status"] for message in sent if message["type"] == "http.response.start")
+        content = b"".join(message.get("body", b"") for message in sent if message["type"] == "http.response.body")
         return ApiResponse(status, content, self.location)
 
 
@@ -215,8 +215,10 @@ def store_file(config: Config) -> Path | None:
 
 def _is_same_gateway(base: str, address: str) -> bool:
     """Whether both are the same gateway: the local gateway's token must not be sent anywhere else."""
-    asked, known = urlsplit(base), urlsplit(address)
-    return asked.port == known.port and (asked.hostname == known.hostname or is_loopback(asked.hostname or ""))
+    requested, running = urlsplit(base), urlsplit(address)
+    return requested.port == running.port and (
+        requested.hostname == running.hostname or is_loopback(requested.hostname or "")
+    )
 
 
 async def _is_alive(session: aiohttp.ClientSession, base: str) -> bool:
@@ -237,8 +239,8 @@ def _error_reason(error: BaseException) -> str:
 
 
 def _query_string(query: Mapping[str, Any] | None) -> str:
-    given = {name: value for name, value in (query or {}).items() if value is not None}
-    return f"?{urlencode(given)}" if given else ""
+    parameters = {name: value for name, value in (query or {}).items() if value is not None}
+    return f"?{urlencode(parameters)}" if parameters else ""
 
 
 def quoted_path(path: str) -> str:

@@ -174,9 +174,9 @@ def _table(steps: dict[str, _StepSummary]) -> Table:
         table.add_column(column, justify="right")
     table.add_column("what was done")
     for name, step in steps.items():
-        used = "" if step.limit is None or step.remaining is None else str(step.limit - step.remaining)
+        used_tokens = "" if step.limit is None or step.remaining is None else str(step.limit - step.remaining)
         actions = ", ".join(dict.fromkeys(step.actions)) or ("refused" if step.refusals else "")
-        table.add_row(name, str(step.calls), _cell(step.limit), used, _cell(step.remaining), actions)
+        table.add_row(name, str(step.calls), _cell(step.limit), used_tokens, _cell(step.remaining), actions)
     return table
 
 

@@ -25,8 +25,10 @@ def env(
 ) -> None:
     """Print the exact snippet for a client: address, key, and the headers that name workflow, run and step."""
     if client is None:
-        listing = {"clients": [{"client": name, "title": one.title} for name, one in CLIENTS.items()]}
-        session.print_rows(listing, lambda: (("client", ""), [(name, one.title) for name, one in CLIENTS.items()]))
+        listing = {"clients": [{"client": name, "title": client.title} for name, client in CLIENTS.items()]}
+        session.print_rows(
+            listing, lambda: (("client", ""), [(name, client.title) for name, client in CLIENTS.items()])
+        )
         return
     client = _client_name(client)
     models = [entry for entry in session.config.model_list if STAR not in entry.model_name]

@@ -96,8 +96,10 @@ def _print_explanation(explanation: dict[str, Any]) -> None:
     error = explanation["error"]
     if error is None:
         hold = explanation["hold"]
-        held = f", {hold['tokens']} tokens held" if hold else ""
-        typer.echo(f"It would go to {explanation['model']}{held}: {', '.join(explanation['actions']) or 'as it is'}.")
+        held_note = f", {hold['tokens']} tokens held" if hold else ""
+        typer.echo(
+            f"It would go to {explanation['model']}{held_note}: {', '.join(explanation['actions']) or 'as it is'}."
+        )
     else:
         typer.echo(f"It would be refused with {error['status']} {error['code']}: {error['message']}")
     intent, share = explanation["intent"], explanation["allocation"]
@@ -109,13 +111,13 @@ def _print_explanation(explanation: dict[str, Any]) -> None:
         typer.echo(f"Prompt {explanation['prompt_tokens']} tokens, {explanation['prompt_tokens_sent']} sent.")
     rows = [
         (
-            one["scope"],
-            one["scope_id"],
-            one["tokens"]["limit"],
-            one["tokens"]["remaining"],
-            one["cost_usd"]["remaining"],
+            budget["scope"],
+            budget["scope_id"],
+            budget["tokens"]["limit"],
+            budget["tokens"]["remaining"],
+            budget["cost_usd"]["remaining"],
         )
-        for one in explanation["budgets"]
+        for budget in explanation["budgets"]
     ]
     if rows:
         show_table(("scope", "of", "tokens", "left", "usd left"), rows)

@@ -42,7 +42,7 @@ def create_key(
     expires_in_days: Annotated[float | None, typer.Option(help="Days until it expires.")] = None,
 ) -> None:
     """Create a key and print it. It is shown only once."""
-    given = _limits(tokens, usd, requests, window, concurrency)
+    limits = _limits(tokens, usd, requests, window, concurrency)
     body: dict[str, Any] = {
         "name": name or name_option or ("admin" if admin else role or "app"),
         "admin": admin,
@@ -56,7 +56,7 @@ def create_key(
         "allowed_models": model or [],
         "expires_in_days": expires_in_days,
     }
-    new_key = session.request("POST", "/keys", body=body | ({"limits": given} if given else {}))
+    new_key = session.request("POST", "/keys", body=body | ({"limits": limits} if limits else {}))
     _print_new_key(
         session,
         new_key,
@@ -89,10 +89,10 @@ def change_key(
     body: dict[str, Any] = {name: value or None for name, value in tags.items() if value is not None}
     if model is not None:
         body["allowed_models"] = [name for name in model if name]
-    given = _limits(tokens, usd, requests, window, concurrency)
-    if given or no_limits:
-        kept = {} if no_limits else session.request("GET", f"/keys/{key_name}")["limits"]
-        body["limits"] = {**kept, **given} or None
+    new_limits = _limits(tokens, usd, requests, window, concurrency)
+    if new_limits or no_limits:
+        current_limits = {} if no_limits else session.request("GET", f"/keys/{key_name}")["limits"]
+        body["limits"] = {**current_limits, **new_limits} or None
     if expires_in_days is not None:
         body["expires_in_days"] = expires_in_days or None
     changed = session.request("PATCH", f"/keys/{key_name}", body=body)
@@ -113,8 +113,8 @@ def limits_text(limits: dict[str, Any]) -> str:
     window = limits.get("window") or "total"
     period = "in total" if window == "total" else f"a {window}"
     units = (("tokens", "{} tokens"), ("usd", "${}"), ("requests", "{} calls"))
-    used = [words.format(cell_text(limits[unit])) for unit, words in units if unit in limits]
-    parts = [f"{', '.join(used)} {period}"] if used else []
+    texts = [words.format(cell_text(limits[unit])) for unit, words in units if unit in limits]
+    parts = [f"{', '.join(texts)} {period}"] if texts else []
     if "concurrency" in limits:
         parts.append(f"{limits['concurrency']} at once")
     return ", ".join(parts) or "no limits"

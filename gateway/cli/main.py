@@ -67,18 +67,18 @@ class Commands(TyperGroup):
 def _config_first(arguments: list[str]) -> list[str]:
     """Move `--config` to the front, so that it may also follow the command."""
     config: list[str] = []
-    others: list[str] = []
+    other_arguments: list[str] = []
     remaining = iter(arguments)
-    for one in remaining:
-        if one == "--":
-            others += [one, *remaining]
-        elif one == "--config":
-            config += [one, *islice(remaining, 1)]
-        elif one.startswith("--config="):
-            config.append(one)
+    for argument in remaining:
+        if argument == "--":
+            other_arguments += [argument, *remaining]
+        elif argument == "--config":
+            config += [argument, *islice(remaining, 1)]
+        elif argument.startswith("--config="):
+            config.append(argument)
         else:
-            others.append(one)
-    return [*config, *others]
+            other_arguments.append(argument)
+    return [*config, *other_arguments]
 
 
 def _build_command(name: str, target: str, panel: str) -> Any:

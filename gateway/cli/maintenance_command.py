@@ -105,9 +105,9 @@ def init(
 
 def _with_local_schema_reference(example: str) -> str:
     """Adapt the example's reference to the schema: elsewhere the schema does not exist until `farebox schema` writes it."""
-    rest = example.partition("\n")[2]
+    remaining_lines = example.partition("\n")[2]
     hint = f"# Editors check this file by what `farebox schema > {SCHEMA_ID}` writes, because of the next line."
-    return f"{hint}\n# yaml-language-server: $schema={SCHEMA_ID}\n{rest}"
+    return f"{hint}\n# yaml-language-server: $schema={SCHEMA_ID}\n{remaining_lines}"
 
 
 def schema() -> None:
@@ -123,16 +123,21 @@ def migrate(
 ) -> None:
     """Upgrade the store's tables to this version, in one transaction."""
     try:
-        before, after = asyncio.run(_migrate(session.config, check_only))
+        revision_before, revision_after = asyncio.run(_migrate(session.config, check_only))
     except StoreInUse:
-        before = after = _schema_of_running_gateway(session)
+        revision_before = revision_after = _schema_of_running_gateway(session)
     session.print_result(
-        {"before": before, "after": after, "wanted": SCHEMA_REVISION, "is_current": after == SCHEMA_REVISION},
-        f"The store's schema is {after or 'not there yet'}; this version has {SCHEMA_REVISION}."
+        {
+            "before": revision_before,
+            "after": revision_after,
+            "wanted": SCHEMA_REVISION,
+            "is_current": revision_after == SCHEMA_REVISION,
+        },
+        f"The store's schema is {revision_after or 'not there yet'}; this version has {SCHEMA_REVISION}."
         if check_only
-        else f"The store's schema is {after}, and was {before or 'not there'}.",
+        else f"The store's schema is {revision_after}, and was {revision_before or 'not there'}.",
     )
-    if after != SCHEMA_REVISION:
+    if revision_after != SCHEMA_REVISION:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -143,7 +148,7 @@ def doctor(session: Session) -> None:
     except CommandError as error:
         report = {"findings": [{"check": "gateway", "status": "fail", "detail": str(error)}], "is_fit": False}
         report["findings"] += asyncio.run(_check_parts(session.config))
-    rows = [(one["check"], one["status"], one["detail"]) for one in report["findings"]]
+    rows = [(finding["check"], finding["status"], finding["detail"]) for finding in report["findings"]]
     session.print_rows(report, lambda: (("check", "status", "found"), rows))
     first_problem = next((check for check, status, _ in rows if status != "ok"), None)
     if first_problem is not None and not session.as_json:
@@ -170,7 +175,9 @@ def reconcile(
     if session.as_json:
         echo_json(report)
     else:
-        rows = [(one["account"], *(one[side][unit] for unit in _UNITS for side in _SIDES)) for one in report["drifts"]]
+        rows = [
+            (drift["account"], *(drift[side][unit] for unit in _UNITS for side in _SIDES)) for drift in report["drifts"]
+        ]
         if rows:
             show_table(("account", *(f"{unit} {side}" for unit in _UNITS for side in _SIDES)), rows)
         typer.echo(
@@ -210,24 +217,24 @@ def _summary(config: Config) -> dict[str, str]:
     }
 
 
-def _file_text(given: Path | None) -> str:
-    if given is None and not DEFAULT_FILE.exists():
+def _file_text(path: Path | None) -> str:
+    if path is None and not DEFAULT_FILE.exists():
         return f"none: there is no {DEFAULT_FILE} here, so the defaults are meant (`farebox init` writes one)"
-    return str(given or DEFAULT_FILE)
+    return str(path or DEFAULT_FILE)
 
 
 def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    if "@" not in rest:
+    scheme, separator, after_scheme = url.partition("://")
+    if "@" not in after_scheme:
         return url
-    user, _, host = rest.rpartition("@")
+    user, _, host = after_scheme.rpartition("@")
     return f"{scheme}{separator}{user.partition(':')[0]}:…@{host}" if ":" in user else url
 
 
 def _schema_of_running_gateway(session: Session) -> str:
     """The schema of a store that a gateway holds: at its start, a gateway upgrades an embedded store to its own version."""
     findings = session.request("GET", "/doctor")["findings"]
-    schema = next((one for one in findings if one["check"] == "store schema"), None)
+    schema = next((finding for finding in findings if finding["check"] == "store schema"), None)
     if schema is None or schema["status"] != "ok":
         raise CommandError("The store belongs to a running gateway, which does not say what its schema is.")
     return SCHEMA_REVISION
@@ -237,10 +244,10 @@ async def _migrate(config: Config, check_only: bool) -> tuple[str | None, str | 
     store = Database(config.storage.store)
     try:
         await store.open()
-        before = await store.schema_revision()
+        revision_before = await store.schema_revision()
         if check_only:
-            return before, before
-        return before, await store.migrate(time.time_ns() // 1_000_000)
+            return revision_before, revision_before
+        return revision_before, await store.migrate(time.time_ns() // 1_000_000)
     except StoreInUse:
         raise
     except StoreError as error:
@@ -271,4 +278,4 @@ async def _check_parts(config: Config) -> list[dict[str, str]]:
         await parts.ledger.close()
         await parts.store.close()
         parts.tokenizer.close()
-    return [{"check": one.check, "status": one.status, "detail": one.detail} for one in findings]
+    return [{"check": finding.check, "status": finding.status, "detail": finding.detail} for finding in findings]

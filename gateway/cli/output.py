@@ -60,14 +60,14 @@ def _print_blocks(terminal: Console, headings: Sequence[str], rows: Sequence[Seq
 
 def fitted_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> Table | None:
     """A table with numbers right-aligned, or None if a word or a number would have to be broken. Cells are plain text, never markup."""
-    columns = [[heading, *(cell_text(row[at]) for row in rows)] for at, heading in enumerate(headings)]
+    columns = [[heading, *(cell_text(row[index]) for row in rows)] for index, heading in enumerate(headings)]
     widths = _column_widths(columns, width)
     if widths is None:
         return None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for at, heading in enumerate(headings):
-        is_number = any(isinstance(row[at], int | float) and not isinstance(row[at], bool) for row in rows)
-        table.add_column(heading, justify="right" if is_number else "left", overflow="fold", width=widths[at])
+    for index, heading in enumerate(headings):
+        is_number = any(isinstance(row[index], int | float) and not isinstance(row[index], bool) for row in rows)
+        table.add_column(heading, justify="right" if is_number else "left", overflow="fold", width=widths[index])
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     return table
@@ -80,10 +80,10 @@ def _column_widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | 
     spare = width - sum(widths) - _CELL_PADDING * len(columns)
     if spare < 0:
         return None
-    for at, texts in enumerate(columns):
-        more = min(spare, max(map(cell_len, texts)) - widths[at])
-        widths[at] += more
-        spare -= more
+    for index, texts in enumerate(columns):
+        extra_width = min(spare, max(map(cell_len, texts)) - widths[index])
+        widths[index] += extra_width
+        spare -= extra_width
     return widths
 
 

@@ -54,17 +54,17 @@ def list_calls(
             headings,
             [
                 (
-                    timestamp(one["at"]),
-                    one["step"],
-                    one["model"],
-                    one["status"],
-                    one["total_tokens"],
-                    one["cost_usd"],
-                    one["duration_ms"],
-                    one["actions"],
-                    one["code"],
+                    timestamp(call["at"]),
+                    call["step"],
+                    call["model"],
+                    call["status"],
+                    call["total_tokens"],
+                    call["cost_usd"],
+                    call["duration_ms"],
+                    call["actions"],
+                    call["code"],
                 )
-                for one in response["calls"]
+                for call in response["calls"]
             ],
         ),
     )
@@ -104,11 +104,11 @@ def set_budget(
     project: Project = "default",
 ) -> None:
     """Show what is left of a run's budget, or give it limits of its own."""
-    given = {
+    fields = {
         name: value for name, value in (("tokens", tokens), ("usd", usd), ("requests", requests)) if value is not None
     }
-    if given:
-        _print_run(session, session.request("POST", f"/runs/{run}/budget", {"project": project}, given))
+    if fields:
+        _print_run(session, session.request("POST", f"/runs/{run}/budget", {"project": project}, fields))
         return
     response = session.request("GET", f"/runs/{run}", {"project": project})
     status = {name: response[name] for name in ("run", "workflow", "state", "tokens", "cost_usd", "requests")}
@@ -128,10 +128,10 @@ def reset_run(
     if not yes and not session.as_json:
         typer.confirm(f"Reset what run {run} has used?", abort=True)
     response = session.request("POST", f"/runs/{run}/reset", {"project": project})
-    before = response["summary"]
+    summary = response["summary"]
     session.print_result(
         response,
-        f"Run {run} had used {pluralized(before['tokens']['settled'], 'token')} in {pluralized(before['requests']['settled'], 'call')}, "
+        f"Run {run} had used {pluralized(summary['tokens']['settled'], 'token')} in {pluralized(summary['requests']['settled'], 'call')}, "
         "and begins again.",
     )
 

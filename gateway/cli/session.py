@@ -111,24 +111,27 @@ def command(
 
 
 def _with_options(function: Callable[..., None], uses_gateway: bool) -> Callable[..., None]:
-    def run(context: typer.Context, **given: Any) -> None:
-        session = Session(context.obj, given.pop("as_json"), given.pop("key", None), given.pop("url", None))
+    def run(context: typer.Context, **options: Any) -> None:
+        session = Session(context.obj, options.pop("as_json"), options.pop("key", None), options.pop("url", None))
         try:
             if session.url and not session.url.startswith(("http://", "https://")):
                 raise CommandError(f"--url {session.url} must begin with http:// or https://.")
-            function(session, **given)
+            function(session, **options)
         except CommandError as error:
             typer.echo(f"farebox: {error}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
 
     hints = get_type_hints(function, include_extras=True)
-    own = [one.replace(annotation=hints[one.name]) for one in list(inspect.signature(function).parameters.values())[1:]]
+    own_parameters = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in list(inspect.signature(function).parameters.values())[1:]
+    ]
     options = (("as_json", _JSON), ("key", _KEY), ("url", _URL))[: None if uses_gateway else 1]
     added = [_parameter(name, annotation) for name, annotation in options]
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    signature = inspect.Signature([context, *own, *added])
+    signature = inspect.Signature([context, *own_parameters, *added])
     run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in signature.parameters.values()}
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     return run
 

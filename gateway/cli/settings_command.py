@@ -24,29 +24,29 @@ def list_settings(
 ) -> None:
     """List all settings with their ranges."""
     settings = session.request("GET", "/settings")["settings"]
-    categories = dict.fromkeys(one["category"] for one in settings)
+    categories = dict.fromkeys(setting["category"] for setting in settings)
     if category is not None and category not in categories:
         raise CommandError(f"There is no category {category!r}; there are {', '.join(categories)}.")
-    listed = [
-        one
-        for one in settings
-        if category in (None, one["category"]) and not (changed and one["value"] == one["default"])
+    rows = [
+        setting
+        for setting in settings
+        if category in (None, setting["category"]) and not (changed and setting["value"] == setting["default"])
     ]
     headings = ("key", "value", "default", "range", "from", "changed by")
     session.print_rows(
-        {"settings": listed},
+        {"settings": rows},
         lambda: (
             headings,
             [
                 (
-                    one["key"],
-                    setting_text(one["value"]),
-                    setting_text(one["default"]),
-                    one["range"],
-                    one["origin"],
-                    one["updated_by"],
+                    setting["key"],
+                    setting_text(setting["value"]),
+                    setting_text(setting["default"]),
+                    setting["range"],
+                    setting["origin"],
+                    setting["updated_by"],
                 )
-                for one in listed
+                for setting in rows
             ],
         ),
     )
@@ -85,14 +85,14 @@ def list_changes(
             ("change", "at", "key", "old", "new", "by"),
             [
                 (
-                    str(one["id"]),
-                    timestamp(one["changed_at"]),
-                    one["key"],
-                    setting_text(one["old"]),
-                    setting_text(one["new"]),
-                    one["changed_by"],
+                    str(change["id"]),
+                    timestamp(change["changed_at"]),
+                    change["key"],
+                    setting_text(change["old"]),
+                    setting_text(change["new"]),
+                    change["changed_by"],
                 )
-                for one in response["changes"]
+                for change in response["changes"]
             ],
         ),
     )

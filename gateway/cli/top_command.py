@@ -74,14 +74,14 @@ async def _watch(
 
 def screen(runs: list[dict[str, Any]], location: str, now_s: float, height: int, *, has_more: bool = False) -> Group:
     """A line of totals, and as many runs as fit below it. `has_more`: there are older runs, which the totals leave out."""
-    held = sum(run["tokens"]["reserved"] for run in runs)
+    reserved_tokens = sum(run["tokens"]["reserved"] for run in runs)
     active = sum(run["state"] == "active" for run in runs)
     head = Text.assemble(
         (time.strftime(" %H:%M:%S ", time.localtime(now_s)), "reverse"),
         (f"  {location}   ", "dim"),
         f"of the latest {len(runs):,} runs: " if has_more else "",
         (f"{active:,} active", "green"),
-        f"   {held:,} tokens held",
+        f"   {reserved_tokens:,} tokens held",
         (f"   {sum(run['refused'] for run in runs):,} refused", "yellow"),
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
@@ -113,11 +113,11 @@ def _bar(settled: int, reserved: int, limit: int | None) -> Text:
     """Settled, held and remaining, as in the bars of the admin pages."""
     if not limit:
         return Text("no limit", style="dim")
-    taken = min(_BAR_CELLS, round((settled + reserved) / limit * _BAR_CELLS))
-    booked = min(taken, round(settled / limit * _BAR_CELLS))
+    filled_cells = min(_BAR_CELLS, round((settled + reserved) / limit * _BAR_CELLS))
+    booked = min(filled_cells, round(settled / limit * _BAR_CELLS))
     colour = "red" if settled >= limit else "green"
     return Text.assemble(
-        ("█" * booked, colour), ("▓" * (taken - booked), "yellow"), ("░" * (_BAR_CELLS - taken), "dim")
+        ("█" * booked, colour), ("▓" * (filled_cells - booked), "yellow"), ("░" * (_BAR_CELLS - filled_cells), "dim")
     )
 
 

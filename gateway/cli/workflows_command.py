@@ -27,8 +27,14 @@ def list_workflows(session: Session, project: Project = "default") -> None:
         lambda: (
             ("workflow", "mode", "steps", "changed", "by"),
             [
-                (one["workflow"], one["mode"], len(one["steps"]), timestamp(one["updated_at"]), one["updated_by"])
-                for one in response["workflows"]
+                (
+                    workflow["workflow"],
+                    workflow["mode"],
+                    len(workflow["steps"]),
+                    timestamp(workflow["updated_at"]),
+                    workflow["updated_by"],
+                )
+                for workflow in response["workflows"]
             ],
         ),
     )
@@ -76,8 +82,15 @@ def suggest(
     """Suggest budgets for a workflow from what its runs used: a fifth above the p95 of the last 30 days."""
     response = session.request("POST" if apply else "GET", f"/workflows/{workflow}/suggestions", {"project": project})
     rows = [
-        (one["scope"], one["match"], one["samples"], one["p95_tokens"], one["tokens"], one["is_sure"])
-        for one in response["suggestions"]
+        (
+            suggestion["scope"],
+            suggestion["match"],
+            suggestion["samples"],
+            suggestion["p95_tokens"],
+            suggestion["tokens"],
+            suggestion["is_sure"],
+        )
+        for suggestion in response["suggestions"]
     ]
     if not rows and not session.as_json:
         typer.echo(
@@ -99,15 +112,17 @@ def classify(
 ) -> None:
     """Classify the intent of a step, with the reason."""
     prompt = typer.get_text_stream("stdin").read() if text == "-" else text
-    given = {"prompt": prompt, "step": step, "workflow": workflow, "system": system}
-    body = {"steps": [{name: value for name, value in given.items() if value is not None}]}
+    fields = {"prompt": prompt, "step": step, "workflow": workflow, "system": system}
+    body = {"steps": [{name: value for name, value in fields.items() if value is not None}]}
     classification = session.request("POST", "/classify", {"project": project}, body)["classifications"][0]
-    others = "".join(f", {one['intent']} {one['confidence']:.2f}" for one in classification["alternatives"])
+    alternatives = "".join(
+        f", {alternative['intent']} {alternative['confidence']:.2f}" for alternative in classification["alternatives"]
+    )
     session.print_result(
         classification,
         f"{classification['intent']}  confidence {classification['confidence']:.2f}, "
         f"by {classification['source']}: {cell_text(classification['reasoning'])}"
-        + (f"\nalso {others[2:]}" if others else ""),
+        + (f"\nalso {alternatives[2:]}" if alternatives else ""),
     )
 
 
@@ -120,8 +135,8 @@ def _read_declaration(file: Path) -> Any:
         raise CommandError(f"{file} cannot be read: {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
-        raise CommandError(f"{place}: {error.problem or error.context}.") from error
+        location = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
+        raise CommandError(f"{location}: {error.problem or error.context}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise CommandError(f"{file}: {' '.join(str(error).split())}") from error
     if not isinstance(declared, dict):

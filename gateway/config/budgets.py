@@ -79,7 +79,7 @@ Count = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True)]
 def _ladder(value: object) -> Ladder:
     if isinstance(value, Ladder):
         return value
-    if not isinstance(value, (list, tuple)) or not all(isinstance(one, (str, dict)) for one in value):
+    if not isinstance(value, (list, tuple)) or not all(isinstance(rung, (str, dict)) for rung in value):
         raise ValueError("must be a list of rungs, such as [compress, {route: 0.2}, clamp, refuse]")
     return parse_ladder(value)
 

@@ -19,10 +19,10 @@ _SHARED: Final = {"ledger": "redis://…", "store": "postgresql://…"}  # what 
 def faults_between(data: Mapping[str, Any]) -> Iterator[Fault]:
     """Skips parts that are not mappings or lists as expected: that is reported elsewhere."""
     names = {entry.get("model_name") for _, entry in _mappings(data, "model_list")}
-    known = {name for name in names if isinstance(name, str)}
+    known_names = {name for name in names if isinstance(name, str)}
     for path, name in _named_models(data):
-        if not _is_there(name, known):
-            yield path, f"model_list does not have {name!r}{near(name, known)}"
+        if not _is_there(name, known_names):
+            yield path, f"model_list does not have {name!r}{near(name, known_names)}"
     yield from _several_processes(data)
     for position, budget in _mappings(data, "budgets"):
         if all(budget.get(unit) is None for unit in UNITS):
@@ -39,11 +39,11 @@ def _named_models(data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     router = _section(data, "router_settings")
     for key in _FALLBACKS:
         for position, table in _mappings(router, key):
-            for name, others in table.items():
+            for name, fallback_names in table.items():
                 path = ("router_settings", key, position, name)
                 if isinstance(name, str) and name != _ANY_MODEL:
                     yield path, name
-                yield from _texts(path, others)
+                yield from _texts(path, fallback_names)
 
 
 def _several_processes(data: Mapping[str, Any]) -> Iterator[Fault]:
@@ -59,22 +59,22 @@ def _several_processes(data: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _is_there(name: str, names: Collection[str]) -> bool:
     """Whether the model exists, or an entry such as `openai/*` covers it."""
-    return name in names or any("*" in one and fnmatchcase(name, one) for one in names)
+    return name in names or any("*" in known_name and fnmatchcase(name, known_name) for known_name in names)
 
 
 def _section(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = data.get(key)
-    return found if isinstance(found, Mapping) else {}
+    section = data.get(key)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _mappings(data: Mapping[str, Any], key: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
-    found = data.get(key)
-    for position, item in enumerate(found if isinstance(found, list) else ()):
+    value = data.get(key)
+    for position, item in enumerate(value if isinstance(value, list) else ()):
         if isinstance(item, Mapping):
             yield position, item
 
 
-def _texts(path: Path, found: Any) -> Iterator[tuple[Path, str]]:
-    for position, item in enumerate(found if isinstance(found, list) else ()):
+def _texts(path: Path, value: Any) -> Iterator[tuple[Path, str]]:
+    for position, item in enumerate(value if isinstance(value, list) else ()):
         if isinstance(item, str):
             yield (*path, position), item

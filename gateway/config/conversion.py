@@ -44,12 +44,12 @@ def timeouts_of(config: Config) -> Timeouts:
 
 
 def rules_of(config: Config, owner: str) -> AdmissionRules:
-    kept = config.reservations
+    reservations = config.reservations
     return AdmissionRules(
-        ttl_ms=int(kept.ttl_seconds * 1000),
-        output_tokens_min=kept.output_tokens_min,
-        output_tokens_unknown=kept.output_tokens_unknown,
-        slice_tokens=kept.slice_tokens,
-        on_lost=OnLost(kept.on_lost),
+        ttl_ms=int(reservations.ttl_seconds * 1000),
+        output_tokens_min=reservations.output_tokens_min,
+        output_tokens_unknown=reservations.output_tokens_unknown,
+        slice_tokens=reservations.slice_tokens,
+        on_lost=OnLost(reservations.on_lost),
         owner=owner,
     )

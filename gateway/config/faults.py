@@ -23,10 +23,10 @@ class ConfigError(Exception):
         self.faults = faults
 
 
-def refuse(faults: Iterable[Fault], given: Any) -> None:
+def refuse(faults: Iterable[Fault], value: Any) -> None:
     """For validators: a `ValueError` could report only one fault, and only at the place of the whole value."""
     details = [
-        InitErrorDetails(type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=path, input=given)
+        InitErrorDetails(type=PydanticCustomError("value_error", "{text}", {"text": text}), loc=path, input=value)
         for path, text in faults
     ]
     if details:
@@ -35,20 +35,20 @@ def refuse(faults: Iterable[Fault], given: Any) -> None:
 
 def counted_rightly(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     """Drops false reports of short lists: pydantic only counts the items without faults."""
-    places = [error["loc"] for error in errors]
+    paths = [error["loc"] for error in errors]
     return [
         error
         for error in errors
-        if error["type"] != "too_short" or not any(_is_below(place, error["loc"]) for place in places)
+        if error["type"] != "too_short" or not any(_is_below(path, error["loc"]) for path in paths)
     ]
 
 
-def _is_below(place: Path, above: Path) -> bool:
-    return len(place) > len(above) and place[: len(above)] == above
+def _is_below(path: Path, ancestor: Path) -> bool:
+    return len(path) > len(ancestor) and path[: len(ancestor)] == ancestor
 
 
-def near(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def near(name: str, known_names: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known_names, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

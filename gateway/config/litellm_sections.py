@@ -81,12 +81,12 @@ def adopt(data: Mapping[str, Any]) -> Adopted:
     if "include" in data:
         adopted.faults.append((("include",), "put the files that it names into this one"))
         del adopted.data["include"]
-    for section, why in _SECTIONS.items():
+    for section, reason in _SECTIONS.items():
         if section in adopted.data:
-            given = adopted.data.pop(section)
-            if given:
-                named = f" ({', '.join(map(str, given))})" if isinstance(given, Mapping) else ""
-                adopted.ignored.append(((section,), f"ignored{named}: {why}"))
+            section_value = adopted.data.pop(section)
+            if section_value:
+                field_names = f" ({', '.join(map(str, section_value))})" if isinstance(section_value, Mapping) else ""
+                adopted.ignored.append(((section,), f"ignored{field_names}: {reason}"))
     _report_limits(adopted)
     _adopt_litellm_settings(adopted)
     _adopt_router_settings(adopted)
@@ -96,12 +96,12 @@ def adopt(data: Mapping[str, Any]) -> Adopted:
 
 def _section(adopted: Adopted, name: str) -> dict[str, Any] | None:
     """A copy of the section without null values, which replaces it; None if there is no readable one."""
-    given = adopted.data.get(name, _ABSENT)
-    if given is None:
+    section_value = adopted.data.get(name, _ABSENT)
+    if section_value is None:
         del adopted.data[name]
-    if not isinstance(given, Mapping):
+    if not isinstance(section_value, Mapping):
         return None
-    section = {key: value for key, value in given.items() if value is not None}
+    section = {key: value for key, value in section_value.items() if value is not None}
     adopted.data[name] = section
     return section
 
@@ -133,8 +133,8 @@ def _adopt_litellm_settings(adopted: Adopted) -> None:
     for name in left_out:
         del settings[name]
     if left_out:
-        why = "Farebox keeps its own books, logs and cache (model_info.cache_ttl_seconds)"
-        adopted.ignored.append((("litellm_settings",), f"ignored {', '.join(left_out)}: {why}"))
+        reason = "Farebox keeps its own books, logs and cache (model_info.cache_ttl_seconds)"
+        adopted.ignored.append((("litellm_settings",), f"ignored {', '.join(left_out)}: {reason}"))
 
 
 def _leave_out_budget(adopted: Adopted, settings: dict[str, Any]) -> None:
@@ -142,8 +142,8 @@ def _leave_out_budget(adopted: Adopted, settings: dict[str, Any]) -> None:
     limit, _ = settings.pop("max_budget", None), settings.pop("budget_duration", None)
     if limit is not None:
         budget = f"{{scope: project, usd: {limit}, window: month}}"
-        why = f"ignored: write `budgets: [{budget}]`, with the window that you want"
-        adopted.ignored.append((("litellm_settings", "max_budget"), why))
+        reason = f"ignored: write `budgets: [{budget}]`, with the window that you want"
+        adopted.ignored.append((("litellm_settings", "max_budget"), reason))
 
 
 def _adopt_router_settings(adopted: Adopted) -> None:
@@ -153,15 +153,15 @@ def _adopt_router_settings(adopted: Adopted) -> None:
     strategy = router.get("routing_strategy")
     if strategy in _OTHER_STRATEGIES:
         router["routing_strategy"] = "least-busy"
-        why = f"{strategy} is not offered; least-busy is used"
-        adopted.ignored.append((("router_settings", "routing_strategy"), why))
+        reason = f"{strategy} is not offered; least-busy is used"
+        adopted.ignored.append((("router_settings", "routing_strategy"), reason))
     if router.pop("disable_cooldowns", False):
         router["cooldown_time"] = 0
     everything = router.pop("default_fallbacks", None)
     if isinstance(everything, list):
-        others = _listed(router.get("fallbacks"))
-        router["fallbacks"] = [*others, {"*": everything}]
-        adopted.origins["router_settings", "fallbacks", len(others), "*"] = ("router_settings", "default_fallbacks")
+        fallbacks = _listed(router.get("fallbacks"))
+        router["fallbacks"] = [*fallbacks, {"*": everything}]
+        adopted.origins["router_settings", "fallbacks", len(fallbacks), "*"] = ("router_settings", "default_fallbacks")
     aliases = router.pop("model_group_alias", None)
     if isinstance(aliases, Mapping):
         adopted.data["model_list"] = _with_aliases(adopted, aliases)
@@ -176,30 +176,34 @@ def _report_limits(adopted: Adopted) -> None:
     """Limits of single deployments: ignoring one silently would break it."""
     for position, entry in enumerate(_listed(adopted.data.get("model_list"))):
         params = entry.get("litellm_params") if isinstance(entry, Mapping) else None
-        named = [name for name in _DEPLOYMENT_LIMITS if isinstance(params, Mapping) and params.get(name) is not None]
-        if named:
-            why = "budgets are put on runs, keys and projects here, not on deployments"
-            adopted.ignored.append((("model_list", position, "litellm_params"), f"ignored {', '.join(named)}: {why}"))
+        limit_names = [
+            name for name in _DEPLOYMENT_LIMITS if isinstance(params, Mapping) and params.get(name) is not None
+        ]
+        if limit_names:
+            reason = "budgets are put on runs, keys and projects here, not on deployments"
+            adopted.ignored.append(
+                (("model_list", position, "litellm_params"), f"ignored {', '.join(limit_names)}: {reason}")
+            )
 
 
 def _with_aliases(adopted: Adopted, aliases: Mapping[str, Any]) -> list[Any]:
     """The entries, plus a copy under each alias of the entries that it stands for."""
     entries = _listed(adopted.data.get("model_list"))
-    made = list(entries)
+    all_entries = list(entries)
     for alias, stands_for in aliases.items():
         name = stands_for.get("model") if isinstance(stands_for, Mapping) else stands_for
-        found = [
+        targets = [
             (position, entry)
             for position, entry in enumerate(entries)
             if isinstance(entry, Mapping) and entry.get("model_name") == name
         ]
-        for position, entry in found:
-            adopted.origins["model_list", len(made)] = ("model_list", position)
-            made.append({**entry, "model_name": alias, **_hidden(stands_for, entry)})
-        if not found:
-            place = ("router_settings", "model_group_alias", alias)
-            adopted.faults.append((place, f"stands for {name!r}, which model_list does not have"))
-    return made
+        for position, entry in targets:
+            adopted.origins["model_list", len(all_entries)] = ("model_list", position)
+            all_entries.append({**entry, "model_name": alias, **_hidden(stands_for, entry)})
+        if not targets:
+            path = ("router_settings", "model_group_alias", alias)
+            adopted.faults.append((path, f"stands for {name!r}, which model_list does not have"))
+    return all_entries
 
 
 def _hidden(stands_for: Any, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,10 +218,10 @@ def _adopt_credentials(adopted: Adopted) -> None:
     credentials = _listed(adopted.data.pop("credential_list", None))
     if not isinstance(adopted.data.get("model_list"), list):
         return
-    known = {
-        one.get("credential_name"): (place, values)
-        for place, one in enumerate(credentials)
-        if isinstance(one, Mapping) and isinstance(values := one.get("credential_values") or {}, Mapping)
+    credential_by_name = {
+        credential.get("credential_name"): (position, values)
+        for position, credential in enumerate(credentials)
+        if isinstance(credential, Mapping) and isinstance(values := credential.get("credential_values") or {}, Mapping)
     }
     entries = [dict(entry) if isinstance(entry, Mapping) else entry for entry in adopted.data["model_list"]]
     for position, entry in enumerate(entries):
@@ -225,16 +229,16 @@ def _adopt_credentials(adopted: Adopted) -> None:
         if not isinstance(params, Mapping) or "litellm_credential_name" not in params:
             continue
         name = params["litellm_credential_name"]
-        if name not in known:
-            named = ("model_list", position, "litellm_params", "litellm_credential_name")
-            adopted.faults.append((named, f"{name!r} is not in credential_list"))
+        if name not in credential_by_name:
+            name_path = ("model_list", position, "litellm_params", "litellm_credential_name")
+            adopted.faults.append((name_path, f"{name!r} is not in credential_list"))
             continue
-        place, values = known[name]
-        own = {key: value for key, value in params.items() if key != "litellm_credential_name"}
-        entry["litellm_params"] = {**values, **own}
-        for key in values.keys() - own.keys():
-            where = ("model_list", position, "litellm_params", key)
-            adopted.origins[where] = ("credential_list", place, "credential_values", key)
+        position, values = credential_by_name[name]
+        own_params = {key: value for key, value in params.items() if key != "litellm_credential_name"}
+        entry["litellm_params"] = {**values, **own_params}
+        for key in values.keys() - own_params.keys():
+            path = ("model_list", position, "litellm_params", key)
+            adopted.origins[path] = ("credential_list", position, "credential_values", key)
     adopted.data["model_list"] = entries
 
 

@@ -62,8 +62,12 @@ class _Locations:
         )
 
     def _mark(self, path: Path) -> tuple[int, int]:
-        found = (self.marks.get(path[:end]) for end in range(len(path), -1, -1))
-        mark = _AFTER_THE_FILE if self._source(path) else next((one for one in found if one is not None), Mark(1, 1))
+        marks_above = (self.marks.get(path[:end]) for end in range(len(path), -1, -1))
+        mark = (
+            _AFTER_THE_FILE
+            if self._source(path)
+            else next((mark for mark in marks_above if mark is not None), Mark(1, 1))
+        )
         return mark.line, mark.column
 
     def _where(self, path: Path) -> str:
@@ -86,12 +90,12 @@ def parse_config(
     adopted = adopt(data)
     locations = _Locations(name, marks, given or {}, adopted.origins)
     resolved, missing = _resolved(adopted, os.environ if environ is None else environ)
-    for path, one in locations.given.items():
-        _put(resolved, path, one.value)
+    for path, override in locations.given.items():
+        _put(resolved, path, override.value)
         missing.pop(path, None)
     config, faults = _validated(resolved)
     # A value that is missing in the environment cannot have other faults.
-    faults = [*adopted.faults, *missing.items(), *(one for one in faults if one[0] not in missing)]
+    faults = [*adopted.faults, *missing.items(), *(override for override in faults if override[0] not in missing)]
     if config is None or faults:
         raise ConfigError(locations.described(faults))
     return config.with_ignored(tuple(locations.described(adopted.ignored)))
@@ -114,8 +118,8 @@ def _read(text: str, name: str) -> tuple[dict[str, Any], dict[Path, Mark]]:
         data, marks = read_marked(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise ConfigError([f"{where}: {error.problem}"]) from error
+        location = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise ConfigError([f"{location}: {error.problem}"]) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError([f"{name}: {str(error).splitlines()[0]}"]) from error
     if not isinstance(data, dict):
@@ -128,29 +132,29 @@ def _validated(data: dict[str, Any]) -> tuple[Config | None, list[Fault]]:
     try:
         return Config.model_validate(data), between
     except ValidationError as error:
-        return None, [*(_fault(one) for one in counted_rightly(error.errors())), *between]
+        return None, [*(_fault(validation_error) for validation_error in counted_rightly(error.errors())), *between]
 
 
 def _resolved(adopted: Adopted, environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[Path, str]]:
     """The data with the environment's values, and the missing variables by path."""
     missing: dict[Path, str] = {}
-    found = _with_variables(environ, adopted.data.get("environment_variables"))
-    return _resolve_environment(adopted.data, found, (), missing), missing
+    variables = _with_variables(environ, adopted.data.get("environment_variables"))
+    return _resolve_environment(adopted.data, variables, (), missing), missing
 
 
 def _with_variables(environ: Mapping[str, str], variables: Any) -> Mapping[str, str]:
     """The file's own variables override those of the process, as in LiteLLM."""
     if not isinstance(variables, dict):
         return environ
-    plain = {name: str(value) for name, value in variables.items() if not str(value).startswith(_VARIABLE)}
-    return {**environ, **plain}
+    plain_values = {name: str(value) for name, value in variables.items() if not str(value).startswith(_VARIABLE)}
+    return {**environ, **plain_values}
 
 
 def _resolve_environment(value: Any, environ: Mapping[str, str], path: Path, missing: dict[Path, str]) -> Any:
     if isinstance(value, dict):
         return {key: _resolve_environment(item, environ, (*path, key), missing) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolve_environment(item, environ, (*path, at), missing) for at, item in enumerate(value)]
+        return [_resolve_environment(item, environ, (*path, index), missing) for index, item in enumerate(value)]
     if isinstance(value, str) and value.startswith(_VARIABLE):
         variable = value.removeprefix(_VARIABLE)
         if variable not in environ:
@@ -162,9 +166,9 @@ def _resolve_environment(value: Any, environ: Mapping[str, str], path: Path, mis
 def _put(data: dict[str, Any], path: Path, value: Any) -> None:
     """A section that is not a mapping is left as it is, and reported by validation."""
     section, key = path
-    found = data.setdefault(str(section), {})
-    if isinstance(found, dict):
-        found[key] = value
+    section_value = data.setdefault(str(section), {})
+    if isinstance(section_value, dict):
+        section_value[key] = value
 
 
 def _fault(error: Any) -> Fault:
@@ -182,7 +186,10 @@ def _fields_beside(path: Path) -> list[str]:
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        model = next(
+            (candidate for candidate in candidates if isinstance(candidate, type) and issubclass(candidate, BaseModel)),
+            None,
+        )
         if model is None:
             return []
     return list(model.model_fields)

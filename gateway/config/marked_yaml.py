@@ -46,15 +46,15 @@ def read_marked(text: str) -> tuple[Any, dict[Path, Mark]]:
 def _place(node: yaml.Node, path: Path, marks: dict[Path, Mark]) -> None:
     marks[path] = Mark(node.start_mark.line + 1, node.start_mark.column + 1)
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        keys_seen: set[str] = set()
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
-            if key.value in seen:
+            if key.value in keys_seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands here twice", key.start_mark
                 )
-            seen.add(key.value)
+            keys_seen.add(key.value)
             _place(value, (*path, key.value), marks)
             marks[(*path, key.value)] = Mark(key.start_mark.line + 1, key.start_mark.column + 1)
     elif isinstance(node, yaml.SequenceNode):

@@ -16,15 +16,15 @@ _QUALITY_MAX: Final = 10
 def faults_of_params(params: Mapping[str, Any]) -> list[Fault]:
     """Faults of `litellm_params`."""
     model = params.get("model")
-    named = isinstance(model, str) and bool(model)
+    has_model = isinstance(model, str) and bool(model)
     missing: list[Fault] = [(("model",), "is missing: the provider's model, such as openai/gpt-4o-mini")]
-    return [*([] if named else missing), *_prices(params)]
+    return [*([] if has_model else missing), *_prices(params)]
 
 
 def faults_of_info(info: Mapping[str, Any]) -> list[Fault]:
     """Faults of `model_info`. Null counts as missing."""
-    said = {key: value for key, value in info.items() if value is not None}
-    return [*_prices(said), *_abilities(said)]
+    stated = {key: value for key, value in info.items() if value is not None}
+    return [*_prices(stated), *_abilities(stated)]
 
 
 def _prices(entry: Mapping[str, Any]) -> Iterator[Fault]:
@@ -47,5 +47,5 @@ def _abilities(info: Mapping[str, Any]) -> Iterator[Fault]:
             yield (key,), f"must be true or false, not {value!r}"
 
 
-def _is_number(value: Any, least: int) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= least
+def _is_number(value: Any, minimum: int) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= minimum

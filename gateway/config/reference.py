@@ -40,7 +40,7 @@ def example_file() -> Path:
 
 def remarks() -> dict[tuple[str, str], str]:
     """The example file's comment on each key, by section and key."""
-    found: dict[tuple[str, str], str] = {}
+    remark_by_field: dict[tuple[str, str], str] = {}
     section = ""
     for line in example_file().read_text(encoding="utf-8").splitlines():
         match = _KEY.match(line)
@@ -50,33 +50,33 @@ def remarks() -> dict[tuple[str, str], str]:
             section = match["key"]
         remark = _COMMENT.search(match["rest"])
         if remark is not None:
-            found.setdefault((section, match["key"]), remark["text"].strip())
-    return found
+            remark_by_field.setdefault((section, match["key"]), remark["text"].strip())
+    return remark_by_field
 
 
 def section_remarks() -> dict[str, str]:
     """The comment directly above each section in the example."""
-    found = re.findall(
+    matches = re.findall(
         r"^# (?:── )?([^\n]+?)(?: ─+)?\n(\w+):", example_file().read_text(encoding="utf-8"), re.MULTILINE
     )
-    return {section: text for text, section in found}
+    return {section: text for text, section in matches}
 
 
 def schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the configuration file."""
-    made: dict[str, Any] = Config.model_json_schema()
-    definitions = made["$defs"]
+    json_schema: dict[str, Any] = Config.model_json_schema()
+    definitions = json_schema["$defs"]
     definitions["BudgetConfig"]["properties"]["usd"] = {**_USD, "title": "Usd"}
-    said = remarks()
-    for section, definition in _sections(made):
+    remark_by_field = remarks()
+    for section, definition in _sections(json_schema):
         for key, field in definitions[definition]["properties"].items():
-            remark = _EXTRA.get((definition, key)) or said.get((section, key))
+            remark = _EXTRA.get((definition, key)) or remark_by_field.get((section, key))
             if remark:
                 field["description"] = remark
-    for field in made["properties"].values():
+    for field in json_schema["properties"].values():
         if isinstance(field.get("default"), dict):
             del field["default"]
-    made["properties"]["settings"] = {
+    json_schema["properties"]["settings"] = {
         "type": "object",
         "additionalProperties": False,
         "description": "Initial values of the settings. Once somebody sets one, the value in the store takes precedence.",
@@ -87,16 +87,16 @@ def schema() -> dict[str, Any]:
         "$id": SCHEMA_ID,
         "title": "Farebox configuration",
     }
-    return {**head, **{key: value for key, value in made.items() if key != "title"}}
+    return {**head, **{key: value for key, value in json_schema.items() if key != "title"}}
 
 
 def schema_text() -> str:
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
 
 
-def _sections(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _sections(json_schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The sections of the file and the definition of each."""
-    for section, field in made["properties"].items():
+    for section, field in json_schema["properties"].items():
         pointed = field.get("$ref") or field.get("items", {}).get("$ref")
         if pointed:
             yield section, pointed.rpartition("/")[2]
@@ -105,17 +105,17 @@ def _sections(made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _setting(key: str) -> dict[str, Any]:
     spec = SETTINGS[key]
     kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "type": kinds[type(spec.default)],
         "default": spec.default,
         "description": spec.description,
     }
     if spec.choices:
-        found["enum"] = list(spec.choices)
+        entry["enum"] = list(spec.choices)
     for bound, value in (("minimum", spec.minimum), ("maximum", spec.maximum)):
         if value is not None:
-            found[bound] = value
-    return found
+            entry[bound] = value
+    return entry
 
 
 _HEAD: Final = """# Configuration
@@ -167,22 +167,22 @@ _NOTES: Final = {
 
 def document() -> str:
     """docs/configuration.md."""
-    made = schema()
+    json_schema = schema()
     parts = [_HEAD]
-    known, said = dict(_sections(made)), section_remarks()
-    for section in made["properties"]:
-        note = _NOTES.get(section) or said.get(section, "")
+    sections, remark_by_section = dict(_sections(json_schema)), section_remarks()
+    for section in json_schema["properties"]:
+        note = _NOTES.get(section) or remark_by_section.get(section, "")
         parts.append(f"\n## {section}\n\n{note}\n")
-        if section in known:
-            parts.append(_table(made["$defs"], known[section], section))
+        if section in sections:
+            parts.append(_table(json_schema["$defs"], sections[section], section))
     return "".join(parts)
 
 
 def _table(definitions: Mapping[str, Any], definition: str, section: str) -> str:
-    needed = definitions[definition].get("required", ())
+    required = definitions[definition].get("required", ())
     lines = ["\n| key | type | default | |\n|---|---|---|---|\n"]
     for key, field in definitions[definition]["properties"].items():
-        default = "**needed**" if key in needed else f"`{json.dumps(field.get('default'))}`"
+        default = "**needed**" if key in required else f"`{json.dumps(field.get('default'))}`"
         remark = field.get("description", "").replace("|", "\\|")
         lines.append(f"| `{key}` | {_kind(field, definitions)} | {default} | {remark} |\n")
     if section in _BY_VARIABLE:
@@ -195,10 +195,10 @@ def _kind(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if "$ref" in field:
         return _kind(definitions[field["$ref"].rpartition("/")[2]], definitions)
     if "anyOf" in field:
-        kinds = [_kind(one, definitions) for one in field["anyOf"] if one.get("type") != "null"]
+        kinds = [_kind(alternative, definitions) for alternative in field["anyOf"] if alternative.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds)) + (" or null" if {"type": "null"} in field["anyOf"] else "")
     if "enum" in field:
-        return ", ".join(f"`{one}`" for one in field["enum"])
+        return ", ".join(f"`{alternative}`" for alternative in field["enum"])
     if field.get("type") == "array":
         return f"list of {_kind(field['items'], definitions)}" if "items" in field else "list"
     low, high = field.get("minimum"), field.get("maximum")

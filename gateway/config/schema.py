@@ -190,8 +190,8 @@ class AlertConfig(Strict):
         fault = None if value is None else fault_of_url(value, private_allowed=allowed)
         if value is not None and fault is not None:
             is_private = fault_of_url(value, private_allowed=True) is None
-            own = "; if it is a host of your own, set alerts.private_networks: true" if is_private else ""
-            raise ValueError(f"{fault}{own}")
+            hint = "; if it is a host of your own, set alerts.private_networks: true" if is_private else ""
+            raise ValueError(f"{fault}{hint}")
         return value
 
 
@@ -244,9 +244,13 @@ class Config(Strict):
     def _texts(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        own = [name for name in value if str(name).startswith("FAREBOX_")]
+        reserved_names = [name for name in value if str(name).startswith("FAREBOX_")]
         refuse(
-            (((name,), "is read before this file is: set it in the environment of the process") for name in own), value
+            (
+                ((name,), "is read before this file is: set it in the environment of the process")
+                for name in reserved_names
+            ),
+            value,
         )
         return {name: item if isinstance(item, str) else str(item) for name, item in value.items()}
 
@@ -258,10 +262,10 @@ class Config(Strict):
         return checked
 
 
-def _checked_settings(given: dict[str, Any]) -> tuple[dict[str, SettingValue], list[Fault]]:
+def _checked_settings(values: dict[str, Any]) -> tuple[dict[str, SettingValue], list[Fault]]:
     checked: dict[str, SettingValue] = {}
     faults: list[Fault] = []
-    for key, value in given.items():
+    for key, value in values.items():
         if key not in SETTINGS:
             faults.append(((key,), f"unknown setting{near(key, SETTINGS)}"))
             continue
@@ -271,8 +275,8 @@ def _checked_settings(given: dict[str, Any]) -> tuple[dict[str, SettingValue], l
             faults.append(((key,), error.message))
     for clash in conflicts(checked):
         # The defaults do not conflict, so one of the conflicting keys is in the file.
-        named = next(key for key in checked if key.removeprefix(PREFIX) in clash)
-        faults.append(((named,), clash))
+        key_in_conflict = next(key for key in checked if key.removeprefix(PREFIX) in clash)
+        faults.append(((key_in_conflict,), clash))
     return checked, faults
 
 

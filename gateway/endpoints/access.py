@@ -207,9 +207,9 @@ def read_operator(store_file: Path) -> Operator | None:
     return Operator(token, address) if token else None
 
 
-def _equal(given: str, known: bytes) -> bool:
+def _equal(credential: str, expected: bytes) -> bool:
     """Compare in constant time. An empty known value equals nothing."""
-    return bool(known) and secrets.compare_digest(given.encode(), known)
+    return bool(expected) and secrets.compare_digest(credential.encode(), expected)
 
 
 def _user(headers: Mapping[str, str]) -> str:

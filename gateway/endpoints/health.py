@@ -30,14 +30,18 @@ def health_routes(
         return Response(b'{"status":"alive"}', media_type="application/json")
 
     async def ready(request: Request) -> Response:
-        found = dict(await readiness())
-        is_ready = bool(found["ready"])
-        shown = (
-            found
+        readiness_report = dict(await readiness())
+        is_ready = bool(readiness_report["ready"])
+        details = (
+            readiness_report
             if "verbose" in request.query_params or not is_ready
-            else {"ready": True, "version": found["version"], "warnings": found["ledger"]["warnings"]}
+            else {
+                "ready": True,
+                "version": readiness_report["version"],
+                "warnings": readiness_report["ledger"]["warnings"],
+            }
         )
-        return Response(orjson.dumps(shown), status_code=200 if is_ready else 503, media_type="application/json")
+        return Response(orjson.dumps(details), status_code=200 if is_ready else 503, media_type="application/json")
 
     async def metrics(request: Request) -> Response:
         try:

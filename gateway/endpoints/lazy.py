@@ -17,15 +17,15 @@ class LazyApplication:
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
-        self._made: Any = None
+        self._application: Any = None
         self._making = asyncio.Lock()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self._made is None:
+        if self._application is None:
             async with self._making:
-                if self._made is None:
-                    self._made = await asyncio.to_thread(self._make)
-        await self._made(scope, receive, send)
+                if self._application is None:
+                    self._application = await asyncio.to_thread(self._make)
+        await self._application(scope, receive, send)
 
 
 class PrefixRoute(BaseRoute):

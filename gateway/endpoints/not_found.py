@@ -29,12 +29,12 @@ def not_found_handler(new_id: Callable[[], str]) -> Callable[[Request, Exception
         assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
         path, request_id = request.url.path, new_id()
         if error.status_code == 405:
-            found = BadRequest(f"{path} does not take {request.method}.", status=405, code="method_not_allowed")
-            found.headers["allow"] = _allowed(request)
+            refusal = BadRequest(f"{path} does not take {request.method}.", status=405, code="method_not_allowed")
+            refusal.headers["allow"] = _allowed(request)
         else:
-            where = "/api/openapi.json lists what there is" if path.startswith(_API) else "model calls go to /v1/…"
-            found = BadRequest(f"There is no {path[:200]}; {where}.", status=error.status_code, code="not_found")
-        found.metadata["request_id"] = found.headers["x-request-id"] = request_id
-        return Response(error_body(found), found.status, found.headers, "application/json")
+            hint = "/api/openapi.json lists what there is" if path.startswith(_API) else "model calls go to /v1/…"
+            refusal = BadRequest(f"There is no {path[:200]}; {hint}.", status=error.status_code, code="not_found")
+        refusal.metadata["request_id"] = refusal.headers["x-request-id"] = request_id
+        return Response(error_body(refusal), refusal.status, refusal.headers, "application/json")
 
     return answer

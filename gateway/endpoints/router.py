@@ -101,10 +101,10 @@ class RequestRouter:
         counted = [("x-workflow-prompt-tokens", str(tokens))] if tags.is_tagged else []
         await self._send_json(exchange, MESSAGES.count_answer(tokens), [*tag_headers(tags), *counted])
 
-    async def _send_json(self, exchange: Exchange, body: bytes, more: Sequence[tuple[str, str]] = ()) -> None:
+    async def _send_json(self, exchange: Exchange, body: bytes, extra_headers: Sequence[tuple[str, str]] = ()) -> None:
         request_id = self._new_id()
         ids = [("x-request-id", request_id), (ANTHROPIC_REQUEST_ID, request_id)]
-        await exchange.answer(200, encoded([("content-type", "application/json"), *ids, *more]), body)
+        await exchange.answer(200, encoded([("content-type", "application/json"), *ids, *extra_headers]), body)
 
     async def _refuse(self, exchange: Exchange, error: GatewayError, path_tags: Mapping[str, str]) -> None:
         """Answer with an error: in Anthropic's format for its clients and for paths that look like its own, else in OpenAI's."""

@@ -302,7 +302,9 @@ class Plans:
             ),
             plan.demands,
         )
-        self._revise(key, plan, [allocation for allocation in revised.allocations if allocation.step not in completed], writes)
+        self._revise(
+            key, plan, [allocation for allocation in revised.allocations if allocation.step not in completed], writes
+        )
         return own_tokens
 
     def _revise(self, key: RunKey, plan: LivePlan, shares: Sequence[StepAllocation], writes: bool) -> None:

@@ -23,9 +23,9 @@ async def list_agents(page_request: PageRequest) -> Response:
         agents.list_agents, query=ListQuery(project=page_request.project, limit=1_000)
     )
     report = await load_report_by(page_request, GroupBy.AGENT, first_day_shown(page_request), limit=500)
-    used = {row.agent or "": row for row in report.rows}
-    scores = {one.agent: one for one in agent_list.agents}
-    rows = [(name, scores.get(name), used.get(name)) for name in sorted({*scores, *used} - {""})]
+    row_by_agent = {row.agent or "": row for row in report.rows}
+    scores = {score.agent: score for score in agent_list.agents}
+    rows = [(name, scores.get(name), row_by_agent.get(name)) for name in sorted({*scores, *row_by_agent} - {""})]
     return page_request.render("agents", rows=rows)
 
 
@@ -33,27 +33,29 @@ async def show_agent(page_request: PageRequest) -> Response:
     intensity = await page_request.call_api(agents.get_intensity, path={"agent": page_request.name})
     parts: dict[str, Any] = intensity.metrics.get("parts") or {}
     oldest_first = intensity.history[::-1]
-    past_parts = [one.metrics.get("parts") or {} for one in oldest_first]
+    past_parts = [score.metrics.get("parts") or {} for score in oldest_first]
     groups = [
         (
             side,
             group.name,
             group.weight,
             parts.get(key := f"{side}.{group.name}"),
-            [one.meaning for one in group.measures],
+            [score.meaning for score in group.measures],
             [past[key] for past in past_parts if past.get(key) is not None],
         )
         for side, table in (("creation", CREATION), ("execution", EXECUTION))
         for group in table
     ]
-    return page_request.render("agent", agent=intensity, groups=groups, series=[one.combined for one in oldest_first])
+    return page_request.render(
+        "agent", agent=intensity, groups=groups, series=[score.combined for score in oldest_first]
+    )
 
 
 async def set_score(page_request: PageRequest) -> Response:
     scores = {name: page_request.form.get(name, "").strip() for name in ("creation", "execution")}
-    given: dict[str, Any] = {name: parse_decimal(name, text) for name, text in scores.items() if text}
+    fields: dict[str, Any] = {name: parse_decimal(name, text) for name, text in scores.items() if text}
     note = page_request.form.get("note", "").strip()
-    body = IntensityBody.model_validate({**given, **({"note": note} if note else {})})
+    body = IntensityBody.model_validate({**fields, **({"note": note} if note else {})})
     await page_request.call_api(agents.put_intensity, path={"agent": page_request.name}, body=body)
     return page_request.redirect("agents", page_request.name, done="saved")
 

@@ -31,27 +31,31 @@ async def _find_events(page_request: PageRequest, by: str) -> tuple[list[EventVi
     """One page. People's changes are looked for among the latest few thousand events; the next page looks further."""
     query = _query(page_request)
     if by != "people" or query.actor:
-        wanted = query.model_copy(update={"actor": GATEWAY} if by == GATEWAY else {})
-        page = await page_request.call_api(audit.list_events, query=wanted)
+        event_query = query.model_copy(update={"actor": GATEWAY} if by == GATEWAY else {})
+        page = await page_request.call_api(audit.list_events, query=event_query)
         return list(page.events), page.next
-    shown: list[EventView] = []
+    events: list[EventView] = []
     cursor = query.cursor
     for _ in range(_SCANS_MAX):
         scan = query.model_copy(update={"limit": _SCAN_SIZE, "cursor": cursor})
         page = await page_request.call_api(audit.list_events, query=scan)
-        shown += [event for event in page.events if event.actor != GATEWAY]
+        events += [event for event in page.events if event.actor != GATEWAY]
         cursor = page.next
-        if cursor is None or len(shown) >= _EVENTS_SHOWN:
+        if cursor is None or len(events) >= _EVENTS_SHOWN:
             break
-    return (shown[:_EVENTS_SHOWN], str(shown[_EVENTS_SHOWN - 1].id)) if len(shown) > _EVENTS_SHOWN else (shown, cursor)
+    return (
+        (events[:_EVENTS_SHOWN], str(events[_EVENTS_SHOWN - 1].id)) if len(events) > _EVENTS_SHOWN else (events, cursor)
+    )
 
 
 def _query(page_request: PageRequest) -> AuditQuery:
-    known = {"actor", "action", "target", "run", "from", "to", "cursor"}
-    given = {name: value for name, value in page_request.http_request.query_params.items() if name in known and value}
+    names = {"actor", "action", "target", "run", "from", "to", "cursor"}
+    parameters = {
+        name: value for name, value in page_request.http_request.query_params.items() if name in names and value
+    }
     if "project" in page_request.http_request.query_params:
-        given["project"] = page_request.project
-    return AuditQuery.model_validate(given | {"limit": _EVENTS_SHOWN})
+        parameters["project"] = page_request.project
+    return AuditQuery.model_validate(parameters | {"limit": _EVENTS_SHOWN})
 
 
 PAGES = (Page("GET", "/audit", show_audit, "viewer"),)

@@ -80,8 +80,8 @@ async def put_budget(page_request: PageRequest) -> Response:
 async def _refuse_overwriting(page_request: PageRequest, form: dict[str, str]) -> None:
     """Raises `BadRequest` if somebody else changed the budget after the form was opened. Sending the form again overwrites the change."""
     current = await page_request.call_api(budgets.get_budget, path={"id": form["id"]})
-    seen, form["seen"] = form["seen"], current.updated_at or ""
-    if seen and seen != form["seen"]:
+    seen_version, form["seen"] = form["seen"], current.updated_at or ""
+    if seen_version and seen_version != form["seen"]:
         raise conflict(
             f"{current.updated_by} changed this budget meanwhile; it stands above as it is now. "
             "Nothing was saved: save again to replace it."
@@ -94,25 +94,25 @@ async def delete_budget(page_request: PageRequest) -> Response:
 
 
 def _parse_form(form: dict[str, str]) -> dict[str, Any]:
-    given: dict[str, Any] = {name: form[name].strip() for name in _TEXT_FIELDS if form[name].strip()}
-    given["match"] = form["match"].strip()  # an emptied name means nobody, and not everybody
+    fields: dict[str, Any] = {name: form[name].strip() for name in _TEXT_FIELDS if form[name].strip()}
+    fields["match"] = form["match"].strip()  # an emptied name means nobody, and not everybody
     if form["scope"] in ("run", "step"):
-        given.pop("window", None)
+        fields.pop("window", None)
     for name in ("tokens", "requests"):
         if form[name].strip():
-            given[name] = parse_integer(name, form[name])
+            fields[name] = parse_integer(name, form[name])
     if form["usd"].strip():
-        given["usd"] = parse_decimal("usd", form["usd"])
-    given["wait_seconds"] = parse_decimal("wait_seconds", form["wait_seconds"] or _EMPTY_FORM["wait_seconds"])
-    given["on_pressure"] = [_parse_rung(text) for text in form["on_pressure"].split(",") if text.strip()]
-    return given
+        fields["usd"] = parse_decimal("usd", form["usd"])
+    fields["wait_seconds"] = parse_decimal("wait_seconds", form["wait_seconds"] or _EMPTY_FORM["wait_seconds"])
+    fields["on_pressure"] = [_parse_rung(text) for text in form["on_pressure"].split(",") if text.strip()]
+    return fields
 
 
 def rung_texts(on_pressure: Sequence[str | Mapping[str, float]]) -> list[str]:
     """As the form has them: `clamp`, and `compress 0.3` for one that is taken from that share on."""
     return [
-        one if isinstance(one, str) else " ".join(f"{name} {share:g}" for name, share in one.items())
-        for one in on_pressure
+        rung if isinstance(rung, str) else " ".join(f"{name} {share:g}" for name, share in rung.items())
+        for rung in on_pressure
     ]
 
 
@@ -124,7 +124,9 @@ def _parse_rung(text: str) -> str | dict[str, float]:
 async def _budgets_page(page_request: PageRequest, form: dict[str, str], fault: FormFault | None = None) -> Response:
     subject_params = {name: page_request.param(name) for name in _SUBJECT_FIELDS}
     rows, state = await _account_rows(page_request, subject_params) if any(subject_params.values()) else ([], None)
-    known = await page_request.call_api(budgets.list_budgets, query=ListQuery(project=page_request.project, limit=500))
+    budget_list = await page_request.call_api(
+        budgets.list_budgets, query=ListQuery(project=page_request.project, limit=500)
+    )
     return page_request.render(
         "budgets",
         status=fault.status if fault else 200,
@@ -132,7 +134,7 @@ async def _budgets_page(page_request: PageRequest, form: dict[str, str], fault: 
         has_subject=any(subject_params.values()),
         rows=rows,
         verdict=verdict(rows, state),
-        budgets=known.budgets,
+        budgets=budget_list.budgets,
         rung_texts=rung_texts,
         form=form,
         fault=fault,

@@ -39,7 +39,10 @@ async def show_health(page_request: PageRequest) -> Response:
             _check_access(page_request),
         ],
         drift=drift,
-        models=[(one, parts.pool.is_cooling_down(one), parts.pool.in_flight(one)) for one in parts.deployments],
+        models=[
+            (deployment, parts.pool.is_cooling_down(deployment), parts.pool.in_flight(deployment))
+            for deployment in parts.deployments
+        ],
         about=_versions_and_configuration(page_request),
     )
 

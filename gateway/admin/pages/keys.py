@@ -46,21 +46,21 @@ async def create_key(page_request: PageRequest) -> Response:
 
 def _refuse_taken_name(page_request: PageRequest, body: KeyBody) -> None:
     """The answer shows the secret and is no redirect: a browser that loads it anew sends the form again."""
-    known = page_request.services.parts.control.snapshot.keys.values()
+    api_keys = page_request.services.parts.control.snapshot.keys.values()
     project = body.project or page_request.project
-    if any((key.name, key.project) == (body.name, project) and key.revoked_at_ms is None for key in known):
+    if any((key.name, key.project) == (body.name, project) and key.revoked_at_ms is None for key in api_keys):
         raise conflict(f"There is a key {body.name!r} already: give it a new secret below, or choose another name.")
 
 
 async def change_key(page_request: PageRequest) -> Response:
     """What is filled in is changed; limits that are filled in replace all that there were."""
     try:
-        given = _parse_form(page_request)
-        if not given["allowed_models"]:
-            del given["allowed_models"]
+        fields = _parse_form(page_request)
+        if not fields["allowed_models"]:
+            del fields["allowed_models"]
         if page_request.form.get("no_limits"):
-            given.setdefault("limits", None)
-        body = KeyChange.model_validate(given)
+            fields.setdefault("limits", None)
+        body = KeyChange.model_validate(fields)
         change_form = await page_request.call_api(
             keys.change_key, path={"id": page_request.form.get("id", "")}, body=body
         )
@@ -118,9 +118,9 @@ async def _keys_page(
 def _parse_form(page_request: PageRequest) -> dict[str, Any]:
     """Empty fields are not given, so that the API's own defaults count."""
     form = {name: text.strip() for name, text in page_request.form.items()}
-    given: dict[str, Any] = {name: form[name] for name in _TEXT_FIELDS if form.get(name)}
-    if given.get("role") == "admin":
-        given["admin"] = True
+    fields: dict[str, Any] = {name: form[name] for name in _TEXT_FIELDS if form.get(name)}
+    if fields.get("role") == "admin":
+        fields["admin"] = True
     counts = ("tokens", "requests", "concurrency")
     limits: dict[str, Any] = {name: parse_integer(name, form[name]) for name in counts if form.get(name)}
     if form.get("usd"):
@@ -128,11 +128,11 @@ def _parse_form(page_request: PageRequest) -> dict[str, Any]:
     if limits.keys() & {"tokens", "usd", "requests"}:
         limits["window"] = form.get("window") or "total"
     if limits:
-        given["limits"] = limits
+        fields["limits"] = limits
     if form.get("expires_in_days"):
-        given["expires_in_days"] = parse_integer("expires_in_days", form["expires_in_days"])
+        fields["expires_in_days"] = parse_integer("expires_in_days", form["expires_in_days"])
     models = [model.strip() for model in form.get("allowed_models", "").split(",") if model.strip()]
-    return given | {"allowed_models": models}
+    return fields | {"allowed_models": models}
 
 
 PAGES = (

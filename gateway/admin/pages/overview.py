@@ -63,7 +63,7 @@ async def overview(page_request: PageRequest) -> Response:
     now = datetime.fromtimestamp(page_request.now_ms / 1000, UTC)
     month_start, today = iso_day(page_request.now_ms)[:8] + "01", iso_day(page_request.now_ms)
     first = date.fromisoformat(first_day_shown(page_request))
-    (month, hour, savings, workflows, by_day), (known, run_list, calls) = await asyncio.gather(
+    (month, hour, savings, workflows, by_day), (budget_list, run_list, calls) = await asyncio.gather(
         asyncio.gather(
             load_report_by(page_request, GroupBy.INTENT, month_start),
             load_report_by(page_request, GroupBy.WORKFLOW, str(page_request.now_ms - _HOUR_MS)),
@@ -88,7 +88,7 @@ async def overview(page_request: PageRequest) -> Response:
         days=_day_columns(first, by_day),
         chart=await _spend_chart(page_request, first, workflows, by_day),
         burn=_burn_rate(hour.total, month.total, now),
-        forecasts=_fullest_budgets(known, page_request.now_ms),
+        forecasts=_fullest_budgets(budget_list, page_request.now_ms),
         run_list=run_list,
         shared_budgets=await load_shared_budgets(page_request, run_list.runs),
         project_budgets=None,
@@ -103,7 +103,7 @@ async def overview(page_request: PageRequest) -> Response:
 
 def _day_columns(first: date, by_day: UsageReport) -> DayColumns:
     rows_by_day = {row.day: row for row in by_day.rows}
-    days = tuple((first + timedelta(days=at)).isoformat() for at in range(DAYS_SHOWN))
+    days = tuple((first + timedelta(days=offset)).isoformat() for offset in range(DAYS_SHOWN))
     rows = [rows_by_day.get(day) for day in days]
     tokens = tuple(row.total_tokens if row else 0 for row in rows)
     return DayColumns(days, tokens, tuple(row.cost_usd if row else 0.0 for row in rows))
@@ -129,24 +129,24 @@ def _burn_rate(hour: UsageTotals, month: UsageTotals, now: datetime) -> BurnRate
     )
 
 
-def _fullest_budgets(known: budgets.BudgetList, now_ms: int) -> list[BudgetForecast]:
+def _fullest_budgets(budget_list: budgets.BudgetList, now_ms: int) -> list[BudgetForecast]:
     """The accounts of budgets on workflows, agents, keys and projects that are nearest to their limit."""
-    pairs = [(budget, account) for budget in known.budgets for account in budget.accounts if account.used]
+    pairs = [(budget, account) for budget in budget_list.budgets for account in budget.accounts if account.used]
     nearest = sorted(pairs, key=lambda pair: -(pair[1].used or 0.0))[:_FORECASTS_SHOWN]
     return [_forecast(budget, account, now_ms) for budget, account in nearest]
 
 
 def _forecast(budget: budgets.BudgetView, account: BudgetAccount, now_ms: int) -> BudgetForecast:
     """Straight on from the window's begin until now; too little of it says nothing."""
-    used = account.used or 0.0
-    if budget.window not in WINDOWS or used >= 1:
+    used_share = account.used or 0.0
+    if budget.window not in WINDOWS or used_share >= 1:
         return BudgetForecast(budget, account, None, None)
     start_ms, end_ms = window_bounds(budget.window, now_ms, budget.timezone)
     elapsed = (now_ms - start_ms) / (end_ms - start_ms)
     if elapsed < _ELAPSED_SHARE_MIN:
         return BudgetForecast(budget, account, None, None)
-    share_at_reset = used / elapsed
-    full_in_ms = (1 - used) / used * (now_ms - start_ms) if share_at_reset > 1 else None
+    share_at_reset = used_share / elapsed
+    full_in_ms = (1 - used_share) / used_share * (now_ms - start_ms) if share_at_reset > 1 else None
     return BudgetForecast(budget, account, share_at_reset, full_in_ms)
 
 

@@ -73,17 +73,20 @@ async def _row_events(page_request: PageRequest) -> AsyncIterator[str]:
 
 async def show_run(page_request: PageRequest, fault: FormFault | None = None) -> Response:
     """`fault`: what was wrong with the form of the run's budget, which keeps what was typed."""
-    shown = await page_request.call_api(runs.get_run, path={"run": page_request.name})
-    wanted = UsageFilter(project=page_request.project, run=page_request.name)
-    page = await usage_report.calls(page_request.store, wanted, _CALLS_SHOWN, page_request.query(RowsQuery).cursor)
+    run_view = await page_request.call_api(runs.get_run, path={"run": page_request.name})
+    usage_filter = UsageFilter(project=page_request.project, run=page_request.name)
+    page = await usage_report.calls(
+        page_request.store, usage_filter, _CALLS_SHOWN, page_request.query(RowsQuery).cursor
+    )
     return page_request.render(
         "run",
         status=200 if fault is None else fault.status,
-        run=shown,
+        run=run_view,
         calls=page.calls,
         next_cursor=page.next,
         timeline=timeline(page.calls),
-        form={"tokens": shown.tokens.limit, "usd": shown.cost_usd.limit} | dict(page_request.form if fault else {}),
+        form={"tokens": run_view.tokens.limit, "usd": run_view.cost_usd.limit}
+        | dict(page_request.form if fault else {}),
         fault=fault,
     )
 
@@ -110,11 +113,11 @@ async def change_run(page_request: PageRequest) -> Response:
 def _parse_budget(page_request: PageRequest) -> BudgetChange:
     """An empty field takes the run's own limit back."""
     texts = {name: page_request.form.get(name, "").strip() for name in _LIMITS if name in page_request.form}
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         name: None if not text else parse_decimal(name, text) if name == "usd" else parse_integer(name, text)
         for name, text in texts.items()
     }
-    return BudgetChange.model_validate(given)
+    return BudgetChange.model_validate(fields)
 
 
 async def _row_values(page_request: PageRequest, run_list: RunLines) -> dict[str, Any]:

@@ -57,14 +57,20 @@ async def show_settings(page_request: PageRequest) -> Response:
 
 async def review_settings(page_request: PageRequest) -> Response:
     """What would change, before anything does."""
-    given = {key: text for key, text in page_request.form.items() if key in SETTINGS}
-    wanted, faults = _parse_values(given)
-    now = {view.key: view.value for view in (await page_request.call_api(settings.list_settings)).settings}
-    contradictions = [one for one in conflicts({**now, **wanted}) if one not in conflicts(now)]
+    texts = {key: text for key, text in page_request.form.items() if key in SETTINGS}
+    new_values, faults = _parse_values(texts)
+    current_values = {view.key: view.value for view in (await page_request.call_api(settings.list_settings)).settings}
+    contradictions = [
+        conflict
+        for conflict in conflicts({**current_values, **new_values})
+        if conflict not in conflicts(current_values)
+    ]
     if faults or contradictions:
-        return await _settings_page(page_request, given, faults, 400, contradictions)
+        return await _settings_page(page_request, texts, faults, 400, contradictions)
     changes = [
-        SettingChange(key, now[key], value, SETTINGS[key].default) for key, value in wanted.items() if value != now[key]
+        SettingChange(key, current_values[key], value, SETTINGS[key].default)
+        for key, value in new_values.items()
+        if value != current_values[key]
     ]
     if not changes:
         return page_request.redirect("settings", done="unchanged")
@@ -73,13 +79,13 @@ async def review_settings(page_request: PageRequest) -> Response:
 
 async def save_settings(page_request: PageRequest) -> Response:
     """Only what was shown: a value that somebody else changed meanwhile is shown again instead of being overwritten."""
-    wanted, faults = _parse_values({key: text for key, text in page_request.form.items() if key in SETTINGS})
+    new_values, faults = _parse_values({key: text for key, text in page_request.form.items() if key in SETTINGS})
     now = {view.key: view.value for view in (await page_request.call_api(settings.list_settings)).settings}
-    changed_meanwhile = [key for key in wanted if page_request.form.get(f"was:{key}") != setting_text(now[key])]
-    if faults or changed_meanwhile or not wanted:
-        changes = [SettingChange(key, now[key], value, SETTINGS[key].default) for key, value in wanted.items()]
+    changed_meanwhile = [key for key in new_values if page_request.form.get(f"was:{key}") != setting_text(now[key])]
+    if faults or changed_meanwhile or not new_values:
+        changes = [SettingChange(key, now[key], value, SETTINGS[key].default) for key, value in new_values.items()]
         return page_request.render("settings_review", status=409, changes=changes, changed_meanwhile=changed_meanwhile)
-    await page_request.call_api(settings.put_settings, body=ValuesBody(values=wanted))
+    await page_request.call_api(settings.put_settings, body=ValuesBody(values=new_values))
     return page_request.redirect("settings", done="saved")
 
 

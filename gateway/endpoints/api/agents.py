@@ -57,7 +57,7 @@ class AgentList:
 
 async def list_agents(request: ApiRequest[ListQuery, NoBody]) -> AgentList:
     scored = request.services.parts.control.snapshot.agents.values()
-    mine = [_score(one) for one in scored if one.project == request.project]
+    mine = [_score(score) for score in scored if score.project == request.project]
     page, following = paged(sorted(mine, key=lambda one: one.agent), request.query)
     return AgentList(page, following)
 
@@ -67,11 +67,23 @@ async def get_intensity(request: ApiRequest[ProjectQuery, NoBody]) -> IntensityV
 
 
 async def put_intensity(request: ApiRequest[ProjectQuery, IntensityBody]) -> IntensityView:
-    agent = _Named(agent=request.path["agent"]).agent
-    known = request.services.parts.control.snapshot.agents.get((request.project, agent))
-    creation = request.body.creation if request.body.creation is not None else known.creation if known else None
-    execution = request.body.execution if request.body.execution is not None else known.execution if known else None
-    score = combined_score(creation, execution, runs=known.runs if known else 0)
+    agent = _AgentPath(agent=request.path["agent"]).agent
+    current_score = request.services.parts.control.snapshot.agents.get((request.project, agent))
+    creation = (
+        request.body.creation
+        if request.body.creation is not None
+        else current_score.creation
+        if current_score
+        else None
+    )
+    execution = (
+        request.body.execution
+        if request.body.execution is not None
+        else current_score.execution
+        if current_score
+        else None
+    )
+    score = combined_score(creation, execution, runs=current_score.runs if current_score else 0)
     intensity = Intensity(
         request.project,
         agent,
@@ -89,28 +101,28 @@ async def put_intensity(request: ApiRequest[ProjectQuery, IntensityBody]) -> Int
     return await _view(request)
 
 
-class _Named(Strict):
+class _AgentPath(Strict):
     agent: Name
 
 
 async def _view(request: ApiRequest[Any, Any]) -> IntensityView:
     agent = request.path["agent"]
-    history = tuple(_score(one) for one in await intensity_store.history(request.store, request.project, agent))
-    now = history[0] if history else _unknown(agent)
-    return IntensityView(**{name: getattr(now, name) for name in ScoreView.__slots__}, history=history)
+    history = tuple(_score(score) for score in await intensity_store.history(request.store, request.project, agent))
+    latest = history[0] if history else _unknown(agent)
+    return IntensityView(**{name: getattr(latest, name) for name in ScoreView.__slots__}, history=history)
 
 
-def _score(one: Intensity) -> ScoreView:
+def _score(intensity: Intensity) -> ScoreView:
     return ScoreView(
-        one.agent,
-        one.creation,
-        one.execution,
-        one.combined,
-        one.runs,
-        one.source,
-        dict(one.metrics),
-        iso(one.measured_at_ms),
-        one.measured_by,
+        intensity.agent,
+        intensity.creation,
+        intensity.execution,
+        intensity.combined,
+        intensity.runs,
+        intensity.source,
+        dict(intensity.metrics),
+        iso(intensity.measured_at_ms),
+        intensity.measured_by,
     )
 
 

@@ -88,8 +88,8 @@ class Endpoint:
 
     def _without_read_only(self, body: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
         """Lets a client edit what GET returned and send it back. Fields that are also in the path or the query must agree with them."""
-        shown = {field.name for field in dataclasses.fields(self.route.answer)}
-        read_only = (shown & _READ_ONLY) - self.route.body.model_fields.keys()
+        answer_fields = {field.name for field in dataclasses.fields(self.route.answer)}
+        read_only = (answer_fields & _READ_ONLY) - self.route.body.model_fields.keys()
         for name in read_only & names.keys() & body.keys():
             if body[name] != names[name]:
                 raise BadRequest.field(name, f"is not {names[name]!r}, which the request is for")
@@ -167,12 +167,12 @@ class _DuplicateKey(Exception):
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in fields:
             raise _DuplicateKey(key)
-        found[key] = value
-    return found
+        fields[key] = value
+    return fields
 
 
 async def _read(request: Request) -> bytes:
@@ -192,27 +192,31 @@ def _check_names(names: Mapping[str, str]) -> None:
 
 
 def _query(request: Request) -> Mapping[str, str]:
-    given: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     for key, value in request.query_params.multi_items():
-        if key in given:
+        if key in parameters:
             raise BadRequest.field(key[:100], "stands in the query twice", "duplicate_key")
-        given[key] = value
-    return given
+        parameters[key] = value
+    return parameters
 
 
 def _invalid(error: ValidationError) -> BadRequest:
     """The error for a validation failure: `param` is the first field at fault, the message has up to four of them."""
-    found = counted_rightly(error.errors())
+    errors = counted_rightly(error.errors())
     faults = faults_of(error)
     param, message = faults[0]
-    more = "".join(f" {where or 'body'}: {what}." for where, what in faults[1:4])
-    code = "missing_field" if found[0]["type"] == "missing" else "invalid_value"
-    return BadRequest(f"{param or 'body'}: {message}.{more}", code=code, param=param or None)
+    further_faults = "".join(f" {path or 'body'}: {problem}." for path, problem in faults[1:4])
+    code = "missing_field" if errors[0]["type"] == "missing" else "invalid_value"
+    return BadRequest(f"{param or 'body'}: {message}.{further_faults}", code=code, param=param or None)
 
 
 def faults_of(error: ValidationError) -> list[tuple[str, str]]:
     """(field, fault) pairs. The field is empty if the fault is about the whole body."""
-    return list(dict.fromkeys((".".join(_field(one)), _message(one)) for one in counted_rightly(error.errors())))
+    return list(
+        dict.fromkeys(
+            (".".join(_field(fault_error)), _message(fault_error)) for fault_error in counted_rightly(error.errors())
+        )
+    )
 
 
 _MESSAGES: Final = {
@@ -230,8 +234,8 @@ def _field(fault: Any) -> list[str]:
     """The path of a fault in the body, without the names of union members that pydantic puts in between."""
     path = fault["loc"]
     unknown = path[-1:] if fault["type"] == "extra_forbidden" else ()
-    known = path[:-1] if unknown else path
-    return [str(part) for part in (*(one for one in known if not _is_type(one)), *unknown)]
+    known_path = path[:-1] if unknown else path
+    return [str(part) for part in (*(path_part for path_part in known_path if not _is_type(path_part)), *unknown)]
 
 
 def _is_type(part: int | str) -> bool:

@@ -47,7 +47,7 @@ class EventList:
 
 async def list_events(request: ApiRequest[AuditQuery, NoBody]) -> EventList:
     query = request.query
-    wanted = AuditFilter(
+    audit_filter = AuditFilter(
         project=query.project if "project" in query.model_fields_set else None,
         actor=query.actor,
         action=query.action,
@@ -56,9 +56,9 @@ async def list_events(request: ApiRequest[AuditQuery, NoBody]) -> EventList:
         from_ms=in_ms(query.since),
         to_ms=in_ms(query.until),
     )
-    found = await audit_store.query(request.store, wanted, query.limit + 1, page_start(query.cursor) or None)
-    page = found[: query.limit]
-    return EventList(tuple(_view(event) for event in page), str(page[-1].id) if len(found) > query.limit else None)
+    events = await audit_store.query(request.store, audit_filter, query.limit + 1, page_start(query.cursor) or None)
+    page = events[: query.limit]
+    return EventList(tuple(_view(event) for event in page), str(page[-1].id) if len(events) > query.limit else None)
 
 
 def _view(event: AuditEvent) -> EventView:

@@ -60,9 +60,9 @@ class BudgetList:
 async def list_budgets(request: ApiRequest[ListQuery, NoBody]) -> BudgetList:
     """The budgets of the query's project, and those that apply to every project."""
     everything = [*_of_file(request), *(("store", stored) for stored in await budgets_store.list_all(request.store))]
-    known = [one for one in everything if one[1].budget.project in (None, request.project)]
+    in_project = [item for item in everything if item[1].budget.project in (None, request.project)]
 
-    page, following = paged(known, request.query)
+    page, following = paged(in_project, request.query)
     return BudgetList(await _views(request, list(page)), following)
 
 
@@ -76,9 +76,9 @@ async def create_budget(request: ApiRequest[ProjectQuery, BudgetBody]) -> Budget
 
 async def put_budget(request: ApiRequest[ProjectQuery, BudgetBody]) -> BudgetView:
     """Replace a budget created at run time. What was used under it stays used."""
-    before = _audited((await _find_stored(request)).budget)
-    after = _audited(request.body.budget())
-    old = {name: value for name, value in before.items() if value != after[name]}
+    audited_before = _audited((await _find_stored(request)).budget)
+    audited_after = _audited(request.body.budget())
+    old = {name: value for name, value in audited_before.items() if value != audited_after[name]}
     return await _put(request, request.path["id"], "budget.changed", old=old)
 
 
@@ -94,17 +94,17 @@ Known = tuple[Literal["file", "store"], StoredBudget]
 
 def _of_file(request: ApiRequest[Any, Any]) -> list[Known]:
     budgets = enumerate(request.services.parts.config.budgets)
-    return [("file", StoredBudget(f"{_OF_FILE}{at}", budget.budget())) for at, budget in budgets]
+    return [("file", StoredBudget(f"{_OF_FILE}{position}", budget.budget())) for position, budget in budgets]
 
 
 async def _find(request: ApiRequest[Any, Any]) -> Known:
-    wanted = request.path["id"]
-    for known in _of_file(request):
-        if known[1].id == wanted:
-            return known
-    stored = await budgets_store.get(request.store, wanted)
+    budget_id = request.path["id"]
+    for candidate in _of_file(request):
+        if candidate[1].id == budget_id:
+            return candidate
+    stored = await budgets_store.get(request.store, budget_id)
     if stored is None:
-        raise not_found("budget", wanted)
+        raise not_found("budget", budget_id)
     return "store", stored
 
 
@@ -115,10 +115,12 @@ async def _find_stored(request: ApiRequest[Any, Any]) -> StoredBudget:
     return stored
 
 
-async def _put(request: ApiRequest[ProjectQuery, BudgetBody], budget_id: str, action: str, **more: Any) -> BudgetView:
+async def _put(
+    request: ApiRequest[ProjectQuery, BudgetBody], budget_id: str, action: str, **audit_detail: Any
+) -> BudgetView:
     stored = StoredBudget(budget_id, request.body.budget(), request.services.now_ms(), request.actor.name)
     await request.services.parts.control.change(budgets_store.put(request.store, stored))
-    await request.audit(action, budget_id, **_audited(stored.budget), **more)
+    await request.audit(action, budget_id, **_audited(stored.budget), **audit_detail)
     return (await _views(request, [("store", stored)]))[0]
 
 
@@ -141,14 +143,17 @@ def _audited(budget: Budget) -> dict[str, Any]:
     }
 
 
-async def _views(request: ApiRequest[Any, Any], known: list[Known]) -> tuple[BudgetView, ...]:
+async def _views(request: ApiRequest[Any, Any], budgets_with_origin: list[Known]) -> tuple[BudgetView, ...]:
     services = request.services
     key_names = {key.id: key.name for key in services.parts.control.snapshot.keys.values()}
     now_ms = services.parts.clock.now_ms()
-    budgets = [stored.budget for _, stored in known]
-    places = await accounts_of(services.store, request.project, budgets, key_names, now_ms)
-    accounts = await balances_of(services.parts.ledger, request.project, places)
-    return tuple(_view(origin, stored, found) for (origin, stored), found in zip(known, accounts, strict=True))
+    budgets = [stored.budget for _, stored in budgets_with_origin]
+    links = await accounts_of(services.store, request.project, budgets, key_names, now_ms)
+    accounts = await balances_of(services.parts.ledger, request.project, links)
+    return tuple(
+        _view(origin, stored, budget_accounts)
+        for (origin, stored), budget_accounts in zip(budgets_with_origin, accounts, strict=True)
+    )
 
 
 def _view(origin: Literal["file", "store"], stored: StoredBudget, accounts: tuple[BudgetAccount, ...]) -> BudgetView:

@@ -68,11 +68,11 @@ async def classify_steps(request: ApiRequest[ProjectQuery, ClassifyBody]) -> Cla
     """Classify one step, or several in `steps`. A step that its workflow declares with an intent has that intent."""
     steps = request.body.steps if isinstance(request.body, ClassifyBatch) else (request.body,)
     snapshot = request.services.parts.control.snapshot
-    found: list[ClassificationView] = []
+    views: list[ClassificationView] = []
     for step in steps:
-        found.append(_view(_classified(step, snapshot, request.project)))
+        views.append(_view(_classified(step, snapshot, request.project)))
         await asyncio.sleep(0)  # hundreds of long prompts take half a second, in which calls want their turns
-    return Classifications(tuple(found))
+    return Classifications(tuple(views))
 
 
 def _classified(step: ClassifyStep, snapshot: Snapshot, project: str) -> Classification:
@@ -84,13 +84,21 @@ def _classified(step: ClassifyStep, snapshot: Snapshot, project: str) -> Classif
 def _declared(step: ClassifyStep, snapshot: Snapshot, project: str) -> Intent | None:
     workflow = snapshot.workflow(project, step.workflow) if step.workflow and step.step else None
     steps = flattened(workflow.declaration.get("steps") or ()) if workflow is not None else []
-    intents = [one["intent"] for one in steps if one["id"] == step.step and one.get("intent")]
+    intents = [
+        declared_step["intent"]
+        for declared_step in steps
+        if declared_step["id"] == step.step and declared_step.get("intent")
+    ]
     return parse_intent(intents[0]) if intents else None
 
 
-def _view(found: Classification) -> ClassificationView:
-    alternatives = tuple(AlternativeView(one.intent, one.confidence) for one in found.alternatives)
-    return ClassificationView(found.intent, found.confidence, found.source, found.reasoning, alternatives)
+def _view(classification: Classification) -> ClassificationView:
+    alternatives = tuple(
+        AlternativeView(alternative.intent, alternative.confidence) for alternative in classification.alternatives
+    )
+    return ClassificationView(
+        classification.intent, classification.confidence, classification.source, classification.reasoning, alternatives
+    )
 
 
 ROUTES = (

@@ -64,8 +64,8 @@ class ExplainTags(Strict):
     options: tuple[Literal["no-compress", "no-route", "no-clamp"], ...] = ()
 
     def headers(self) -> dict[str, str]:
-        given = self.model_dump(exclude_none=True, exclude_defaults=True)
-        return {_HEADERS[name]: ", ".join(value) if name == "options" else str(value) for name, value in given.items()}
+        tags = self.model_dump(exclude_none=True, exclude_defaults=True)
+        return {_HEADERS[name]: ", ".join(value) if name == "options" else str(value) for name, value in tags.items()}
 
 
 class ExplainBody(BaseModel):
@@ -94,7 +94,7 @@ class ExplainedShare:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class UnitBalance:
     """An account in one unit, before the call. Null where there is no limit."""
 
     limit: int | None
@@ -104,7 +104,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class DollarStanding:
+class DollarBalance:
     limit: float | None
     settled: float
     reserved: float
@@ -121,9 +121,9 @@ class ExplainedBudget:
     window: str
     enforced: bool
     state: str
-    tokens: Standing
-    cost_usd: DollarStanding
-    requests: Standing
+    tokens: UnitBalance
+    cost_usd: DollarBalance
+    requests: UnitBalance
     resets_at: str | None
 
 
@@ -184,27 +184,27 @@ async def explain_call(request: ApiRequest[ExplainQuery, ExplainBody]) -> Explan
     body, query = request.body, request.query
     headers = (body.tags.headers() if body.tags is not None else {}) | dict(request.headers)
     raw = json.dumps(body.model_extra or {}).encode()  # orjson writes no number above 64 bits
-    found = await explain(request.services.parts, _principal(request), _BY_NAME[query.protocol], raw, headers)
-    return _view(found, query.protocol)
+    result = await explain(request.services.parts, _principal(request), _BY_NAME[query.protocol], raw, headers)
+    return _view(result, query.protocol)
 
 
 def _principal(request: ApiRequest[ExplainQuery, ExplainBody]) -> Principal:
-    wanted = request.query.key
+    key_name = request.query.key
     keys = request.services.parts.control.snapshot.keys.values()
-    if wanted is None:
+    if key_name is None:
         is_local = not keys and request.project == LOCAL_PROJECT
         return Principal("", "local" if is_local else "", request.project, is_anonymous=True)
-    found = next((key for key in keys if key.project == request.project and wanted in (key.id, key.name)), None)
-    if found is None:
-        raise not_found("key", wanted)
-    return principal_of(found)
+    api_key = next((key for key in keys if key.project == request.project and key_name in (key.id, key.name)), None)
+    if api_key is None:
+        raise not_found("key", key_name)
+    return principal_of(api_key)
 
 
-def _view(found: DryRunResult, protocol: str) -> Explanation:
-    call = found.call
+def _view(result: DryRunResult, protocol: str) -> Explanation:
+    call = result.call
     return Explanation(
-        verdict="forward" if found.error is None else "refuse",
-        error=_error(found.error),
+        verdict="forward" if result.error is None else "refuse",
+        error=_error(result.error),
         protocol=protocol,
         model_requested=call.request.model if call else None,
         model=call.deployment.name if call and call.deployment else None,
@@ -212,19 +212,19 @@ def _view(found: DryRunResult, protocol: str) -> Explanation:
         tags=_tags(call) if call else {},
         run=call.run if call else None,
         side=call.arm if call else None,
-        intent=_intent(found),
-        allocation=_share(found),
-        prompt_tokens=found.prompt_tokens,
+        intent=_intent(result),
+        allocation=_share(result),
+        prompt_tokens=result.prompt_tokens,
         prompt_tokens_sent=call.count.tokens if call and call.count else None,
         prompt_tokens_reserved=call.count.reserve_tokens if call and call.count else None,
         saved_tokens=call.saved.tokens if call else 0,
-        budgets=tuple(_budget(link, balance) for link, balance in found.balances),
+        budgets=tuple(_budget(link, balance) for link, balance in result.balances),
         on_pressure=tuple(ladder_items(call.chain.ladder)) if call and call.chain.links else (),
         decisions=tuple(call.decisions) if call else (),
         hold=_hold(call),
         output_cap=call.output_cap if call else None,
         actions=tuple(call.actions) if call else (),
-        observed=found.planner.observed_accounts,
+        observed=result.planner.observed_accounts,
     )
 
 
@@ -244,8 +244,8 @@ def _tags(call: Call) -> dict[str, Any]:
     return {name: getattr(tags, name) for name in names} | {"options": sorted(tags.options)}
 
 
-def _intent(found: DryRunResult) -> ExplainedIntent | None:
-    classification = found.planner.classification
+def _intent(result: DryRunResult) -> ExplainedIntent | None:
+    classification = result.planner.classification
     if classification is None:
         return None
     return ExplainedIntent(
@@ -253,8 +253,8 @@ def _intent(found: DryRunResult) -> ExplainedIntent | None:
     )
 
 
-def _share(found: DryRunResult) -> ExplainedShare | None:
-    share = found.planner.share
+def _share(result: DryRunResult) -> ExplainedShare | None:
+    share = result.planner.share
     if share is None:
         return None
     return ExplainedShare(share.step, share.intent, share.tokens, share.hard_limit_tokens, share.reason)
@@ -263,8 +263,8 @@ def _share(found: DryRunResult) -> ExplainedShare | None:
 def _hold(call: Call | None) -> ExplainedHold | None:
     if call is None or call.grant is None:
         return None
-    held = call.grant.held
-    return ExplainedHold(held.tokens, usd(held.nano_usd), call.grant.output_tokens)
+    amount = call.grant.held
+    return ExplainedHold(amount.tokens, usd(amount.nano_usd), call.grant.output_tokens)
 
 
 def _budget(link: Link, balance: Balance) -> ExplainedBudget:
@@ -275,22 +275,22 @@ def _budget(link: Link, balance: Balance) -> ExplainedBudget:
         window=link.window.value,
         enforced=link.hold.enforce,
         state=balance.gate.value,
-        tokens=_standing(balance, "tokens"),
-        cost_usd=_dollars(_standing(balance, "nano_usd")),
-        requests=_standing(balance, "requests"),
+        tokens=_unit_balance(balance, "tokens"),
+        cost_usd=_dollars(_unit_balance(balance, "nano_usd")),
+        requests=_unit_balance(balance, "requests"),
         resets_at=iso(link.resets_at_ms),
     )
 
 
-def _standing(balance: Balance, unit: Unit) -> Standing:
-    return Standing(
+def _unit_balance(balance: Balance, unit: Unit) -> UnitBalance:
+    return UnitBalance(
         balance.limit.of(unit), balance.settled.of(unit), balance.reserved.of(unit), balance.remaining(unit)
     )
 
 
-def _dollars(nano: Standing) -> DollarStanding:
-    limit, remaining = (None if one is None else usd(one) for one in (nano.limit, nano.remaining))
-    return DollarStanding(limit, usd(nano.settled), usd(nano.reserved), remaining)
+def _dollars(nano: UnitBalance) -> DollarBalance:
+    limit, remaining = (None if nano_usd is None else usd(nano_usd) for nano_usd in (nano.limit, nano.remaining))
+    return DollarBalance(limit, usd(nano.settled), usd(nano.reserved), remaining)
 
 
 ROUTES = (

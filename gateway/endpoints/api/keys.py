@@ -89,8 +89,8 @@ class KeyLimits(LimitBody):
 
     def stored(self) -> dict[str, int | str]:
         """The limits as they are stored; money as the text of an exact number of USD."""
-        given = self.model_dump(exclude_none=True)
-        return given | ({} if self.usd is None else {"usd": f"{self.usd}e-9"})
+        limits = self.model_dump(exclude_none=True)
+        return limits | ({} if self.usd is None else {"usd": f"{self.usd}e-9"})
 
 
 class KeyTerms(Strict):
@@ -135,23 +135,27 @@ class KeyChange(KeyTerms):
     under the key's name, which cannot be changed therefore."""
 
     def edited(self, key: ApiKey, now_ms: int) -> ApiKey:
-        given = self.model_fields_set
-        changes: dict[str, Any] = {name: getattr(self, name) or "" for name in ("workflow", "agent") if name in given}
-        if given & set(_TAGS):
-            merged = {**key.tags, **{name: getattr(self, name) for name in _TAGS if name in given}}
+        fields_set = self.model_fields_set
+        changes: dict[str, Any] = {
+            name: getattr(self, name) or "" for name in ("workflow", "agent") if name in fields_set
+        }
+        if fields_set & set(_TAGS):
+            merged = {**key.tags, **{name: getattr(self, name) for name in _TAGS if name in fields_set}}
             changes["tags"] = {name: value for name, value in merged.items() if value}
-        if "allowed_models" in given:
+        if "allowed_models" in fields_set:
             changes["allowed_models"] = self.allowed_models or ()
-        if "limits" in given:
+        if "limits" in fields_set:
             changes["limits"] = {} if self.limits is None else self.limits.stored()
-        if given & {"expires_at", "expires_in_days"}:
+        if fields_set & {"expires_at", "expires_in_days"}:
             changes["expires_at_ms"] = _expiry(self, now_ms)
         return replace(key, **changes)
 
 
-def _terms(view: KeyView, given: Sequence[str]) -> dict[str, Any]:
+def _terms(view: KeyView, names: Sequence[str]) -> dict[str, Any]:
     """The values of these fields, as the audit log has them."""
-    return {name: getattr(view, name) for name in ("expires_at" if one == "expires_in_days" else one for one in given)}
+    return {
+        name: getattr(view, name) for name in ("expires_at" if name == "expires_in_days" else name for name in names)
+    }
 
 
 class RotateBody(Strict):
@@ -198,17 +202,17 @@ def _missing_models(allowed: Sequence[str], request: ApiRequest[Any, Any]) -> li
     return [f"No model has the name {name!r} now." for name in allowed if not _is_configured(name, request)]
 
 
-def _is_configured(wanted: str, request: ApiRequest[Any, Any]) -> bool:
+def _is_configured(name_or_pattern: str, request: ApiRequest[Any, Any]) -> bool:
     """Whether a model name or pattern matches a model of the configuration, in either direction."""
     names = [model.model_name for model in request.services.parts.config.model_list]
-    return any(fnmatchcase(name, wanted) or fnmatchcase(wanted, name) for name in names)
+    return any(fnmatchcase(name, name_or_pattern) or fnmatchcase(name_or_pattern, name) for name in names)
 
 
 async def list_keys(request: ApiRequest[ListQuery, NoBody]) -> KeyList:
     """The keys of all projects, unless the query names one."""
     project = request.query.project if "project" in request.query.model_fields_set else None
-    found = await keys_store.list_all(request.store, project)
-    page, following = paged([_view(key, request.services.now_ms()) for key in found], request.query)
+    api_keys = await keys_store.list_all(request.store, project)
+    page, following = paged([_view(key, request.services.now_ms()) for key in api_keys], request.query)
     return KeyList(page, following)
 
 
@@ -218,56 +222,56 @@ async def get_key(request: ApiRequest[ProjectQuery, NoBody]) -> KeyView:
 
 async def change_key(request: ApiRequest[ProjectQuery, KeyChange]) -> ChangedKeyView:
     """Takes effect in this process at once, and in all others within two seconds."""
-    found, now_ms = await _find(request), request.services.now_ms()
-    given = sorted(request.body.model_fields_set)
-    if not given:
+    api_key, now_ms = await _find(request), request.services.now_ms()
+    changed_fields = sorted(request.body.model_fields_set)
+    if not changed_fields:
         raise BadRequest(f"Say what to change: any of {', '.join(KeyChange.model_fields)}.", code="missing_field")
-    request.body.edited(found, now_ms)  # raises what is wrong with the change before a row is locked
+    request.body.edited(api_key, now_ms)  # raises what is wrong with the change before a row is locked
     edit = partial(request.body.edited, now_ms=now_ms)
     try:
-        changed = await request.services.parts.control.change(keys_store.change(request.store, found.id, edit))
+        changed = await request.services.parts.control.change(keys_store.change(request.store, api_key.id, edit))
     except KeyNameTaken:
-        raise _name_taken(found.name, found.project) from None
+        raise _name_taken(api_key.name, api_key.project) from None
     if changed is None:
-        raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
-    old, new = (_terms(_view(key, now_ms), given) for key in (found, changed))
-    await request.audit("key.changed", found.id, name=changed.name, changed=given, old=old, new=new)
+        raise conflict(f"Key {api_key.id} is revoked, and stays so: make a new one.", "key_revoked")
+    old, new = (_terms(_view(key, now_ms), changed_fields) for key in (api_key, changed))
+    await request.audit("key.changed", api_key.id, name=changed.name, changed=changed_fields, old=old, new=new)
     warning = " ".join(_missing_models(request.body.allowed_models or (), request)) or None
     return ChangedKeyView(**_fields(_view(changed, now_ms)), warning=warning)
 
 
 async def revoke_key(request: ApiRequest[ProjectQuery, NoBody]) -> KeyView:
     """Takes effect in this process at once, and in all others within two seconds. Revoking a key again changes nothing."""
-    found = await _find(request)
+    api_key = await _find(request)
     revoked = await request.services.parts.control.change(
-        keys_store.revoke(request.store, found.id, request.services.now_ms())
+        keys_store.revoke(request.store, api_key.id, request.services.now_ms())
     )
-    if found.revoked_at_ms is None:
-        await request.audit("key.revoked", found.id, name=found.name)
-    return _view(revoked or found, request.services.now_ms())
+    if api_key.revoked_at_ms is None:
+        await request.audit("key.revoked", api_key.id, name=api_key.name)
+    return _view(revoked or api_key, request.services.now_ms())
 
 
 async def rotate_key(request: ApiRequest[ProjectQuery, RotateBody]) -> NewKeyView:
-    found, now_ms = await _find(request), request.services.now_ms()
+    api_key, now_ms = await _find(request), request.services.now_ms()
     grace_ms = request.body.grace_seconds * 1000
-    new = await request.services.parts.control.change(keys_store.rotate(request.store, found.id, now_ms, grace_ms))
+    new = await request.services.parts.control.change(keys_store.rotate(request.store, api_key.id, now_ms, grace_ms))
     if new is None:
-        raise conflict(f"Key {found.id} is revoked, and stays so: make a new one.", "key_revoked")
-    await request.audit("key.rotated", found.id, name=found.name, grace_seconds=request.body.grace_seconds)
+        raise conflict(f"Key {api_key.id} is revoked, and stays so: make a new one.", "key_revoked")
+    await request.audit("key.rotated", api_key.id, name=api_key.name, grace_seconds=request.body.grace_seconds)
     return _new(new.key, new.plain, now_ms, None)
 
 
 async def _find(request: ApiRequest[ProjectQuery, Any]) -> ApiKey:
     """The key of the path: by id, or by a name that only one key has."""
-    wanted = request.path["id"]
+    id_or_name = request.path["id"]
     everything = await keys_store.list_all(request.store)
-    found = [key for key in everything if key.id == wanted]
-    found = found or [key for key in everything if key.name == wanted and key.revoked_at_ms is None]
-    if not found:
-        raise not_found("key", wanted)
-    if len(found) > 1:
-        raise conflict(f"{len(found)} keys are named {wanted!r}: use the id.", "ambiguous_name")
-    return found[0]
+    matching_keys = [key for key in everything if key.id == id_or_name]
+    matching_keys = matching_keys or [key for key in everything if key.name == id_or_name and key.revoked_at_ms is None]
+    if not matching_keys:
+        raise not_found("key", id_or_name)
+    if len(matching_keys) > 1:
+        raise conflict(f"{len(matching_keys)} keys are named {id_or_name!r}: use the id.", "ambiguous_name")
+    return matching_keys[0]
 
 
 def _expiry(body: KeyTerms, now_ms: int) -> int | None:
@@ -310,8 +314,8 @@ def _view(key: ApiKey, now_ms: int) -> KeyView:
     )
 
 
-def _new(key: ApiKey, plain: str, now_ms: int, warning: str | None) -> NewKeyView:
-    return NewKeyView(**_fields(_view(key, now_ms)), key=plain, warning=warning)
+def _new(key: ApiKey, plain_key: str, now_ms: int, warning: str | None) -> NewKeyView:
+    return NewKeyView(**_fields(_view(key, now_ms)), key=plain_key, warning=warning)
 
 
 def _fields(view: KeyView) -> dict[str, Any]:

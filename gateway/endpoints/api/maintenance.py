@@ -58,8 +58,8 @@ class ReconciliationView:
 
 
 async def get_doctor(request: ApiRequest[ProjectQuery, NoBody]) -> Findings:
-    found = await examine(request.services.parts, is_open=request.services.access.is_open())
-    return Findings(found, all(finding.status != "fail" for finding in found))
+    findings = await examine(request.services.parts, is_open=request.services.access.is_open())
+    return Findings(findings, all(finding.status != "fail" for finding in findings))
 
 
 async def post_reconcile(request: ApiRequest[ProjectQuery, ReconcileBody]) -> ReconciliationView:
@@ -73,14 +73,23 @@ async def post_reconcile(request: ApiRequest[ProjectQuery, ReconcileBody]) -> Re
         return await parts.flusher.drain(_FLUSH_MS)
 
     accounts = await reconcile.run_accounts(request.store, request.project, since_ms)
-    found = await reconcile.reconcile(parts.ledger, request.store, request.project, accounts, flush)
+    reconciliation = await reconcile.reconcile(parts.ledger, request.store, request.project, accounts, flush)
     repaired = 0
-    if request.body.repair and found.drifts:
-        repaired = len(await reconcile.repair(parts.ledger, request.store, found, accounts))
-        await request.audit("ledger.repaired", entries=repaired, drifts=[drift.account for drift in found.drifts])
+    if request.body.repair and reconciliation.drifts:
+        repaired = len(await reconcile.repair(parts.ledger, request.store, reconciliation, accounts))
+        await request.audit(
+            "ledger.repaired", entries=repaired, drifts=[drift.account for drift in reconciliation.drifts]
+        )
         await request.services.catch_up()
-    drifts = tuple(_drift(drift) for drift in found.drifts)
-    return ReconciliationView(found.project, found.checked, drifts, found.moving, _units(found.parked), repaired)
+    drifts = tuple(_drift(drift) for drift in reconciliation.drifts)
+    return ReconciliationView(
+        reconciliation.project,
+        reconciliation.checked,
+        drifts,
+        reconciliation.moving,
+        _units(reconciliation.parked),
+        repaired,
+    )
 
 
 def _drift(drift: Drift) -> DriftView:

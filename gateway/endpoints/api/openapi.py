@@ -64,8 +64,8 @@ def _schemas() -> tuple[dict[Any, Any], dict[str, Any]]:
             inputs.append((route, "validation", TypeAdapter(route.body)))
         if route.answer is not None:
             inputs.append((route, "serialization", TypeAdapter(route.answer)))
-    found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_TEMPLATE, schema_generator=GenerateJsonSchema)
-    return dict(found), dict(definitions)
+    schemas, definitions = TypeAdapter.json_schemas(inputs, ref_template=_TEMPLATE, schema_generator=GenerateJsonSchema)
+    return dict(schemas), dict(definitions)
 
 
 def _operation(route: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
@@ -111,9 +111,9 @@ def _resolved(schema: Any, definitions: dict[str, Any]) -> Any:
         if "$ref" in schema:
             return _resolved(definitions[schema["$ref"].rpartition("/")[2]], definitions)
         if "anyOf" in schema:
-            given = [one for one in schema["anyOf"] if one != {"type": "null"}]
-            if len(given) == 1:
-                rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
-                return _resolved(rest | given[0], definitions)
+            alternatives = [alternative for alternative in schema["anyOf"] if alternative != {"type": "null"}]
+            if len(alternatives) == 1:
+                other_keywords = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
+                return _resolved(other_keywords | alternatives[0], definitions)
         return {key: _resolved(value, definitions) for key, value in schema.items() if key != "title"}
-    return [_resolved(one, definitions) for one in schema] if isinstance(schema, list) else schema
+    return [_resolved(alternative, definitions) for alternative in schema] if isinstance(schema, list) else schema

@@ -101,8 +101,8 @@ class Route:
         return self.handle.__name__
 
 
-def not_found(what: str, name: str) -> BadRequest:
-    return BadRequest(f"There is no {what} {name[:200]!r}.", status=404, code="not_found")
+def not_found(kind: str, name: str) -> BadRequest:
+    return BadRequest(f"There is no {kind} {name[:200]!r}.", status=404, code="not_found")
 
 
 def conflict(message: str, code: str = "conflict") -> BadRequest:

@@ -155,18 +155,18 @@ async def create_run(request: ApiRequest[ProjectQuery, RunBody]) -> RunView:
             steps=tuple(declared_steps(body.steps, body.priority)),
             keeps_steps="steps" not in body.model_fields_set,
         )
-        shown = _allowed(await request.services.control.initialise(request.project, run_request))
+        view = _allowed(await request.services.control.initialise(request.project, run_request))
         runs.note_parent(request.project, run, run_request.parent_run)
     except ValueError as error:
         raise BadRequest.field("steps", str(error)) from error
     await request.audit("run.initialised", run, run=run, workflow=body.workflow, budget=asdict(run_request.budget))
-    return shown
+    return view
 
 
 async def list_runs(request: ApiRequest[RunsQuery, NoBody]) -> RunLines:
     query = request.query
     await request.services.catch_up()
-    wanted = RunFilter(
+    run_filter = RunFilter(
         project=query.project,
         workflow=query.workflow,
         agent=query.agent,
@@ -176,22 +176,22 @@ async def list_runs(request: ApiRequest[RunsQuery, NoBody]) -> RunLines:
         from_ms=in_ms(query.since),
         to_ms=in_ms(query.until),
     )
-    return await request.services.views.list(wanted, query.limit, query.cursor)
+    return await request.services.views.list(run_filter, query.limit, query.cursor)
 
 
 async def get_run(request: ApiRequest[ProjectQuery, NoBody]) -> RunView:
     """The run as it stands now, including every call that has ended."""
     await request.services.catch_up()
-    shown = await request.services.views.get(request.project, request.path["run"])
-    if shown is None:
+    view = await request.services.views.get(request.project, request.path["run"])
+    if view is None:
         raise _no_run(request.path["run"])
-    return shown
+    return view
 
 
 async def list_calls(request: ApiRequest[RowsQuery, NoBody]) -> CallList:
     await request.services.catch_up()
-    wanted = UsageFilter(project=request.project, run=request.path["run"])
-    page = await usage_report.calls(request.store, wanted, request.query.limit, request.query.cursor)
+    usage_filter = UsageFilter(project=request.project, run=request.path["run"])
+    page = await usage_report.calls(request.store, usage_filter, request.query.limit, request.query.cursor)
     if not page.calls and await runs_store.get(request.store, request.project, request.path["run"]) is None:
         raise _no_run(request.path["run"])
     return CallList(tuple(_call(row) for row in page.calls), page.next)
@@ -217,37 +217,42 @@ async def complete_run(request: ApiRequest[ProjectQuery, NoBody]) -> RunView:
 
 async def set_run_budget(request: ApiRequest[ProjectQuery, BudgetChange]) -> RunView:
     run = request.path["run"]
-    given = {name: getattr(request.body, name) for name in request.body.model_fields_set}
-    change = {"nano_usd" if name == "usd" else name: value for name, value in given.items()}
-    shown = _allowed(await request.services.control.set_budget(request.project, run, change))
+    change_fields = {name: getattr(request.body, name) for name in request.body.model_fields_set}
+    change = {"nano_usd" if name == "usd" else name: value for name, value in change_fields.items()}
+    view = _allowed(await request.services.control.set_budget(request.project, run, change))
     await request.audit("run.budget", run, run=run, **change)
-    return shown
+    return view
 
 
 async def reset_run(request: ApiRequest[ProjectQuery, NoBody]) -> Reset:
     """What the run has used so far no longer counts against it. All other totals keep it."""
     run = request.path["run"]
-    found = await request.services.control.reset(request.project, run, request.request_id)
-    if isinstance(found, Denied):
-        raise _denial(found)
-    before, now = found
+    before_and_after = await request.services.control.reset(request.project, run, request.request_id)
+    if isinstance(before_and_after, Denied):
+        raise _denial(before_and_after)
+    view_before, view_after = before_and_after
     await request.audit(
-        "run.reset", run, run=run, tokens=before.tokens.settled, usd=before.cost_usd.settled, calls=before.calls
+        "run.reset",
+        run,
+        run=run,
+        tokens=view_before.tokens.settled,
+        usd=view_before.cost_usd.settled,
+        calls=view_before.calls,
     )
-    return Reset(before, now)
+    return Reset(view_before, view_after)
 
 
 async def _act(request: ApiRequest[ProjectQuery, NoBody], action: Action, event: str) -> RunView:
     run = request.path["run"]
-    shown = _allowed(await request.services.control.act(request.project, run, action))
-    await request.audit(event, run, run=run, tokens=shown.tokens.settled)
-    return shown
+    view = _allowed(await request.services.control.act(request.project, run, action))
+    await request.audit(event, run, run=run, tokens=view.tokens.settled)
+    return view
 
 
-def _allowed(found: RunView | Denied) -> RunView:
-    if isinstance(found, Denied):
-        raise _denial(found)
-    return found
+def _allowed(view_or_denied: RunView | Denied) -> RunView:
+    if isinstance(view_or_denied, Denied):
+        raise _denial(view_or_denied)
+    return view_or_denied
 
 
 def _denial(denied: Denied) -> BadRequest:

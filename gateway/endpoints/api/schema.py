@@ -46,15 +46,15 @@ def instant_ms(value: str) -> int:
     """Milliseconds since the epoch from an ISO 8601 date or time (UTC unless it says otherwise) or from their digits."""
     try:
         if value.isascii() and value.isdigit():
-            found = int(value[:16])
+            instant = int(value[:16])
         else:
             parsed = datetime.fromisoformat(value)
-            found = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
+            instant = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
-        found = 0
-    if not _YEAR_MS_MIN <= found < _YEAR_MS_MAX:
+        instant = 0
+    if not _YEAR_MS_MIN <= instant < _YEAR_MS_MAX:
         raise ValueError("must be a date or time between 2000 and 2100, such as 2026-11-22 or 2026-11-22T09:30:00Z")
-    return found
+    return instant
 
 
 _NAME, _LINE, _PRIORITY, _POSITION, _ROW = (

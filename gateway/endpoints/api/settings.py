@@ -104,32 +104,32 @@ async def list_changes_of_one(request: ApiRequest[ListQuery, NoBody]) -> ChangeL
 async def revert_change(request: ApiRequest[ProjectQuery, NoBody]) -> SettingView:
     """Set a setting back to what it was before a change. This is a change of its own."""
     text = request.path["id"]
-    before = {key: row.value for key, row in request.services.parts.control.snapshot.setting_rows.items()}
+    values_before = {key: row.value for key, row in request.services.parts.control.snapshot.setting_rows.items()}
     control, row = request.services.parts.control, None
     if text.isascii() and text.isdigit() and len(text) < 16:
-        who, now_ms = request.actor.name, request.services.now_ms()
-        row = await control.change(settings_store.revert(request.store, int(text), who, now_ms, control.first_values))
+        actor, now_ms = request.actor.name, request.services.now_ms()
+        row = await control.change(settings_store.revert(request.store, int(text), actor, now_ms, control.first_values))
     if row is None:
         raise not_found("change", text)
-    await request.audit("setting.reverted", row.key, old=before[row.key], new=row.value, change=int(text))
+    await request.audit("setting.reverted", row.key, old=values_before[row.key], new=row.value, change=int(text))
     return _view(request.services.parts.control.snapshot.setting_rows[row.key])
 
 
 async def _put(request: ApiRequest[Any, Any], values: dict[str, Any]) -> None:
     control = request.services.parts.control
-    before = {key: control.snapshot.setting_rows[key].value for key in values}
-    who, now_ms = request.actor.name, request.services.now_ms()
-    await control.change(settings_store.put_many(request.store, values, who, now_ms, control.first_values))
-    for key, old in before.items():
+    values_before = {key: control.snapshot.setting_rows[key].value for key in values}
+    actor, now_ms = request.actor.name, request.services.now_ms()
+    await control.change(settings_store.put_many(request.store, values, actor, now_ms, control.first_values))
+    for key, old in values_before.items():
         await request.audit("setting.changed", key, old=old, new=control.snapshot.setting_rows[key].value)
 
 
 async def _changes(request: ApiRequest[ListQuery, NoBody], key: str | None) -> ChangeList:
     start = page_start(request.query.cursor)
     end = start + request.query.limit
-    found = await settings_store.history(request.store, key, end + 1)
-    page = tuple(_change(change) for change in found[start:end])
-    return ChangeList(page, str(end) if len(found) > end else None)
+    changes = await settings_store.history(request.store, key, end + 1)
+    page = tuple(_change(change) for change in changes[start:end])
+    return ChangeList(page, str(end) if len(changes) > end else None)
 
 
 def _known(key: str) -> str:
@@ -146,11 +146,11 @@ def _views(snapshot: Snapshot, keys: tuple[str, ...]) -> SettingList:
     return SettingList(tuple(_view(snapshot.setting_rows[key]) for key in keys))
 
 
-def _view(now: EffectiveSetting) -> SettingView:
-    spec = SETTINGS[now.key]
+def _view(setting: EffectiveSetting) -> SettingView:
+    spec = SETTINGS[setting.key]
     return SettingView(
-        key=now.key,
-        value=now.value,
+        key=setting.key,
+        value=setting.value,
         type=spec.type,  # type: ignore[arg-type]
         range=spec.range,
         category=spec.category,
@@ -159,9 +159,9 @@ def _view(now: EffectiveSetting) -> SettingView:
         minimum=spec.minimum,
         maximum=spec.maximum,
         choices=spec.choices,
-        origin=now.origin,
-        updated_at=iso(now.updated_at_ms),
-        updated_by=now.updated_by,
+        origin=setting.origin,
+        updated_at=iso(setting.updated_at_ms),
+        updated_by=setting.updated_by,
     )
 
 

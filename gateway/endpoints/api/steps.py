@@ -57,17 +57,17 @@ def declared_steps(steps: Sequence[StepBody], priority: str | None = None) -> It
     """
     if _count(steps, DEPTH_MAX) > STEPS_MAX:
         raise ValueError(f"a workflow has at most {STEPS_MAX} steps")
-    plain = [_declared_step(step, priority) for step in steps]
-    _check_ids(plain, set())
-    return plain
+    declarations = [_declared_step(step, priority) for step in steps]
+    _check_ids(declarations, set())
+    return declarations
 
 
-def _check_ids(steps: Iterable[Mapping[str, Any]], seen: set[str]) -> None:
+def _check_ids(steps: Iterable[Mapping[str, Any]], ids: set[str]) -> None:
     for step in steps:
-        if step["id"] in seen:
+        if step["id"] in ids:
             raise ValueError(f"two steps have the id {step['id']!r}")
-        seen.add(step["id"])
-        _check_ids(step.get("steps", ()), seen)
+        ids.add(step["id"])
+        _check_ids(step.get("steps", ()), ids)
 
 
 def _count(steps: Sequence[StepBody], depth: int) -> int:
@@ -78,23 +78,23 @@ def _count(steps: Sequence[StepBody], depth: int) -> int:
 
 def _declared_step(step: StepBody, priority: str | None) -> dict[str, Any]:
     names = ("prompt", "system", "agent", "kind", "input_schema", "output_schema", "response_format")
-    plain: dict[str, Any] = {"id": step.id}
-    plain |= {name: value for name in names if (value := getattr(step, name)) is not None}
+    declaration: dict[str, Any] = {"id": step.id}
+    declaration |= {name: value for name in names if (value := getattr(step, name)) is not None}
     if step.description is not None:
-        plain["description"] = step.description
-        plain.setdefault("prompt", step.description)
+        declaration["description"] = step.description
+        declaration.setdefault("prompt", step.description)
     if step.intent is not None:
-        plain["intent"] = step.intent.value
+        declaration["intent"] = step.intent.value
     if step.priority or priority:
-        plain["priority"] = step.priority or priority
+        declaration["priority"] = step.priority or priority
     if step.budget is not None:
-        plain |= budget_fields(step.budget)
-    plain |= budget_fields(LimitBody(tokens=step.budget_tokens), step.budget_usd)
+        declaration |= budget_fields(step.budget)
+    declaration |= budget_fields(LimitBody(tokens=step.budget_tokens), step.budget_usd)
     if step.tools is not None:
-        plain["tools"] = list(step.tools)
+        declaration["tools"] = list(step.tools)
     if step.steps:
-        plain["steps"] = [_declared_step(inner, priority) for inner in step.steps]
-    return plain
+        declaration["steps"] = [_declared_step(inner, priority) for inner in step.steps]
+    return declaration
 
 
 def budget_fields(budget: LimitBody, nano_usd: int | None = None) -> dict[str, int]:
@@ -111,7 +111,7 @@ def budget_fields(budget: LimitBody, nano_usd: int | None = None) -> dict[str, i
 def budget_shown(declared: Mapping[str, Any]) -> dict[str, float | int] | None:
     """A declaration's budget in the form in which it was given; None if there is none."""
     units = (("tokens", "budget_tokens"), ("usd", "budget_nano_usd"), ("requests", "budget_requests"))
-    found = {unit: declared[name] for unit, name in units if declared.get(name) is not None}
-    if "usd" in found:
-        found["usd"] = usd(found["usd"])
-    return found or None
+    limits = {unit: declared[name] for unit, name in units if declared.get(name) is not None}
+    if "usd" in limits:
+        limits["usd"] = usd(limits["usd"])
+    return limits or None

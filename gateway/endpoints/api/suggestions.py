@@ -29,19 +29,22 @@ async def list_suggestions(request: ApiRequest[ProjectQuery, NoBody]) -> Suggest
 
 async def apply_suggestions(request: ApiRequest[ProjectQuery, NoBody]) -> Suggestions:
     """Create the suggested budgets, in place of those suggested earlier."""
-    found = await list_suggestions(request)
-    if not found.suggestions:
+    suggestion_list = await list_suggestions(request)
+    if not suggestion_list.suggestions:
         raise BadRequest(
-            f"Workflow {found.workflow!r} has no finished run to learn from.", status=409, code="nothing_to_suggest"
+            f"Workflow {suggestion_list.workflow!r} has no finished run to learn from.",
+            status=409,
+            code="nothing_to_suggest",
         )
     stored = [
-        as_budget(one, request.project, request.services.now_ms(), request.actor.name) for one in found.suggestions
+        as_budget(suggestion, request.project, request.services.now_ms(), request.actor.name)
+        for suggestion in suggestion_list.suggestions
     ]
     for budget in stored:
         await request.services.parts.control.change(budgets_store.put(request.store, budget))
     applied = tuple(budget.id for budget in stored)
-    await request.audit("budget.suggested", found.workflow, budgets=list(applied))
-    return Suggestions(found.workflow, found.suggestions, applied)
+    await request.audit("budget.suggested", suggestion_list.workflow, budgets=list(applied))
+    return Suggestions(suggestion_list.workflow, suggestion_list.suggestions, applied)
 
 
 ROUTES = (

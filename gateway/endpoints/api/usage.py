@@ -77,7 +77,7 @@ class UsageRow(UsageTotals):
 
 
 @dataclass(frozen=True, slots=True)
-class Side(UsageTotals):
+class ArmUsage(UsageTotals):
     """The calls of one side of the comparison. Means are per answered call."""
 
     input_tokens_per_call: float
@@ -93,8 +93,8 @@ class Comparison:
     alike the calls are. `saved_tokens` counts what each call would have sent otherwise; these figures compare whole runs.
     """
 
-    treated: Side
-    holdout: Side
+    treated: ArmUsage
+    holdout: ArmUsage
     input_tokens_saved_share: float | None
     cost_saved_share: float | None
 
@@ -115,23 +115,23 @@ class UsageReport:
 async def get_usage(request: ApiRequest[UsageQuery, NoBody]) -> UsageReport | Response:
     query = request.query
     await request.services.catch_up()
-    wanted = filter_of(request.services, query)
+    usage_filter = filter_of(request.services, query)
     is_csv = query.format == "csv" or (query.format is None and "text/csv" in request.accept)
     is_whole = is_csv and "limit" not in query.model_fields_set
     start = page_start(query.cursor)
     end = start + (CSV_ROWS_MAX if is_whole else query.limit)
     is_compared = query.group_by is GroupBy.SAVINGS
-    found = await usage_report.report(
-        request.store, query.group_by, wanted, max(end, KINDS_MAX) if is_compared else end
+    report = await usage_report.report(
+        request.store, query.group_by, usage_filter, max(end, KINDS_MAX) if is_compared else end
     )
     names = {key.id: key.name for key in request.services.parts.control.snapshot.keys.values()}
     if is_csv:
-        return _as_csv(query.group_by, found.rows[start:end], names)
-    rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in found.rows[start:end])
-    following = str(end) if found.groups > end else None
-    total = UsageTotals(**figures(found.total))
-    compared = comparison_of(found.rows) if is_compared else None
-    return UsageReport(query.group_by.value, rows, total, found.groups, following, compared)
+        return _as_csv(query.group_by, report.rows[start:end], names)
+    rows = tuple(_row(query.group_by, row.group, row.sums, names) for row in report.rows[start:end])
+    following = str(end) if report.groups > end else None
+    total = UsageTotals(**figures(report.total))
+    compared = comparison_of(report.rows) if is_compared else None
+    return UsageReport(query.group_by.value, rows, total, report.groups, following, compared)
 
 
 def _as_csv(group_by: GroupBy, rows: Sequence[ReportRow], key_names: Mapping[str, str]) -> Response:
@@ -163,7 +163,7 @@ def comparison_of(rows: Sequence[ReportRow]) -> Comparison | None:
     sides = {arm: [row.sums for row in rows if arm in row.group.split("+")] for arm in Arm}
     if not sides[Arm.HOLDOUT]:
         return None
-    treated, holdout = (_side(sides[arm]) for arm in (Arm.TREATED, Arm.HOLDOUT))
+    treated, holdout = (_arm_usage(sides[arm]) for arm in (Arm.TREATED, Arm.HOLDOUT))
     return Comparison(
         treated,
         holdout,
@@ -172,31 +172,31 @@ def comparison_of(rows: Sequence[ReportRow]) -> Comparison | None:
     )
 
 
-def _side(found: Sequence[Sums]) -> Side:
-    whole = Sums(**{name: sum(getattr(sums, name) for sums in found) for name in Sums.__slots__})
-    answered = max(1, whole.calls - whole.errors)
-    return Side(
-        **figures(whole),
-        input_tokens_per_call=round(whole.input_tokens / answered, 2),
-        output_tokens_per_call=round(whole.output_tokens / answered, 2),
-        cost_usd_per_call=usd(whole.cost_nano_usd // answered),
+def _arm_usage(sums_of_arm: Sequence[Sums]) -> ArmUsage:
+    total = Sums(**{name: sum(getattr(sums, name) for sums in sums_of_arm) for name in Sums.__slots__})
+    answered = max(1, total.calls - total.errors)
+    return ArmUsage(
+        **figures(total),
+        input_tokens_per_call=round(total.input_tokens / answered, 2),
+        output_tokens_per_call=round(total.output_tokens / answered, 2),
+        cost_usd_per_call=usd(total.cost_nano_usd // answered),
     )
 
 
-def _saved_share(treated: Side, holdout: Side, figure: str) -> float | None:
+def _saved_share(treated: ArmUsage, holdout: ArmUsage, figure: str) -> float | None:
     """From the sums and not from the means, which are rounded."""
-    ours, theirs = treated.calls - treated.errors, holdout.calls - holdout.errors
-    used, unsaved = getattr(treated, figure) * theirs, getattr(holdout, figure) * ours
-    return round(1 - used / unsaved, 4) if ours and unsaved else None
+    treated_calls, holdout_calls = treated.calls - treated.errors, holdout.calls - holdout.errors
+    treated_use, holdout_use = getattr(treated, figure) * holdout_calls, getattr(holdout, figure) * treated_calls
+    return round(1 - treated_use / holdout_use, 4) if treated_calls and holdout_use else None
 
 
-def _key_id(wanted: str | None, keys: list[ApiKey]) -> str | None:
-    if not wanted or any(key.id == wanted for key in keys):
-        return wanted
-    named = sorted({key.id for key in keys if key.name == wanted})
-    if len(named) > 1:
-        raise BadRequest.field("key", f"{len(named)} keys have this name: {', '.join(named[:5])}")
-    return named[0] if named else wanted
+def _key_id(id_or_name: str | None, keys: list[ApiKey]) -> str | None:
+    if not id_or_name or any(key.id == id_or_name for key in keys):
+        return id_or_name
+    ids = sorted({key.id for key in keys if key.name == id_or_name})
+    if len(ids) > 1:
+        raise BadRequest.field("key", f"{len(ids)} keys have this name: {', '.join(ids[:5])}")
+    return ids[0] if ids else id_or_name
 
 
 def _row(group_by: GroupBy, group: str, sums: Sums, key_names: dict[str, str]) -> UsageRow:

@@ -79,21 +79,21 @@ class WorkflowList:
 
 
 async def list_workflows(request: ApiRequest[ListQuery, NoBody]) -> WorkflowList:
-    found = await workflows_store.list_all(request.store, request.project)
-    page, following = paged([_view(workflow) for workflow in found], request.query)
+    workflows = await workflows_store.list_all(request.store, request.project)
+    page, following = paged([_view(workflow) for workflow in workflows], request.query)
     return WorkflowList(page, following)
 
 
 async def get_workflow(request: ApiRequest[ProjectQuery, NoBody]) -> WorkflowView:
-    found = await workflows_store.get(request.store, request.project, request.path["workflow"])
-    if found is None:
+    workflow = await workflows_store.get(request.store, request.project, request.path["workflow"])
+    if workflow is None:
         raise not_found("workflow", request.path["workflow"])
-    return _view(found)
+    return _view(workflow)
 
 
 async def put_workflow(request: ApiRequest[ProjectQuery, WorkflowBody]) -> WorkflowView:
     """Declare a workflow, or replace its declaration. Runs that were planned before keep their plan."""
-    name = _Named(workflow=request.path["workflow"]).workflow
+    name = _WorkflowPath(workflow=request.path["workflow"]).workflow
     try:
         declaration = _declaration(request.body)
     except ValueError as error:
@@ -114,7 +114,7 @@ async def delete_workflow(request: ApiRequest[ProjectQuery, NoBody]) -> Deleted:
     return Deleted(name)
 
 
-class _Named(Strict):
+class _WorkflowPath(Strict):
     workflow: Name
 
 
@@ -151,13 +151,13 @@ _BUDGET = ("budget_tokens", "budget_nano_usd", "budget_requests")
 
 
 def _step(step: dict[str, Any]) -> dict[str, Any]:
-    shown = {name: value for name, value in step.items() if name not in _BUDGET}
+    fields = {name: value for name, value in step.items() if name not in _BUDGET}
     budget = budget_shown(step)
     if budget is not None:
-        shown["budget"] = budget
+        fields["budget"] = budget
     if "steps" in step:
-        shown["steps"] = [_step(inner) for inner in step["steps"]]
-    return shown
+        fields["steps"] = [_step(inner) for inner in step["steps"]]
+    return fields
 
 
 ROUTES = (
