@@ -36,8 +36,15 @@ _RESPONSES_GPT_4 = 3
 
 
 def functions_in(tools: Any) -> list[Mapping[str, Any]]:
-    """The function objects of a `tools` array (chat or Responses) or a legacy `functions` array; other tools are left out."""
-    return [as_object(tool.get("function") or tool) for tool in as_list(tools) if isinstance(tool, dict)]
+    """The function objects of a `tools` array (chat or Responses) or a legacy `functions` array; other tools are left out.
+
+    A custom tool counts as a function: it has a name and a description, but no parameters.
+    """
+    return [
+        as_object(tool.get("function") or tool.get("custom") or tool)
+        for tool in as_list(tools)
+        if isinstance(tool, dict)
+    ]
 
 
 def chat_tool_tokens(functions: Sequence[Mapping[str, Any]], counting: Counting, count: CountText) -> int:
@@ -66,6 +73,12 @@ def render_functions(functions: Sequence[Mapping[str, Any]], family: Family) -> 
     return "\n".join(lines)
 
 
+def _grammar(function: Mapping[str, Any]) -> list[str]:
+    """The grammar of a custom tool's input. Not recorded either, and counted for the same reason as `_CONSTRAINTS`."""
+    form = as_object(function.get("format"))
+    return [compact_json(form)] if form.get("type") == "grammar" else []
+
+
 def _undescribed(functions: Sequence[Mapping[str, Any]]) -> int:
     # GPT-5 reports one token less when the first function has no comment above it.
     return 0 if functions and functions[0].get("description") else 1
@@ -81,7 +94,7 @@ class _TypeScriptRenderer:
         description, name = function.get("description"), as_text(function.get("name"))
         lines = self._described(as_text(description)) if description else []
         if not as_object(self._root.get("properties")):
-            return [*lines, f"type {name} = () => any;"]
+            return [*lines, f"type {name} = () => any;", *_grammar(function)]
         properties = self._property_lines(self._root, 0)
         if not _has_comment(self._root, _DEPTH_MAX):
             # Without any comments, models see the function on one line.

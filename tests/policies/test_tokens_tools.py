@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from policies.tokens import Family
-from policies.tokens.tools import render_functions
+from policies.tokens.tools import functions_in, render_functions
 
 
 def rendered(parameters: Any, description: str = "", family: Family = Family.GPT_4) -> str:
@@ -54,6 +54,15 @@ def schema(*required: str, **properties: Any) -> dict[str, Any]:
 )
 def test_function_schema_is_rendered_as_typescript(parameters: Any, expected: str) -> None:
     assert rendered(parameters) == expected
+
+
+def test_custom_tool_is_rendered_with_its_description_and_grammar() -> None:
+    grammar = {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: /a+/"}}
+    chat = {"type": "custom", "custom": {"name": "f", "description": "the f", "format": grammar}}
+    responses = {"type": "custom", "name": "f", "description": "the f", "format": grammar}
+    [text] = {render_functions(functions_in([tool]), Family.GPT_5) for tool in (chat, responses)}
+    assert "// the f\ntype f = () => any;" in text
+    assert '"start: /a+/"' in text
 
 
 def test_description_is_dedented_for_gpt_4_and_commented_for_gpt_5() -> None:
