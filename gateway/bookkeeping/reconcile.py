@@ -162,9 +162,13 @@ async def rebuild(
     """
     restored = await _run_sums(db, project, now_ms - RUN_KEEP_MS)
     restored |= await _budget_sums(db, project, budgets, {key.id: key for key in keys}, now_ms)
-    ordered = list(restored.items())
+    # A sum is negative if a late settlement gave back more than was used since the window began, or since a reset of the run.
+    ordered = [
+        (name, settled.unitwise_max(ZERO), keep_ms, gate, override)
+        for name, (settled, keep_ms, gate, override) in restored.items()
+    ]
     for chunk in batched(ordered, _CHUNK):
-        await asyncio.gather(*(restore(account, *settled) for account, settled in chunk))
+        await asyncio.gather(*(restore(*account) for account in chunk))
     return len(ordered)
 
 

@@ -15,7 +15,7 @@ from gateway.bookkeeping import reconcile
 from gateway.bookkeeping.flusher import Flusher
 from gateway.bookkeeping.reconcile import Reconciliation, RunRows
 from gateway.ledger.memory import MemoryLedger
-from gateway.ledger.port import Reserve
+from gateway.ledger.port import EntryKind, Reserve
 from gateway.store import runs as runs_store
 from gateway.store import usage, usage_report
 from gateway.store.bulk import ignore_conflict, insert
@@ -26,7 +26,7 @@ from gateway.store.usage_report import GroupBy, UsageFilter
 from policies.amounts import Amount, Limit
 from policies.budgets import Budget, Parent, RunLimits, Scope, Subject, Window, chain_for
 from policies.reservation import Demand, Gate, Granted
-from tests.store_events import NOW_MS, entry
+from tests.store_events import DAY_MS, NOW_MS, entry
 
 pytest_plugins = ("tests.store_fixtures",)
 
@@ -227,6 +227,25 @@ async def test_accounts_of_limits_on_keys_are_rebuilt(system: System) -> None:
     await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", NOW_MS, (), limited)
     found = await new.balances("default", ["key/ci@total", "key/ops@total"])
     assert [balance.settled.tokens for balance in found] == [300, 0]
+
+
+@pytest.mark.parametrize("charged_in_the_run", [False, True], ids=["after-a-reset", "in-an-earlier-window"])
+async def test_account_with_nothing_but_a_late_refund_is_rebuilt_as_unused(
+    system: System, charged_in_the_run: bool
+) -> None:
+    """A hold was charged yesterday, and what it had not used came back today. A negative sum stopped the whole project."""
+    yesterday = NOW_MS - DAY_MS
+    run = "r1" if charged_in_the_run else ""
+    charged = entry("c1:lost", tokens=133, kind=EntryKind.EXPIRED, at_ms=yesterday, run=run)
+    refund = entry("c1:late", tokens=-100, nano_usd=-1_000, kind=EntryKind.LATE)
+    await system.ledger.record("default", [charged, refund])
+    await system.flush()
+    new = MemoryLedger(clock_ms=lambda: NOW_MS)
+    day = Budget(Scope.AGENT, Limit(tokens=1000), "ada", window=Window.DAY)
+    await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", NOW_MS, [day])
+    account = chain_for(Subject("default", agent="ada"), [day], RunLimits(), NOW_MS).links[0].hold.account
+    found = await new.balances("default", [account, "run/r1", "step/r1/draft"])
+    assert [balance.settled.tokens for balance in found] == [0, *([33, 33] if charged_in_the_run else [0, 0])]
 
 
 async def test_gates_and_overrides_of_runs_are_rebuilt(system: System) -> None:
