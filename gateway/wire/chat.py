@@ -9,7 +9,7 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import assemble_answer
-from gateway.wire.choices import ChoiceRelay, request_stream, usage_of, wants_usage
+from gateway.wire.choices import ChoiceRelay, choices_text, request_stream, usage_of, wants_usage
 from gateway.wire.openai_errors import error_body
 from gateway.wire.protocol import OutputCounter, Request, hosted_tools_bound
 from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
@@ -63,10 +63,7 @@ class ChatProtocol:
         return usage_of(answer.get("usage"), answer.get("service_tier"))
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
-        choices = answer.get("choices")
-        if not isinstance(choices, list):
-            return ""
-        return "\n".join(message_text(choice.get("message")) for choice in choices if isinstance(choice, dict))
+        return choices_text(answer, lambda choice: message_text(choice.get("message")))
 
     def relay(self, request: Request, counter: OutputCounter) -> ChatRelay:
         return ChatRelay(request, counter)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gateway.wire.events import append_text, index_of, objects_in, objects_of
 from gateway.wire.openai_errors import upstream_event_error
 
+# Merges a piece of a choice into the choices so far, by index.
+MergeChoice = Callable[[dict[int, dict[str, Any]], dict[str, Any]], None]
 _ONLY_OF_CHUNKS: Final = frozenset({"choices", "obfuscation"})
 
 
 def assemble_answer(pieces: bytes) -> dict[str, Any]:
     """The buffered answer that is equivalent to the stream. Raises `StreamBroken`."""
+    answer = merge_chunks(pieces, "chat.completion", _merge_choice)
+    for choice in answer["choices"]:
+        _list_calls(choice["message"])
+    return answer
+
+
+def merge_chunks(pieces: bytes, kind: str, merge_choice: MergeChoice) -> dict[str, Any]:
+    """An answer of chat or of legacy completions, with its choices by index. Raises `StreamBroken`."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for chunk in objects_of(pieces):
@@ -20,11 +30,9 @@ def assemble_answer(pieces: bytes) -> dict[str, Any]:
             raise upstream_event_error(chunk["error"])
         answer |= {key: value for key, value in chunk.items() if key not in _ONLY_OF_CHUNKS and value is not None}
         for choice in objects_in(chunk.get("choices"), "choices"):
-            _merge_choice(choices, choice)
-    answer["object"] = "chat.completion"
+            merge_choice(choices, choice)
+    answer["object"] = kind
     answer["choices"] = [choices[index] for index in sorted(choices)]
-    for choice in answer["choices"]:
-        _list_calls(choice["message"])
     return answer
 
 

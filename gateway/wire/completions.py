@@ -8,10 +8,10 @@ from typing import Any, Final, Literal
 from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
-from gateway.wire.chat_assembly import merge_ends
-from gateway.wire.choices import ChoiceRelay, request_stream, usage_of, wants_usage
-from gateway.wire.events import index_of, objects_in, objects_of
-from gateway.wire.openai_errors import error_body, upstream_event_error
+from gateway.wire.chat_assembly import merge_chunks, merge_ends
+from gateway.wire.choices import ChoiceRelay, choices_text, request_stream, usage_of, wants_usage
+from gateway.wire.events import index_of
+from gateway.wire.openai_errors import error_body
 from gateway.wire.protocol import OutputCounter, Request
 from policies.pricing import Usage
 
@@ -61,16 +61,13 @@ class CompletionsProtocol:
         return usage_of(answer.get("usage"))
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
-        choices = answer.get("choices")
-        if not isinstance(choices, list):
-            return ""
-        return "\n".join(_text_of(choice) for choice in choices if isinstance(choice, dict))
+        return choices_text(answer, _text_of)
 
     def relay(self, request: Request, counter: OutputCounter) -> CompletionRelay:
         return CompletionRelay(request, counter)
 
     def assemble(self, pieces: bytes) -> dict[str, Any]:
-        return _assembled(pieces)
+        return merge_chunks(pieces, "text_completion", _merge_choice)
 
     def error_body(self, error: GatewayError) -> bytes:
         return error_body(error)
@@ -109,19 +106,8 @@ def _text_of(choice: Mapping[str, Any]) -> str:
     return written if isinstance(written, str) else ""
 
 
-def _assembled(pieces: bytes) -> dict[str, Any]:
-    answer: dict[str, Any] = {}
-    choices: dict[int, dict[str, Any]] = {}
-    for chunk in objects_of(pieces):
-        if chunk.get("error"):
-            raise upstream_event_error(chunk["error"])
-        answer |= {key: value for key, value in chunk.items() if key != "choices" and value is not None}
-        for choice in objects_in(chunk.get("choices"), "choices"):
-            index = index_of(choice)
-            blank = {"index": index, "text": "", "logprobs": None, "finish_reason": None}
-            merged = choices.setdefault(index, blank)
-            merged["text"] += _text_of(choice)
-            merge_ends(merged, choice)
-    answer["object"] = "text_completion"
-    answer["choices"] = [choices[index] for index in sorted(choices)]
-    return answer
+def _merge_choice(choices: dict[int, dict[str, Any]], choice: dict[str, Any]) -> None:
+    index = index_of(choice)
+    merged = choices.setdefault(index, {"index": index, "text": "", "logprobs": None, "finish_reason": None})
+    merged["text"] += _text_of(choice)
+    merge_ends(merged, choice)
