@@ -29,9 +29,9 @@ from gateway.config.conversion import retention_of, timeouts_of
 from gateway.config.faults import ConfigError
 from gateway.config.schema import Config
 from gateway.endpoints.access import ADMIN_KEY_VARIABLE, Access, OperatorFile, check_binding
+from gateway.endpoints.error_answers import not_found_handler
 from gateway.endpoints.health import health_routes
 from gateway.endpoints.lazy import LazyApplication, PrefixRoute
-from gateway.endpoints.not_found import not_found_handler
 from gateway.endpoints.router import RequestRouter
 from gateway.errors import ModelNotFound
 from gateway.ledger.clock import wall_clock_ms

@@ -67,7 +67,7 @@ def _shared_links(page_request: PageRequest, subject: Subject) -> list[Link]:
     """The accounts and limits that admission would use, the key's own limits among them."""
     keys = [key for key in page_request.services.parts.control.snapshot.keys.values() if key.name == subject.key]
     budgets_of_key = [
-        one for key in keys if key.project == subject.project for one in key_budgets(key.name, key.project, key.limits)
+        one for key in keys if key.project == subject.project for one in key_budgets(key.project, key.limits)
     ]
     limits = RunLimits(observe=is_observed(page_request, subject.workflow))
     chain = chain_for(

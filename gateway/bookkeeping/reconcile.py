@@ -321,7 +321,7 @@ async def _budget_sums(
         key = keys.get(key_id)
         key_name = None if key is None else key.name
         subject = Subject(project, key_name, workflow or None, None, None, agent or None)
-        of_key = key_budgets(key.name, key.project, key.limits) if key is not None else ()
+        of_key = key_budgets(key.project, key.limits) if key is not None else ()
         for link in chain_for(subject, (*budgets, *of_key), RunLimits(), now_ms).links:
             filter_by_account[link.hold.account] = _filter_of(link, project), link.hold.keep_ms
             if link.scope is Scope.KEY:

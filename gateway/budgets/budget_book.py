@@ -78,16 +78,16 @@ class _Made:
     ends_at_ms: float
 
 
-def key_budgets(name: str, project: str, limits: Mapping[str, Any]) -> tuple[Budget, ...]:
+def key_budgets(project: str, limits: Mapping[str, Any]) -> tuple[Budget, ...]:
     """A key's own limits (`tokens`, `usd`, `requests`, `window`) as a budget on it; empty if it has none."""
     values = tuple(limits.get(unit) for unit in UNITS)
     if all(value is None for value in values):
         return _NO_LIMITS
-    return _key_budgets(name, project, *values, str(limits.get("window") or "total"))
+    return _key_budgets(project, *values, str(limits.get("window") or "total"))
 
 
 @lru_cache(maxsize=10_000)
-def _key_budgets(name: str, project: str, tokens: Any, usd: Any, requests: Any, window: str) -> tuple[Budget, ...]:
+def _key_budgets(project: str, tokens: Any, usd: Any, requests: Any, window: str) -> tuple[Budget, ...]:
     nano_usd = None if usd is None else usd_to_nano(usd)
     limit = Limit(tokens, nano_usd, requests)
     return (Budget(Scope.KEY, limit, match="*", window=Window(window), project=project),)

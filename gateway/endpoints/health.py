@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.endpoints.error_answers import error_response
 from gateway.errors import GatewayError
-from gateway.wire.openai_errors import error_body
 
 # The paths, including those that LiteLLM's manifests use.
 _LIVE = ("/livez", "/health/liveliness", "/health/liveness")
@@ -48,7 +48,7 @@ def health_routes(
             if check_scraper is not None:
                 check_scraper(request)
         except GatewayError as error:
-            return Response(error_body(error), error.status, error.headers, "application/json")
+            return error_response(error)
         return Response(await exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return [

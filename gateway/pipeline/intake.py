@@ -173,7 +173,7 @@ def principal_of(key: ApiKey) -> Principal:
         defaults=defaults,
         allowed_models=key.allowed_models,
         concurrency_max=concurrency if isinstance(concurrency, int) else None,
-        budgets=key_budgets(key.name, key.project, key.limits) if key.limits else (),
+        budgets=key_budgets(key.project, key.limits) if key.limits else (),
     )
 
 

@@ -64,10 +64,10 @@ async def create_partitions(connection: StoreConnection, months: Iterable[Month]
     return present
 
 
-async def create_ahead(connection: StoreConnection, now_ms: int, months_ahead: int = MONTHS_AHEAD) -> set[Month]:
-    """Last month (whose last events may still arrive), this month and the next `months_ahead`."""
+async def create_ahead(connection: StoreConnection, now_ms: int) -> set[Month]:
+    """Last month (whose last events may still arrive), this month and the next three."""
     this = month_of(now_ms)
-    return await create_partitions(connection, (add_months(this, offset) for offset in range(-1, months_ahead + 1)))
+    return await create_partitions(connection, (add_months(this, offset) for offset in range(-1, MONTHS_AHEAD + 1)))
 
 
 async def _create_partition(connection: StoreConnection, month: Month) -> None:

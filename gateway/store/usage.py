@@ -38,6 +38,7 @@ WRITER_LOCK: Final = 0x7573616765
 _BATCH_ROWS: Final = 200
 _REASON_CHARACTERS_MAX: Final = 500
 _INT64_MAX: Final = 2**63 - 1
+_DELETED_AT_ONCE: Final = 5_000
 
 # What is added to a table of sums: the table, its columns, the rows, and how to merge them with existing rows.
 SumRows = tuple[Table, tuple[str, ...], Values, Conflict]
@@ -309,9 +310,9 @@ def _printable(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace").replace("\x00", "\ufffd")
 
 
-async def _delete_slice(db: Database, before_ms: int, rows_max: int = 5_000) -> int:
+async def _delete_slice(db: Database, before_ms: int) -> int:
     """One slice at a time, so that others get the single connection in between."""
-    oldest = select(token_usage.c.id).where(token_usage.c.at < before_ms).limit(rows_max)
+    oldest = select(token_usage.c.id).where(token_usage.c.at < before_ms).limit(_DELETED_AT_ONCE)
     async with db.begin() as connection:
         result = await connection.execute(token_usage.delete().where(token_usage.c.id.in_(oldest)))
     return result.rowcount

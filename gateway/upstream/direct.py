@@ -71,11 +71,9 @@ class DirectLane:
         *,
         environment: Mapping[str, str],
         limits: DirectLimits = DirectLimits(),
-        user_agent: str = "farebox",
     ) -> None:
         self._environment = environment
         self._limits = limits
-        self._user_agent = user_agent
         self._client = HttpClient(ClientLimits(limits.connections, limits.keepalive_s))
         self._addresses: dict[str, Address] = {}
 
@@ -100,7 +98,7 @@ class DirectLane:
         self, deployment: Deployment, call: UpstreamCall, timeouts: Timeouts, key: str | None
     ) -> HttpAnswer:
         address = self._address(deployment, call.protocol)
-        headers = request_headers(deployment, call, key, self._user_agent)
+        headers = request_headers(deployment, call, key)
         body = _payload(deployment, call, headers)
         send_observer = call.send_observer
         if send_observer is not None:

@@ -101,11 +101,9 @@ def _standard_message(status: int) -> str:
     return f"The provider answered {phrase}."
 
 
-def error_event(protocol: ProtocolName, status: int, message: str, *, code: str | None = None) -> bytes:
+def error_event(protocol: ProtocolName, status: int, message: str) -> bytes:
     """The error as a server-sent event, for a stream that fails after it has begun."""
-    if protocol == "messages":
-        return sse.event(error_body(protocol, status, message), "error")
     if protocol == "responses":
-        value = {"type": "error", "code": code or "server_error", "message": message, "param": None}
+        value = {"type": "error", "code": "server_error", "message": message, "param": None}
         return sse.event(orjson.dumps(value), "error")
-    return sse.event(error_body(protocol, status, message, code=code))
+    return sse.event(error_body(protocol, status, message), "error" if protocol == "messages" else None)

@@ -97,7 +97,7 @@ def hops_of(headers: Mapping[str, str]) -> int:
     return int(value) if value.isascii() and value.isdigit() and len(value) < 4 else 0
 
 
-def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None, user_agent: str) -> dict[str, str]:
+def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None) -> dict[str, str]:
     """Only the headers that the provider needs, with the credential in the form that it expects."""
     headers = {name: value for name, value in call.headers.items() if name not in _RESERVED_HEADERS}
     if call.protocol == "messages":
@@ -111,7 +111,7 @@ def request_headers(deployment: Deployment, call: UpstreamCall, key: str | None,
     headers["accept"] = "text/event-stream" if call.stream else "application/json"
     # A compressed answer would have to be decompressed to be counted, and a small one may expand to a huge one.
     headers["accept-encoding"] = "identity"
-    headers["user-agent"] = user_agent
+    headers["user-agent"] = "farebox"
     headers[HOPS_HEADER] = str(hops_of(call.headers) + 1)
     if key:
         headers.update(_credential_header(deployment, key))

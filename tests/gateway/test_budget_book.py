@@ -21,7 +21,7 @@ def call_of_key(limits: Mapping[str, Any]) -> Call:
     return Call(
         id="id-1",
         protocol=PROTOCOLS["/v1/chat/completions"],
-        principal=Principal("k1", "ci", "default", budgets=key_budgets("ci", "default", limits)),
+        principal=Principal("k1", "ci", "default", budgets=key_budgets("default", limits)),
         request=Request(body={}, model="m"),
         tags=Tags("w", "r"),
         run="r",
@@ -66,6 +66,6 @@ def test_next_window_has_another_account() -> None:
 
 
 def test_key_has_a_budget_only_if_it_has_limits() -> None:
-    assert key_budgets("ci", "default", {"concurrency": 3}) == ()
-    (own,) = key_budgets("ci", "default", {"usd": 2})
+    assert key_budgets("default", {"concurrency": 3}) == ()
+    (own,) = key_budgets("default", {"usd": 2})
     assert own == Budget(Scope.KEY, Limit(nano_usd=2_000_000_000), window=own.window, project="default")

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from gateway.admin.form_numbers import parse_decimal
+from gateway.admin.forms import parse_decimal
 from gateway.admin.page_request import Page, PageRequest
 from gateway.admin.reports import first_day_shown, load_report_by
 from gateway.endpoints.api import agents

@@ -8,9 +8,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from gateway.admin.form_fault import FormFault, form_fault
-from gateway.admin.form_numbers import parse_decimal, parse_integer
 from gateway.admin.formatting import input_text
+from gateway.admin.forms import FormFault, form_fault, parse_decimal, parse_integer
 from gateway.admin.page_request import Page, PageRequest
 from gateway.admin.shared_budgets import is_observed, load_account_rows
 from gateway.admin.verdict import AccountRow, run_row, step_row, verdict

@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from gateway.admin.form_fault import FormFault, form_fault
-from gateway.admin.form_numbers import parse_decimal, parse_integer
+from gateway.admin.forms import FormFault, form_fault, parse_decimal, parse_integer
 from gateway.admin.page_request import Page, PageRequest
 from gateway.endpoints.api import keys
 from gateway.endpoints.api.keys import KeyBody, KeyChange, NewKeyView, RotateBody

@@ -9,8 +9,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from gateway.admin.form_fault import FormFault, form_fault
-from gateway.admin.form_numbers import parse_decimal, parse_integer
+from gateway.admin.forms import FormFault, form_fault, parse_decimal, parse_integer
 from gateway.admin.page_request import Page, PageRequest
 from gateway.admin.shared_budgets import load_project_budgets, load_shared_budgets
 from gateway.admin.timeline import timeline

@@ -21,11 +21,11 @@ from gateway.endpoints.api.openapi import document
 from gateway.endpoints.api.route import ApiRequest, ApiServices, Route
 from gateway.endpoints.api.schema import PATTERNS_IN_WORDS
 from gateway.endpoints.api.table import ROUTES
+from gateway.endpoints.error_answers import error_response
 from gateway.errors import BadRequest, GatewayError, LedgerOutage
 from gateway.ledger.port import LedgerUnavailable
 from gateway.store.database import StoreUnavailable
 from gateway.store.settings import SettingsConflict
-from gateway.wire.openai_errors import error_body
 from policies.errors import IntentClassificationError
 from policies.settings import SettingError
 
@@ -118,10 +118,6 @@ def api_routes(services: ApiServices) -> list[BaseRoute]:
 def _converted(path: str) -> str:
     """The route's path for Starlette. Names may contain slashes, so every parameter matches several path segments."""
     return path.replace("}", ":path}")
-
-
-def error_response(error: GatewayError) -> Response:
-    return Response(error_body(error), error.status, error.headers, "application/json")
 
 
 def as_gateway_error(error: Exception, request_id: str) -> GatewayError:

@@ -1,4 +1,4 @@
-"""Faults of a form, each with the field next to which the page shows it."""
+"""What people type into forms: numbers, and faults, each with the field next to which the page shows it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from gateway.endpoints.api.application import as_gateway_error, faults_of
+from gateway.errors import BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +37,19 @@ def form_fault(error: Exception, request_id: str, fields: Container[str]) -> For
         else:
             general_faults.append((f"{path}: {message}" if path else message).rstrip(".") + ".")
     return FormFault(field_faults, " ".join(general_faults), gateway_error.status)
+
+
+def parse_integer(name: str, text: str) -> int:
+    """12,345 or 12345. Raises `BadRequest` with the field's name."""
+    try:
+        return int(text.replace(",", "").strip())
+    except ValueError:
+        raise BadRequest.field(name, f"must be a whole number; given {text[:40]!r}") from None
+
+
+def parse_decimal(name: str, text: str) -> float:
+    """Raises `BadRequest` with the field's name; ranges are the API's business."""
+    try:
+        return float(text.strip())
+    except ValueError:
+        raise BadRequest.field(name, f"must be a number; given {text[:40]!r}") from None

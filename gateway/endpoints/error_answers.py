@@ -1,4 +1,4 @@
-"""Error bodies for unknown paths and methods, in the same format as all other errors."""
+"""Error answers of everything but model calls, among them those for unknown paths and methods."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, GatewayError
 from gateway.wire.openai_errors import error_body
 
 _API = "/api"
+
+
+def error_response(error: GatewayError) -> Response:
+    return Response(error_body(error), error.status, error.headers, "application/json")
 
 
 def _allowed(request: Request) -> str:
@@ -35,6 +39,6 @@ def not_found_handler(new_id: Callable[[], str]) -> Callable[[Request, Exception
             hint = "/api/openapi.json lists what there is" if path.startswith(_API) else "model calls go to /v1/…"
             refusal = BadRequest(f"There is no {path[:200]}; {hint}.", status=error.status_code, code="not_found")
         refusal.metadata["request_id"] = refusal.headers["x-request-id"] = request_id
-        return Response(error_body(refusal), refusal.status, refusal.headers, "application/json")
+        return error_response(refusal)
 
     return answer
