@@ -14,7 +14,7 @@ from gateway.endpoints.api.keys import KeyBody, KeyChange, NewKeyView, RotateBod
 from gateway.endpoints.api.route import conflict
 from gateway.endpoints.api.schema import ListQuery
 from gateway.errors import GatewayError
-from gateway.store import admin_users as admin_users
+from gateway.store import admin_users
 from gateway.store.admin_users import PASSWORD_CHARACTERS_MIN, ROLES
 from gateway.store.invitations import invite
 

@@ -10,8 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from gateway.admin.authentication import SESSION_COOKIE
 from gateway.admin.page_request import Page, PageRequest
 from gateway.errors import AuthenticationFailed, BadRequest, Overloaded, PermissionDenied
-from gateway.store import admin_users as admin_users
-from gateway.store import audit
+from gateway.store import admin_users, audit
 from gateway.store.admin_users import ABSOLUTE_MS, PASSWORD_CHARACTERS_MIN, ROLES, AdminUser, WeakPassword
 from gateway.store.audit import AuditEvent
 from gateway.store.invitations import forget_invitations, is_invited
