@@ -24,7 +24,9 @@ def form_fault(error: Exception, request_id: str, fields: Container[str]) -> For
     """Assign the faults that the control API reports to the inputs of the form: `limits.usd` belongs to the input `usd`."""
     gateway_error = as_gateway_error(error, request_id)
     if isinstance(error, ValidationError):
-        faults = faults_of(error)
+        faults = [
+            (where, message if where else message[:1].upper() + message[1:]) for where, message in faults_of(error)
+        ]
     else:
         param = gateway_error.param or ""
         faults = [(param, gateway_error.message.removeprefix(f"{param}: "))]

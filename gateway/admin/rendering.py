@@ -38,7 +38,7 @@ _NAVIGATION: Final = (
 DEFAULT_PROJECT: Final = "default"
 # What a page may say above itself after a change; the address carries the word, never the sentence.
 CONFIRMATIONS: Final[Mapping[str, str]] = {
-    "saved": "Saved. It counts in this process now, and in every other within two seconds.",
+    "saved": "Saved. It applies now, and in other processes within two seconds.",
     "reverted": "Taken back. That is in the history, too.",
     "unchanged": "Nothing was different, so nothing was changed.",
     "budget": "The run has its new budget.",

@@ -113,20 +113,12 @@ def _sentence(row: AccountRow, meter: Meter) -> str:
 
 
 def _free_verdict(rows: Sequence[AccountRow]) -> Verdict:
-    remaining_rows = [
-        (meter.remaining, row, meter)
-        for row in rows
-        if row.is_enforced
-        for meter in row.meters
-        if meter.unit == "tokens" and meter.remaining is not None
-    ]
-    if not remaining_rows:
-        return Verdict("free", "Nothing blocks it: no budget in tokens is on its way.")
-    remaining, row, meter = min(remaining_rows, key=lambda item: item[0])
-    return Verdict(
-        "free",
-        f"Nothing blocks it. {row.scope.capitalize()} “{row.name}” is the tightest: {meter.formatted_with_unit(remaining)} are left.",
-    )
+    limited = [(row, meter) for row in rows if row.is_enforced for meter in row.limited]
+    if not limited:
+        return Verdict("free", "Nothing blocks it: no enforced budget is on its way.")
+    row, meter = max(limited, key=lambda one: one[1].share)
+    left = f"{meter.formatted(meter.remaining)} of {meter.formatted_with_unit(meter.limit)}"
+    return Verdict("free", f"Nothing blocks it. {row.scope.capitalize()} “{row.name}” has the least left: {left}.")
 
 
 def run_row(run: RunView) -> AccountRow:

@@ -165,9 +165,8 @@ def rotate_key(
 ) -> None:
     """Give a key a new secret and print it. Its budgets and history are kept."""
     new_key = session.request("POST", f"/keys/{key_name}/rotate", body={"grace_seconds": grace})
-    _print_new_key(
-        session, new_key, f"Key {new_key['id']} ({new_key['name']}) has a new secret. The old one works for {grace} s."
-    )
+    old = f"The old one works for another {grace:,} s." if grace else "The old one no longer works."
+    _print_new_key(session, new_key, f"Key {new_key['id']} ({new_key['name']}) has a new secret. {old}")
 
 
 def _print_new_key(session: Session, new_key: dict[str, Any], sentence: str) -> None:

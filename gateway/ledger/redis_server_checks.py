@@ -31,7 +31,7 @@ def check_server(info: Mapping[str, str], *, allow_eviction: bool) -> list[str]:
         warnings.append(advice)
     if info.get("aof_enabled") != "1":
         warnings.append(
-            "appendonly is off: what was settled since the last snapshot is lost when Redis stops. Set appendonly to yes"
+            "appendonly is off: what was settled since the last snapshot is lost when Redis stops. Set appendonly to yes."
         )
     return warnings
 

@@ -64,7 +64,7 @@ def test_several_budget_faults_are_shown_beside_their_own_fields(client: Client)
 
 def test_fault_of_the_whole_form_is_shown_above_it(client: Client) -> None:
     said = client.post("/admin/budgets", {"scope": "workflow", "match": "faulty", "window": "day"})
-    assert alert_text(said.text) == "a budget needs at least one of tokens, usd, requests."
+    assert alert_text(said.text) == "A budget needs at least one of tokens, usd, requests."
 
 
 def test_faults_of_keys_and_run_budgets_are_shown_beside_their_fields(client: Client) -> None:

@@ -177,6 +177,18 @@ def test_budgets_page_names_the_budget_that_blocks_a_call(client: Client, gatewa
     assert made[1] not in client.get("/admin/budgets").text
 
 
+def test_overview_shows_a_budget_whose_use_rounds_to_0_percent(client: Client, gateway: FareboxProcess) -> None:
+    form = {"scope": "workflow", "match": "frugal", "usd": "1000000", "window": "month"}
+    assert client.post("/admin/budgets", form).status == 303
+    assert gateway.chat("hi", tagged("frugal", "r-frugal", "s"), model="small", max_tokens=20).status == 200
+    nearest = section(client.get("/admin/overview").text, "Nearest to their limits")
+    assert "<b>frugal</b>" in nearest
+    assert "No budget is on" not in nearest
+    made = re.findall(r'name="id" value="(budget-[0-9a-f]+)"', client.get("/admin/budgets").text)
+    for budget in made:
+        client.post("/admin/budgets/delete", {"id": budget})
+
+
 def test_budgets_page_shows_an_observed_budget_as_not_blocking(client: Client, gateway: FareboxProcess) -> None:
     steps = [{"id": "s", "intent": "send", "budget": {"tokens": 20}}]
     text = json.dumps({"mode": "observe", "steps": steps})

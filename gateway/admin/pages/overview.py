@@ -89,6 +89,7 @@ async def overview(page_request: PageRequest) -> Response:
         chart=await _spend_chart(page_request, first, workflows, by_day),
         burn=_burn_rate(hour.total, month.total, now),
         forecasts=_fullest_budgets(budget_list, page_request.now_ms),
+        has_shared_budgets=any(budget.scope not in ("run", "step") for budget in budget_list.budgets),
         run_list=run_list,
         shared_budgets=await load_shared_budgets(page_request, run_list.runs),
         project_budgets=None,
@@ -131,9 +132,14 @@ def _burn_rate(hour: UsageTotals, month: UsageTotals, now: datetime) -> BurnRate
 
 def _fullest_budgets(budget_list: budgets.BudgetList, now_ms: int) -> list[BudgetForecast]:
     """The accounts of budgets on workflows, agents, keys and projects that are nearest to their limit."""
-    pairs = [(budget, account) for budget in budget_list.budgets for account in budget.accounts if account.used]
+    pairs = [(budget, account) for budget in budget_list.budgets for account in budget.accounts if _is_in_use(account)]
     nearest = sorted(pairs, key=lambda pair: -(pair[1].used or 0.0))[:_FORECASTS_SHOWN]
     return [_forecast(budget, account, now_ms) for budget, account in nearest]
+
+
+def _is_in_use(account: BudgetAccount) -> bool:
+    """Whether anything of it is used, also if the share rounds to 0."""
+    return bool(account.used or account.requests_settled or account.requests_reserved)
 
 
 def _forecast(budget: budgets.BudgetView, account: BudgetAccount, now_ms: int) -> BudgetForecast:
