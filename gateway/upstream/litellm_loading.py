@@ -20,6 +20,7 @@ from gateway.upstream import (
     litellm_plain_requests,
     litellm_stand_ins,
     litellm_streams,
+    litellm_usage,
 )
 
 # No price map from the network, no `.env` from the working directory, and no downloads of images that a client names:
@@ -126,6 +127,7 @@ class LiteLLMLoader:
         _forbid_own_calls()
         _forbid_redirects()
         litellm_streams.correct()
+        litellm_usage.allow_missing()
         litellm_connections.patch_httpx()
         self._recording_off = litellm_bookkeeping.disable_bookkeeping()
         litellm_plain_requests.skip_conversion()
