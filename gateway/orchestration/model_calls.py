@@ -7,6 +7,7 @@ call's budgets: they are reserved on its chain like a call, and not asked if the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -148,7 +149,8 @@ class ModelCalls:
         try:
             return isinstance(await self._ledger.reserve(call.principal.project, request), Granted)
         except LedgerUnavailable:  # the answer may have been lost on the way
-            await self._void(call.principal.project, call_id)
+            with contextlib.suppress(LedgerUnavailable):
+                await self._ledger.void(call.principal.project, call_id)
             return False
 
     async def _settle(

@@ -132,17 +132,20 @@ class CallHandler:
             self._admission.release_deployment(call)
             # The reservation may exist even though the ledger's reply never arrived; voiding it by its id is harmless if not.
             if call.count is not None and call.grant is None:
-                undo = self._start_task(self._undo_admission(call))
+                is_outage = isinstance(error, LedgerOutage)
+                undo = self._start_task(self._undo_admission(call, is_outage=is_outage))
                 # An unreachable ledger replies late or never, so do not keep the client waiting for it.
-                if not isinstance(error, LedgerOutage):
+                if not is_outage:
                     await asyncio.shield(undo)
             raise
 
-    async def _undo_admission(self, call: Call) -> None:
+    async def _undo_admission(self, call: Call, *, is_outage: bool) -> None:
         try:
             await self._ledger.void(call.principal.project, call.id)
         except LedgerUnavailable:
-            _log.warning("hold_left_to_sweeper", request_id=call.id)
+            # A call that an outage refused has hardly ever a hold, and the outage itself is in the log once.
+            if not is_outage:
+                _log.warning("hold_left_to_sweeper", request_id=call.id)
 
     async def _replay(self, exchange: Exchange, call: Call, stored: StoredAnswer) -> None:
         """Send the stored answer. Nothing is admitted or spent: the first call was."""

@@ -99,3 +99,17 @@ def test_gateway_stopped_while_its_disk_is_full_loses_nothing(tmp_path: Path) ->
         assert status_and_code(gateway) == (200, "")
         assert gateway.stop() == 0
         assert check_books(tmp_path, "r-1") > 0
+
+
+def test_outage_is_logged_once_and_not_for_each_refused_call(tmp_path: Path) -> None:
+    with serving(tmp_path, budgets=BUDGETS) as served:
+        gateway = served.gateway
+        assert status_and_code(gateway) == (200, "")
+        (tmp_path / ".farebox/ledger.db").unlink()
+        time.sleep(2 * FILE_CHECK_INTERVAL_S)
+        before = len(gateway.log)
+        assert all(refuses(gateway) for _ in range(20))
+        time.sleep(0.5)  # the log is written a moment later
+        said = gateway.log[before:]
+        assert said.count("ledger_out_of_reach") <= 1
+        assert "hold_left_to_sweeper" not in said, "a call that was refused for the outage has no hold"
