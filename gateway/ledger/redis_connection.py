@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Final, cast
 import hiredis
 
 from gateway.ledger.port import LedgerError, LedgerUnavailable
+from gateway.ledger.redis_tls import Tls
 from gateway.tasks import cancel
 
 Argument = bytes | str | int
@@ -68,7 +68,7 @@ class Credentials:
     username: str = ""
     password: str = ""
     database: int = 0
-    tls: bool = False
+    tls: Tls | None = None
     # Behind Sentinel: a replica that answers at the old address must not be used.
     must_be_primary: bool = False
 
@@ -240,7 +240,7 @@ class RedisConnection:
         try:
             async with asyncio.timeout(_SILENCE_MAX_MS / 1000):
                 host, port = await self._locate()
-                context = ssl.create_default_context() if self._credentials.tls else None
+                context = None if self._credentials.tls is None else self._credentials.tls.context()
                 loop = asyncio.get_running_loop()
                 _, protocol = await loop.create_connection(
                     lambda: _RedisProtocol(self._deadline_ms), host, port, ssl=context

@@ -3,6 +3,7 @@
 redis://[user:password@]host[:port][/database]          rediss:// the same over TLS
 redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/database]
 redis+cluster://[user:password@]host[:port][,host[:port]…]         rediss+sentinel, rediss+cluster: over TLS
+over TLS, `?ssl_ca_certs=…&ssl_certfile=…&ssl_keyfile=…` may follow (`redis_tls.py`); other parameters are ignored
 unix sockets are not supported, because a ledger for several processes is reached over the network
 """
 
@@ -13,10 +14,11 @@ import binascii
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from gateway.ledger.port import LedgerError, LedgerUnavailable
 from gateway.ledger.redis_connection import Address, Argument, Credentials, RedisConnection, RedisReplyError, Reply
+from gateway.ledger.redis_tls import parse_tls
 from gateway.tasks import cancel
 
 SLOTS: Final = 16_384
@@ -42,12 +44,17 @@ def parse_url(url: str) -> RedisTarget:
     base, _, mode = scheme.partition("+")
     if not separator or base not in ("redis", "rediss") or mode not in ("", "sentinel", "cluster"):
         raise LedgerError("a Redis ledger URL starts with redis://, rediss://, redis+sentinel:// or redis+cluster://")
-    authority, _, path = rest.partition("/")
+    authority, slash, path = rest.partition("/")
     userinfo, _, hosts = authority.rpartition("@")
+    hosts, mark, query = hosts.partition("?")
+    if mark:  # without a path, so that any slash belongs to the query
+        path, query = "", query + slash + path
+    else:
+        path, _, query = path.partition("?")
     username, _, password = userinfo.partition(":")
     default_port = _SENTINEL_PORT if mode == "sentinel" else _REDIS_PORT
     nodes = tuple(_address(host, default_port) for host in (hosts or "127.0.0.1").split(","))
-    words = [word for word in path.partition("?")[0].split("/") if word]
+    words = [word for word in path.split("/") if word]
     service = words.pop(0) if mode == "sentinel" and words else ""
     if mode == "sentinel" and not service:
         raise LedgerError(
@@ -55,9 +62,8 @@ def parse_url(url: str) -> RedisTarget:
         )
     if len(nodes) > 1 and not mode:
         raise LedgerError("several hosts need redis+sentinel:// or redis+cluster://")
-    credentials = Credentials(
-        unquote(username), unquote(password), _database(words, mode), base == "rediss", mode == "sentinel"
-    )
+    tls = parse_tls(dict(parse_qsl(query)), is_tls=base == "rediss")
+    credentials = Credentials(unquote(username), unquote(password), _database(words, mode), tls, mode == "sentinel")
     return RedisTarget(mode or "single", nodes, credentials, service)
 
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import certifi
 import pytest
 
 from gateway.config.schema import StorageConfig
 from gateway.ledger.port import LedgerError
 from gateway.ledger.redis_connection import Credentials
+from gateway.ledger.redis_tls import Tls
 from gateway.ledger.redis_topology import parse_url, slot_of
 
 HERE = ("127.0.0.1", 6379)
+ROOTS = certifi.where()
+ROOTED, UNCHECKED = Tls(ca_certs=ROOTS), Tls(check_hostname=False)
 
 
 @pytest.mark.parametrize(
@@ -17,13 +21,17 @@ HERE = ("127.0.0.1", 6379)
         ("redis://cache", "single", [("cache", 6379)], Credentials()),
         ("redis://cache:7000/4", "single", [("cache", 7000)], Credentials(database=4)),
         ("redis://:pw@cache/", "single", [("cache", 6379)], Credentials("", "pw")),
-        ("rediss://u%3As:p%40%2Fw@cache", "single", [("cache", 6379)], Credentials("u:s", "p@/w", tls=True)),
+        ("rediss://u%3As:p%40%2Fw@cache", "single", [("cache", 6379)], Credentials("u:s", "p@/w", tls=Tls())),
         ("redis://[::1]:7000", "single", [("::1", 7000)], Credentials()),
         ("redis://[::1]", "single", [("::1", 6379)], Credentials()),
         ("redis+cluster://a,b:7001,c", "cluster", [("a", 6379), ("b", 7001), ("c", 6379)], Credentials()),
-        ("rediss+cluster://u:p@a:1", "cluster", [("a", 1)], Credentials("u", "p", tls=True)),
-        ("redis+sentinel://a,b:1/budget/2", "sentinel", [("a", 26379), ("b", 1)], Credentials("", "", 2, False, True)),
+        ("rediss+cluster://u:p@a:1", "cluster", [("a", 1)], Credentials("u", "p", tls=Tls())),
+        ("redis+sentinel://a,b:1/budget/2", "sentinel", [("a", 26379), ("b", 1)], Credentials("", "", 2, None, True)),
         ("redis://cache/0?timeout=5", "single", [("cache", 6379)], Credentials()),
+        ("redis://:p?w@cache", "single", [("cache", 6379)], Credentials("", "p?w")),
+        ("rediss://cache?ssl_check_hostname=false", "single", [("cache", 6379)], Credentials(tls=UNCHECKED)),
+        ("rediss://cache/3?ssl_cert_reqs=required", "single", [("cache", 6379)], Credentials(database=3, tls=Tls())),
+        (f"rediss+cluster://a,b?ssl_ca_certs={ROOTS}", "cluster", [("a", 6379), ("b", 6379)], Credentials(tls=ROOTED)),
     ],
 )
 def test_url_gives_mode_nodes_and_credentials(
@@ -46,6 +54,16 @@ def test_url_gives_mode_nodes_and_credentials(
         ("redis://:s3cret@cache/main", "'main' is not the number"),
         ("redis+cluster://:s3cret@a/3", "only database 0"),
         ("redis+sentinel://:s3cret@a", "name of the primary"),
+        ("redis://:s3cret@a?ssl_ca_certs=/ca.crt", "ssl_ca_certs needs a URL with TLS"),
+        (
+            "rediss://:s3cret@a?ssl_ca_certs=/no/ca.crt",
+            r"ssl_ca_certs of storage.ledger cannot be read: /no/ca.crt \(No such",
+        ),
+        ("rediss://:s3cret@a?ssl_keyfile=/no/a.key", "ssl_keyfile needs ssl_certfile"),
+        (f"rediss://:s3cret@a?ssl_certfile={__file__}", "they must be PEM"),
+        ("rediss://:s3cret@a?ssl_cert_reqs=none", "always verified"),
+        ("rediss://:s3cret@a?ssl_ciphers=none", "ssl_ciphers is not supported"),
+        ("rediss://:s3cret@a?ssl_check_hostname=maybe", "true or false"),
     ],
 )
 def test_invalid_url_is_refused_without_showing_its_password(url: str, why: str) -> None:
