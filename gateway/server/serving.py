@@ -27,10 +27,12 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from gateway.app import Application
 from gateway.config.schema import Config
+from gateway.ledger.port import LedgerError
 from gateway.observability.logs import secrets_of, set_up_logging
 from gateway.observability.telemetry import METRICS_FOLDER_VARIABLE
 from gateway.server.connections import ConnectionLimits, Connections, connections_possible
 from gateway.server.guard import Guard
+from gateway.store.database import StoreError
 
 _log = structlog.get_logger(__name__)
 _BACKLOG: Final = 2048
@@ -130,7 +132,14 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
     set_up_logging(config.server.log_format, config.server.log_level, secrets_of(config, os.environ))
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _use_one_heap()
-    application = Application(config, allow_anonymous=allow_anonymous)
+    try:
+        application = Application(config, allow_anonymous=allow_anonymous)
+    except (
+        LedgerError,
+        StoreError,
+    ) as error:  # their URLs are read here; connecting to them is part of uvicorn's startup
+        print(f"farebox: {error}", file=sys.stderr)
+        return _STARTUP_FAILED
     connections = Connections(_connection_limits(config), application.parts.telemetry, application.parts.ids.new)
     server = _Server(
         uvicorn.Config(

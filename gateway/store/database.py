@@ -47,6 +47,12 @@ _LOOK_S: Final = 0.05
 _RETRYABLE: Final = ("08", "25", "28", "3D", "40", "53", "55", "57", "58")
 # The database user lacks a permission, or sees no schema at all, which an operator corrects.
 _FORBIDDEN: Final = ("42501", "3F000")
+_CONNECTIONS_MAX: Final = 8
+# What to do about a Postgres that answers, but lacks something.
+_ADVICE: Final = {
+    "53100": "Its disk is full: free some space.",
+    "53300": f"Each gateway process opens up to {_CONNECTIONS_MAX}: raise Postgres's max_connections or the role's limit, or use a pooler.",
+}
 # Data exceptions, integrity violations, program limits (a row or index entry that is too large).
 _DATA_FAULTS: Final = ("22", "23", "54")
 # People repair or replace a damaged file, after which the same work succeeds, too.
@@ -83,7 +89,7 @@ class SchemaMismatch(StoreError):
 class Database:
     """`url`: `sqlite:///file`, `sqlite://` (in memory, for tests) or `postgresql://…` (`sslmode` and its files as libpq has them)."""
 
-    def __init__(self, url: str, *, connections_max: int = 8) -> None:
+    def __init__(self, url: str, *, connections_max: int = _CONNECTIONS_MAX) -> None:
         self._url = _driver_url(url)
         self._connections_max = connections_max
         self._engine: AsyncEngine | SqliteEngine | None = None
@@ -288,12 +294,14 @@ async def _translate_errors() -> AsyncIterator[None]:
     try:
         yield
     except (OSError, TimeoutError, SQLAlchemyError) as error:
-        if getattr(getattr(error, "orig", None), "sqlstate", None) in _FORBIDDEN:
+        state = getattr(getattr(error, "orig", None), "sqlstate", None)
+        if state in _FORBIDDEN:
             raise StoreUnavailable(
                 f"The store refuses its user: {first_line(error)}. Give it the right to, or use the owner of the tables."
             ) from error
         if is_transient(error):
-            raise StoreUnavailable(f"The store cannot be reached: {first_line(error)}") from error
+            advice = f". {_ADVICE[state]}" if state in _ADVICE else ""
+            raise StoreUnavailable(f"The store cannot be reached: {first_line(error)}{advice}") from error
         raise
 
 

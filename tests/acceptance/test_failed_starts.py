@@ -59,6 +59,18 @@ def run_until_exit(folder: Path, config: dict[str, Any], *arguments: str) -> tup
     return done.returncode, [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
 
 
+@pytest.mark.parametrize(
+    ("ledger", "why"),
+    [
+        ("rediss://127.0.0.1:1/0?ssl_certfile=/no/client.crt", "ssl_certfile of storage.ledger"),
+        ("redis://127.0.0.1:1/main", "'main' is not the number of a Redis database"),
+    ],
+    ids=["missing-certificate", "named-database"],
+)
+def test_unusable_ledger_url_ends_the_start_with_a_sentence(tmp_path: Path, ledger: str, why: str) -> None:
+    check_sentence(*run_until_exit(tmp_path, settings_for(ledger, "sqlite:///store.db")), why)
+
+
 def check_sentence(code: int, lines: list[str], *words: str) -> None:
     assert code != 0
     said = [line for line in lines if line.startswith("farebox: ")]

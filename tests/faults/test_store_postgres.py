@@ -57,6 +57,26 @@ async def test_connection_broken_in_commit_stores_each_event_once(
     assert (run.sums.calls, run.sums.total_tokens) == (10, 1500)
 
 
+async def test_postgres_without_a_free_connection_says_what_to_do_until_there_is_one(postgres_url: str) -> None:
+    role = f"limited_{secrets.token_hex(4)}"
+    await execute(postgres_url, f"CREATE ROLE {role} LOGIN PASSWORD 'pw' CONNECTION LIMIT 0")
+    try:
+        database = Database(make_url(postgres_url).set(username=role, password="pw").render_as_string(False))
+        await database.open()
+        try:
+            with pytest.raises(
+                StoreUnavailable, match=r"too many connections .*\. Each gateway process opens up to 8: raise"
+            ):
+                await database.schema_revision()
+            await execute(postgres_url, f"ALTER ROLE {role} CONNECTION LIMIT -1")
+            async with database.begin() as connection:
+                assert (await connection.execute(text("SELECT 1"))).scalar() == 1
+        finally:
+            await database.close()
+    finally:
+        await execute(postgres_url, f"DROP ROLE {role}")
+
+
 async def test_outage_is_buffered_reported_and_flushed_after_recovery(db: Database, proxy: PostgresProxy) -> None:
     ledger = MemoryLedger()
     flusher = Flusher(ledger, db, consumer="one", outbox_cap=50, idle_ms=10, random_share=lambda: 0.0)
