@@ -148,9 +148,9 @@ class Application:
         await parts.tokenizer.load(*_encodings(parts.deployments))
         await self._open_store()
         stack.push_async_callback(parts.store.close)
-        stack.callback(self._operator.remove)
         server = self.config.server
         self._operator.write(local_address(server.host, server.port) if self._is_server else "")
+        stack.callback(self._operator.remove)
         await parts.ledger.open()
         stack.push_async_callback(parts.ledger.close)
         await parts.control.start()

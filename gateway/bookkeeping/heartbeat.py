@@ -136,12 +136,16 @@ class Heartbeat:
             raise LedgerOutage("The hold of this call ran out while it waited for the provider.")
 
     async def _sweep_forever(self) -> None:
+        reason = ""
         while True:
             await asyncio.sleep(self._sweep_ms / 1000)
             try:
                 await self.sweep()
+                reason = ""
             except LedgerError as error:
-                _log.warning("sweep_missed", error=str(error))
+                if str(error) != reason:  # an outage is logged once, and not at each of its sweeps
+                    reason = str(error)
+                    _log.warning("sweep_missed", error=reason)
 
     async def sweep(self) -> None:
         for lost in await self._ledger.expire_due():

@@ -26,6 +26,7 @@ class BatchRecorder:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
+        self._reasons: dict[str, str] = {}  # why the events of a project wait, as it was last logged
 
     def record(self, project: str, entry: OutboxEntry) -> None:
         if len(self._waiting) >= _WAITING_MAX:
@@ -71,6 +72,9 @@ class BatchRecorder:
         try:
             await self._ledger.record(project, entries)
         except Exception as error:  # noqa: BLE001 - a failure of one project must not affect the events of others
-            _log.warning("events_wait_for_ledger", events=len(entries), error=str(error), kind=type(error).__name__)
+            if self._reasons.get(project) != str(error):  # an outage is logged once, and not at each of its attempts
+                self._reasons[project] = str(error)
+                _log.warning("events_wait_for_ledger", events=len(entries), error=str(error), kind=type(error).__name__)
         else:
+            self._reasons.pop(project, None)
             del by_project[project]

@@ -32,6 +32,7 @@ from gateway.control import Snapshot
 from gateway.errors import AuthenticationFailed, KeysUnknown, Overloaded, PermissionDenied
 from gateway.loopback import host_of, is_forwarded, is_loopback
 from gateway.pipeline.intake import credential_of
+from gateway.store.database import StoreError
 from gateway.tags import VALUE
 
 Role = Literal["admin", "viewer"]
@@ -181,13 +182,19 @@ class OperatorFile:
         self.token = "" if store_file is None else secrets.token_urlsafe(32)
 
     def write(self, address: str = "") -> None:
-        """Write the file. Call it only while holding the store's lock, whose holder owns this file, too."""
+        """Write the file. Call it only while holding the store's lock, whose holder owns this file, too. Raises StoreError."""
         if self._path is None or not self._path.parent.is_dir():
             return
-        self._path.unlink(missing_ok=True)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{self.token}\n{address}")
+        try:
+            self._path.unlink(missing_ok=True)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(f"{self.token}\n{address}")
+        except OSError as error:
+            raise StoreError(
+                f"The store's folder {self._path.parent} cannot be written ({error.strerror}): free some space, give this user the right "
+                "to, or name another file in storage.store."
+            ) from error
 
     def remove(self) -> None:
         if self._path is not None:

@@ -132,3 +132,11 @@ async def test_two_concurrent_migrations_succeed(empty_postgres_url: str) -> Non
     outcomes = await asyncio.gather(*(starter.communicate() for starter in starters))
     assert [starter.returncode for starter in starters] == [0, 0], outcomes
     assert [out.decode().strip() for out, _ in outcomes] == [SCHEMA_REVISION] * 2
+
+
+def test_store_whose_folder_cannot_be_written_prevents_the_start(tmp_path: Path) -> None:
+    (
+        tmp_path / "store.db.operator"
+    ).mkdir()  # stands for a full disk or a missing right, which the tests' user may have
+    outcome = run_until_exit(tmp_path, settings_for("sqlite:///ledger.db", "sqlite:///store.db"))
+    check_sentence(*outcome, "The store's folder . cannot be written", "free some space", "storage.store")
