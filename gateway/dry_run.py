@@ -56,26 +56,30 @@ class DryRunPlanner:
         self._plan: LivePlan | None = None
 
     async def plan(self, call: Call, snapshot: Snapshot) -> RunLimits:
-        whole = self._orchestration
+        orchestration = self._orchestration
         project = call.principal.project
-        declared = whole.declarations.of(snapshot.workflow(project, call.tags.workflow or ""))
+        declared = orchestration.declarations.of(snapshot.workflow(project, call.tags.workflow or ""))
         limits = declared_limits(call, declared)
         settings = snapshot.settings
         if not settings.enabled:
             return limits
-        whole.assign_arm(call, snapshot, declared)
+        orchestration.assign_arm(call, snapshot, declared)
         threshold = settings.intent_classification_confidence_threshold
-        found = self.classification = whole.intents.preview(call, declared.intent(call.tags.step), threshold)
-        call.intent = IntentTag(found.intent, found.confidence, found.source)
+        classification = self.classification = orchestration.intents.preview(
+            call, declared.intent(call.tags.step), threshold
+        )
+        call.intent = IntentTag(classification.intent, classification.confidence, classification.source)
 
-        async def propose(known: Run | None) -> RunPlan:
-            return await whole.first_plan(call, known, snapshot, is_dry_run=True)
+        async def propose(stored_run: Run | None) -> RunPlan:
+            return await orchestration.first_plan(call, stored_run, snapshot, is_dry_run=True)
 
-        step_start = StepStart(call.tags.step, found.intent, call.tags.priority, found.confidence, found.source)
-        step_grant = await whole.plans.preview((project, call.run or ""), step_start, propose, settings)
-        planned, own = step_grant.planned, call.intent
-        call.intent = as_planned(own, planned)
-        if planned is not None and call.intent is not own:
+        step_start = StepStart(
+            call.tags.step, classification.intent, call.tags.priority, classification.confidence, classification.source
+        )
+        step_grant = await orchestration.plans.preview((project, call.run or ""), step_start, propose, settings)
+        planned, own_intent = step_grant.planned, call.intent
+        call.intent = as_planned(own_intent, planned)
+        if planned is not None and call.intent is not own_intent:
             self.classification = Classification(
                 Intent(planned.intent), planned.confidence, planned.source, planned.reasoning, ()
             )

@@ -28,8 +28,8 @@ def is_forwarded(headers: Mapping[str, str]) -> bool:
 def local_address(host: str, port: int) -> str:
     """The URL at which this machine reaches a listener on `host` and `port`; empty if the port is not known yet."""
     name = _ANY_ADDRESS.get(host, host)
-    shown = f"[{name}]" if ":" in name else name
-    return f"http://{shown}:{port}" if port else ""
+    host_in_url = f"[{name}]" if ":" in name else name
+    return f"http://{host_in_url}:{port}" if port else ""
 
 
 def host_of(header: str) -> str:

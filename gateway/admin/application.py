@@ -1,4 +1,4 @@
-"""The admin pages as routes: lets a request in or not, answers, and tells errors on a page of their own."""
+"""The admin pages as routes: authenticates a request, answers it, and shows errors on a page of their own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gateway.errors import GatewayError, PermissionDenied
 
 
 class PageEndpoint:
-    """One page, bound to what it works with."""
+    """One page, bound to the services that it uses."""
 
     def __init__(self, page: Page, services: ApiServices, authenticator: Authenticator, renderer: Renderer) -> None:
         self.page = page
@@ -87,7 +87,7 @@ def _routes(
 
 
 def _redirect_to_login(request: Request) -> Response:
-    """To the login, which then leads back to this page, or to the page with the form if its session ended before it was sent."""
+    """Redirect to the login, which then returns to this page, or to the page with the form if its session ended before it was sent."""
     is_form = request.method == "POST"
     referer = urlsplit(request.headers.get("referer", "") if is_form else str(request.url))
     page = quote(referer.path + (f"?{referer.query}" if referer.query else ""))

@@ -1,4 +1,4 @@
-"""A metric by day, split by group: what charts are drawn from. The largest groups by name, all others as one."""
+"""The data of charts: a metric by day, split by group. The largest groups have a name, all others are summed as one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.store.usage_report import GroupBy
 DAYS_MAX: Final = 400
 _GROUPS_MAX: Final = 6
 _OTHERS: Final = "others"
-# Of these there is either no bound, or nothing to split a day by.
+# The number of these is unbounded, or a day has only one of them.
 _UNSPLIT_GROUPS: Final = (GroupBy.DAY, GroupBy.RUN)
 
 
@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class DayChart:
-    """`days` are seconds since the epoch, at UTC's midnight; a day without calls is 0, not a slope."""
+    """`days` are seconds since the epoch, at midnight UTC. A day without calls has the value 0."""
 
     days: list[float]
     parts: list[Part]

@@ -1,4 +1,4 @@
-"""At the start, when somebody will need a login and nobody has one: a one-time link for the first of them, in the log."""
+"""Prints a one-time link at the start of a gateway whose admin pages need a login while there is no user yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ async def print_first_login_link(server: ServerConfig, store: Database, now_ms: 
     try:
         token = await invite(store, now_ms)
     except StoreUnavailable:
-        return  # the next start tells it, and `farebox admin` needs no link
+        return  # the next start prints a link, and `farebox admin` needs none
     if token is not None:
         host = f"[{server.host}]" if ":" in server.host else server.host
         address = f"http://{host}:{server.port}" if server.port else ""

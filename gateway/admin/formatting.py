@@ -22,7 +22,7 @@ def count(value: float | None) -> str:
 
 
 def money(value: float | None) -> str:
-    """Dollars: cents from one dollar up, below it three digits that count, so that a single call is not $0.00."""
+    """Dollars: cents from one dollar up, below it three significant digits, so that a single call is not $0.00."""
     if value is None:
         return DASH
     if value < 0:
@@ -43,7 +43,7 @@ def percent(share: float | None) -> str:
 
 
 def with_exact_value(value: float | None, formatted: str) -> Markup:
-    """The shown text, with the exact value for programs and for whoever points at it."""
+    """The formatted text, with the exact value for programs and in a tooltip."""
     if value is None:
         return Markup("{}").format(formatted)
     text = f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
@@ -90,7 +90,7 @@ def duration(duration_ms: float | None) -> str:
 
 
 def window_text(window: str) -> str:
-    """When a budget counts, as a sentence has it: today, this month, in total."""
+    """The window of a budget in the words of a sentence: today, this month, in total."""
     return {"total": "in total", "day": "today"}.get(window, f"this {window}")
 
 
@@ -120,21 +120,21 @@ def with_code(text: str) -> Markup:
 
 
 def input_text(value: float | str | None) -> str:
-    """An amount as a form's input holds it, without an exponent: 0.0000001 instead of 1e-07. Text is left as it was typed."""
+    """An amount as the value of an input, without an exponent: 0.0000001 instead of 1e-07. Text is left as it was typed."""
     if value is None or isinstance(value, str):
         return value or ""
     return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def setting_text(value: bool | int | float | str) -> str:
-    """A setting's value as the inputs of a form hold it."""
+    """A setting's value as the value of an input."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def page_path(page: str, name: str = "", **query: str | None) -> str:
-    """The address of a page, and of a thing on it by its name. Names that a path cannot carry go into the query."""
+    """The address of a page, or of one item by its name. Names that cannot be part of a path go into the query."""
     parameters = {key: value for key, value in query.items() if value not in (None, "")}
     path = f"/admin/{page}"
     if name and _fits_in_path(name):

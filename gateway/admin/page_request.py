@@ -1,4 +1,4 @@
-"""One request to an admin page, and what its page is given to answer with."""
+"""One request to an admin page, with the helpers that the page needs to answer it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class PageRequest:
 
     @property
     def name(self) -> str:
-        """What the page is about: from the path, or from the query where a path cannot carry it."""
+        """The name of the item that the page shows: from the path, or from the query if it cannot be part of a path."""
         return str(self.http_request.path_params.get("name") or self.http_request.query_params.get("name") or "")
 
     def param(self, name: str, default: str = "") -> str:
@@ -96,7 +96,7 @@ class PageRequest:
         return self.renderer.render_page(self, template, status, values)
 
     def redirect(self, page: str, name: str = "", *, done: str = "", **query: str | None) -> Response:
-        """See another page, after a change."""
+        """Redirect to another page after a change."""
         project = None if self.project == DEFAULT_PROJECT else self.project
         return RedirectResponse(page_path(page, name, project=project, done=done, **query), 303)
 
@@ -106,7 +106,7 @@ PageHandler = Callable[[PageRequest], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`required_role` has no default, so that nobody forgets to think of it."""
+    """`required_role` has no default, so that it cannot be forgotten."""
 
     method: Literal["GET", "POST"]
     path: str

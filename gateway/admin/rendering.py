@@ -1,4 +1,4 @@
-"""Templates, and what every page has: navigation, colours, headers that keep foreign code out."""
+"""Templates, and what all pages share: navigation, colours, and headers that forbid foreign code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NAVIGATION: Final = (
 )
 
 DEFAULT_PROJECT: Final = "default"
-# What a page may say above itself after a change; the address carries the word, never the sentence.
+# The messages that a page shows after a change. The address only has the key, so that a link cannot show any other text.
 CONFIRMATIONS: Final[Mapping[str, str]] = {
     "saved": "Saved. It applies now, and in other processes within two seconds.",
     "reverted": "Taken back. That is in the history, too.",
@@ -112,7 +112,7 @@ def _saves_cost(actions: str) -> bool:
 
 
 def _shared_values(page_request: PageRequest) -> dict[str, Any]:
-    """What every template may use."""
+    """The variables of every template."""
     project = None if page_request.project == DEFAULT_PROJECT else page_request.project
 
     def url(page: str, name: str = "", **query: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Usage as pages ask for it: by the control API's own handler, so that no page has figures of its own."""
+"""Usage reports for pages, from the control API's handler, so that pages and API show the same figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DAY_MS: Final = 86_400_000
 
 
 def first_day_shown(page_request: PageRequest) -> str:
-    """The first of the last thirty days, today among them."""
+    """The first of the last thirty days, including today."""
     return iso_day(page_request.now_ms - (DAYS_SHOWN - 1) * _DAY_MS)
 
 

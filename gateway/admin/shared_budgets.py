@@ -1,4 +1,4 @@
-"""The budgets that runs share: those of their workflow, agent, key and project. Read at once for all that a page shows."""
+"""The budgets that runs share: those of their workflow, agent, key and project. Read in one query for all runs of a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from policies.budgets import Link, RunLimits, Scope, Subject, chain_for
 
 @dataclass(frozen=True, slots=True)
 class SharedBudgets:
-    """Of one run. `key` is the name of the key of its latest call, empty where that had none."""
+    """The names whose budgets a run uses. `key` is the name of its latest call's key; empty if that had none."""
 
     key: str
     rows: tuple[AccountRow, ...]
@@ -48,7 +48,7 @@ async def load_project_budgets(page_request: PageRequest) -> SharedBudgets:
 
 
 async def load_account_rows(page_request: PageRequest, subjects: Sequence[Subject]) -> list[list[AccountRow]]:
-    """For each subject its accounts beyond step and run, the innermost first; none while the ledger is away."""
+    """For each subject its accounts beyond step and run, the innermost first; none while the ledger is unreachable."""
     chains = [_shared_links(page_request, subject) for subject in subjects]
     links = {link.hold.account: link for chain in chains for link in chain}
     accounts = await balances_of(

@@ -1,4 +1,4 @@
-"""Style sheets and scripts, read once from the package and served from memory, each named with a hash of what is in it."""
+"""Style sheets and scripts, read once from the package and served from memory, each named with a hash of its content."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StaticFiles:
         }
 
     def path(self, name: str) -> str:
-        """The address of a file; it changes when the file does. Raises KeyError for one that is not there."""
+        """The address of a file, which changes with its content. Raises KeyError for an unknown file."""
         return f"/admin/static/{name}?v={self._files[name].version}"
 
     async def serve(self, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The calls of a run along its time: a lane for each step, a bar for each call from when it came to when it was settled."""
+"""The calls of a run on a time axis: a lane for each step, and a bar for each call, from its arrival to its settlement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from gateway.admin.formatting import count, duration
 
-# In hundredths of the line: a call of a millisecond in a run of an hour is seen, too.
+# In percent of the axis, so that a call of a millisecond is visible even in a run of an hour.
 _BAR_WIDTH_PERCENT_MIN: Final = 0.5
 _GAP_PERCENT: Final = 0.15
 _ROW_PX: Final = 17
@@ -19,7 +19,7 @@ _TICK_COUNT: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Calls that were under way together stand below each other."""
+    """Calls that overlap in time are in different rows of the lane."""
 
     step: str
     height_px: int
@@ -35,7 +35,7 @@ class Timeline:
 
 
 def timeline(calls: Sequence[Mapping[str, Any]]) -> Timeline | None:
-    """Of these calls, whatever their order; None for none."""
+    """The timeline of these calls, in any order; None without calls."""
     if not calls:
         return None
     ordered = sorted(calls, key=_start_ms)
@@ -53,7 +53,7 @@ def _start_ms(call: Mapping[str, Any]) -> int:
 
 
 def _lane(step: str, calls: Sequence[Mapping[str, Any]], first: int, whole_ms: int) -> Lane:
-    """Each call in the first row that is free when it comes."""
+    """Put each call into the first row that is free when it arrives."""
     ends: list[float] = []
     bars = []
     for call in calls:

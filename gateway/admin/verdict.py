@@ -1,4 +1,4 @@
-"""What stands between a call and its model: every account it would be reserved on, and the first thing that blocks it."""
+"""Whether budgets block a call: the accounts that it would be reserved on, and the first one that blocks it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Meter:
 
     @property
     def share(self) -> float:
-        """Of the limit that is settled or reserved; 0 where there is none."""
+        """The share of the limit that is settled or reserved; 0 without a limit."""
         in_use = self.settled + self.reserved
         return 0.0 if self.limit is None else in_use / self.limit if self.limit else 1.0
 
     @property
     def availability(self) -> Availability:
-        """Blocked: what is settled fills it. Busy: only holds that will be resolved do."""
+        """Blocked: the settled amount fills the limit. Busy: only holds, which will be resolved, fill it."""
         if self.limit is None or (self.remaining or 0) > 0:
             return "free"
         return "blocked" if self.settled >= self.limit else "busy"
@@ -76,7 +76,7 @@ class Verdict:
 
 
 def limits_sentence(limits: Sequence[tuple[AccountRow, Meter]]) -> str:
-    """Limits of one scope in a sentence: what is settled and reserved of each."""
+    """The limits of one scope in a sentence, with the settled and reserved amount of each."""
     row, _ = limits[0]
     descriptions = (
         f"{window_text(row.window)} {meter.formatted(meter.settled)} of {meter.formatted_with_unit(meter.limit)}"

@@ -21,7 +21,7 @@ _ROUND_TO_TOKENS: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """`p95_tokens` gives newer runs more weight. Below ten samples (`is_sure` False) it says more about chance than about the work."""
+    """`p95_tokens` gives newer runs more weight. Ten samples or more make it `is_sure`."""
 
     scope: Literal["run", "step"]
     match: str

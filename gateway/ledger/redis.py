@@ -197,7 +197,7 @@ class RedisLedger:
                 self._due_reservations(self._projects.of(name), now_ms, limit) for name in batch
             )
             due.extend(reservation for reservations in due_by_project for reservation in reservations)
-        due.sort(key=lambda one: one[:2])
+        due.sort(key=lambda reservation: reservation[:2])
         expired: list[ExpiredReservation] = []
         for due_batch in batched(due[:limit]):
             outcomes = await gather_all(

@@ -61,8 +61,8 @@ def request_json(request: Reserve, held: Amount | None = None) -> bytes:
     return orjson.dumps(fields)
 
 
-def amount_at(reply: Sequence[Any], at: int) -> Amount:
-    return Amount(reply[at], reply[at + 1], reply[at + 2])
+def amount_at(reply: Sequence[Any], offset: int) -> Amount:
+    return Amount(reply[offset], reply[offset + 1], reply[offset + 2])
 
 
 def amount_of_text(text: bytes | None) -> Amount:
@@ -70,24 +70,24 @@ def amount_of_text(text: bytes | None) -> Amount:
     return Amount(*(int(word) for word in text.split())) if text else ZERO
 
 
-def balances_at(reply: Sequence[Any], at: int, accounts: Sequence[str]) -> tuple[Balance, ...]:
-    """The balances from position `at` of a reply, in the order of the accounts. Spelled out, because every call runs it."""
+def balances_at(reply: Sequence[Any], offset: int, accounts: Sequence[str]) -> tuple[Balance, ...]:
+    """The balances from position `offset` of a reply, in the order of the accounts. Spelled out, because every call runs it."""
     balances = []
     for name in accounts:
         *limit, tokens, nano_usd, requests, held_tokens, held_nano_usd, held_requests, gate = reply[
-            at : at + _BALANCE_LENGTH
+            offset : offset + _BALANCE_LENGTH
         ]
         settled = Amount(tokens, nano_usd, requests)
         reserved = (
             Amount(held_tokens, held_nano_usd, held_requests) if held_tokens or held_nano_usd or held_requests else ZERO
         )
         balances.append(Balance(name, limit_of(*limit), settled, reserved, _GATES[gate]))
-        at += _BALANCE_LENGTH
+        offset += _BALANCE_LENGTH
     return tuple(balances)
 
 
-def balance_at(reply: Sequence[Any], at: int, account: str) -> Balance:
-    return balances_at(reply, at, (account,))[0]
+def balance_at(reply: Sequence[Any], offset: int, account: str) -> Balance:
+    return balances_at(reply, offset, (account,))[0]
 
 
 def decision_of(reply: Sequence[Any], reservation_id: str, accounts: Sequence[str]) -> Granted | Refused:

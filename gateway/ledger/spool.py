@@ -149,12 +149,12 @@ class Spool:
             pending.update(_read_records(path))
         # Rewritten and moved into place: a crash leaves either the old files or the new one, and thanks to the ids both are
         # equivalent.
-        fresh = self._path.with_suffix(_NEW_SUFFIX)
-        with fresh.open("wb") as file:
+        new_path = self._path.with_suffix(_NEW_SUFFIX)
+        with new_path.open("wb") as file:
             file.writelines(_encoded_line(_record_fields(record)) for record in pending.values())
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(self._path)
+        new_path.replace(self._path)
         _fsync_folder(self._path.parent)
         for path, lock in orphans:
             # Another process may have found the same files; it then reads nothing and deletes nothing.

@@ -76,9 +76,9 @@ class SqliteFile:
     def explain(self, error: sqlite3.Error) -> LedgerError:
         """The same error in words for the person who has to repair it."""
         name = getattr(error, "sqlite_errorname", "")
-        for prefix, kind, what in _FAULTS:
+        for prefix, kind, advice in _FAULTS:
             if name.startswith(prefix):
-                return kind(f"the ledger {self._path}: {what} ({error}, {name})")
+                return kind(f"the ledger {self._path}: {advice} ({error}, {name})")
         return LedgerError(f"the ledger {self._path}: {error} ({name or type(error).__name__})")
 
     def close(self) -> None:

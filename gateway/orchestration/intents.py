@@ -91,7 +91,7 @@ class _Profiled:
 
 
 class Intents:
-    """`ask` None: there is no model to ask, and the best guess is final. `found` is called with every new classification."""
+    """`ask` None: there is no model to ask, and the best guess is final. `on_classified` is called with every new classification."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Intents:
         ask: Ask | None,
         rules: IntentRules,
         clock_ms: Callable[[], int],
-        on_classified: Callable[[Call, Classification], None] = lambda _call, _found: None,
+        on_classified: Callable[[Call, Classification], None] = lambda _call, _classification: None,
     ) -> None:
         self._store = store
         self._ask = ask

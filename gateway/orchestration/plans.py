@@ -105,7 +105,7 @@ class LivePlan:
         share = self.steps.get(step)
         if share is None or needed_tokens <= share.hard_limit_tokens:  # a concurrent first call has raised it
             return share
-        demand = next((one for one in self.demands if one.id == step), StepDemand(step, share.intent))
+        demand = next((demand for demand in self.demands if demand.id == step), StepDemand(step, share.intent))
         return raised_for_first_call(
             share, demand, needed_tokens=needed_tokens, useful_tokens=useful_tokens, settings=settings, ais=self.ais
         )
@@ -120,8 +120,8 @@ class LivePlan:
 
 def live_plan(plan: RunPlan, parent_run: str = "") -> LivePlan:
     shares = tuple(
-        StepAllocation(one.step, one.intent, one.allocation_tokens, one.hard_limit_tokens, one.reason)
-        for one in plan.steps
+        StepAllocation(step.step, step.intent, step.allocation_tokens, step.hard_limit_tokens, step.reason)
+        for step in plan.steps
     )
     allocation = Allocation(plan.strategy, plan.pool_tokens, shares) if shares else None
     return LivePlan(
@@ -129,8 +129,8 @@ def live_plan(plan: RunPlan, parent_run: str = "") -> LivePlan:
         plan.ais,
         allocation,
         demands_of(plan),
-        {one.step: one for one in plan.steps},
-        {one.step: one for one in shares},
+        {step.step: step for step in plan.steps},
+        {step.step: step for step in shares},
         parent_run=parent_run,
     )
 

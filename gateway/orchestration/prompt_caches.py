@@ -51,16 +51,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class _SentPrompt:
-    """`before` is the prompt sent before this call. This call's own prompts are compared with it, since it may be shortened twice."""
+    """`previous` is the prompt sent before this call. This call's own prompts are compared with it, since it may be shortened twice."""
 
     call_id: str
     prompt: Prompt
-    before: Prompt | None = None
+    previous: Prompt | None = None
     expected_tokens: int = 0  # what the cache should serve of it
     caches: bool | None = None  # None: not seen yet
 
     def baseline(self, call_id: str) -> Prompt | None:
-        return self.before if call_id == self.call_id else self.prompt
+        return self.previous if call_id == self.call_id else self.prompt
 
 
 class PromptCaches:

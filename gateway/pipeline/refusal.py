@@ -67,7 +67,7 @@ def _by_smallest(call: Call, refused: Refused) -> Refused:
     unit = refused.unit or "tokens"
     balances = zip(call.chain.links, refused.balances, strict=False)
     limited = [balance for link, balance in balances if link.hold.enforce and balance.limit.of(unit) is not None]
-    smallest = min(limited, key=lambda one: one.limit.of(unit) or 0, default=refused.balance)
+    smallest = min(limited, key=lambda balance: balance.limit.of(unit) or 0, default=refused.balance)
     return replace(refused, account=smallest.account, balance=smallest)
 
 

@@ -269,9 +269,9 @@ def _error_instead_of_answer(call: Call, answer: UpstreamAnswer, body: Any, outc
     fault = "is not valid JSON" if body is None else f"has no {call.protocol.answer_field!r}, and so no answer in it"
     booked = "the prompt, as we count it," if outcome.usage is None else "the usage that it reports"
     message = f"The provider answered {answer.status} with a body that {fault}. It may bill this call, so {booked} was booked."
-    said = json_message(fields)
-    if said is not None:
-        message += f" It said: {said if answer.clean is None else answer.clean(said)}"
+    provider_message = json_message(fields)
+    if provider_message is not None:
+        message += f" It said: {provider_message if answer.clean is None else answer.clean(provider_message)}"
     return UpstreamFailure(message, code="upstream_broken")
 
 

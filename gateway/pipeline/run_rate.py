@@ -28,7 +28,7 @@ class NewRunLimit:
         self._max = per_minute_max
         self._timer_s = timer_s
         self._known: LRUCache[tuple[str, str], bool] = LRUCache(_KNOWN_MAX)
-        self._begun: TTLCache[tuple[str, str, int], int] = TTLCache(_KEYS_MAX, 2 * _MINUTE_S, timer_s)
+        self._begun_in_minute: TTLCache[tuple[str, str, int], int] = TTLCache(_KEYS_MAX, 2 * _MINUTE_S, timer_s)
 
     def check(self, call: Call) -> None:
         """Count the call's run if it is new. Raises `Overloaded` (429) above the limit."""
@@ -37,12 +37,12 @@ class NewRunLimit:
             return
         now_s = self._timer_s()
         minute = (principal.project, principal.key_id, int(now_s // _MINUTE_S))
-        begun = self._begun.get(minute, 0)
-        if begun >= self._max:
+        begun_count = self._begun_in_minute.get(minute, 0)
+        if begun_count >= self._max:
             raise Overloaded(
-                f"This key has begun {begun} runs in a minute, and may not begin more.",
+                f"This key has begun {begun_count} runs in a minute, and may not begin more.",
                 code="too_many_new_runs",
                 headers={"retry-after": str(int(_MINUTE_S - now_s % _MINUTE_S) + 1)},
             )
-        self._begun[minute] = begun + 1
+        self._begun_in_minute[minute] = begun_count + 1
         self._known[principal.project, run] = True

@@ -189,7 +189,7 @@ class RunViews:
         )
 
     async def list(self, run_filter: RunFilter, limit: int, cursor: str | None) -> RunLines:
-        """Latest first. `wanted.state` is the state as shown, so a page may have fewer than `limit` runs."""
+        """Latest first. `run_filter.state` is the state as shown, so a page may have fewer than `limit` runs."""
         lines: list[RunLine] = []
         scanned = replace(run_filter, state=run_filter.state if run_filter.state in runs_store.FINAL_STATES else None)
         for _ in range(_PAGES_MAX):

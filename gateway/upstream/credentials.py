@@ -16,13 +16,13 @@ _CHARACTERS_MIN: Final = 8
 
 def secrets_in(fields: Mapping[str, Any]) -> set[str]:
     """Values of fields that are named like credentials, and passwords in URLs, at any depth."""
-    found: set[str] = set()
+    secrets: set[str] = set()
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            found |= secrets_in(value)
+            secrets |= secrets_in(value)
         elif isinstance(value, str):
-            found |= {value} if _SECRET_NAMES.search(name) else password_in(value)
-    return found
+            secrets |= {value} if _SECRET_NAMES.search(name) else password_in(value)
+    return secrets
 
 
 def password_in(url: str) -> set[str]:

@@ -50,12 +50,12 @@ def _json_value(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     if dump is None:
         return value
-    plain = dump(mode="json", warnings=False)
-    for holder in (plain, plain.get("response")):
+    dumped = dump(mode="json", warnings=False)
+    for holder in (dumped, dumped.get("response")):
         usage = holder.get("usage") if isinstance(holder, dict) else None
         if isinstance(usage, dict) and usage.get("cost", 0) is None:
             del usage["cost"]  # LiteLLM's own field, which only some providers fill
-    return plain
+    return dumped
 
 
 def _without_empty_fields(value: Any) -> Any:

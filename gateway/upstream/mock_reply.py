@@ -63,7 +63,7 @@ def answer_body(protocol: ProtocolName, reply: Reply) -> bytes:
     makers: dict[str, Callable[[Reply], dict[str, Any]]] = {
         "chat": _chat,
         "completions": _completion,
-        "responses": lambda it: _response(it, _response_status(it)),
+        "responses": lambda answer: _response(answer, _response_status(answer)),
         "messages": _message,
     }
     return orjson.dumps(makers[protocol](reply))

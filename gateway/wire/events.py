@@ -73,6 +73,6 @@ def objects_in(value: Any, name: str) -> list[dict[str, Any]]:
     return value
 
 
-def append_text(whole: Any, part: str) -> str:
+def append_text(text: Any, part: str) -> str:
     """A text with its next piece appended. Anything but a text is replaced."""
-    return whole + part if isinstance(whole, str) else part
+    return text + part if isinstance(text, str) else part

@@ -141,9 +141,9 @@ class MessagesRelay(EventRelay):
             self._counter.add(_name_in(value.get("content_block")))
         elif kind == "message_start":
             self._keep_usage(details_of(value, "message").get("usage"))
-            begun = usage_of(self._figures)
+            start_usage = usage_of(self._figures)
             # Some servers report 0 here and the input only at the end.
-            self.prompt_usage = begun if begun is not None and begun.input_tokens else None
+            self.prompt_usage = start_usage if start_usage is not None and start_usage.input_tokens else None
         elif kind == "message_delta":
             self._keep_usage(value.get("usage"))
             self.usage = usage_of(self._figures) or self.usage

@@ -26,12 +26,12 @@ class EventSplitter:
         self._pieces: list[bytes] = []
         self._size = 0
         self._lines = 0
-        self._held = b""  # a trailing CR, which may be half of a CRLF whose LF comes with the next piece
+        self._pending_cr = b""  # a trailing CR, which may be half of a CRLF whose LF comes with the next piece
         self._ends_line = False
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Raises `EventTooLarge`."""
-        if self._held or b"\r" in piece:
+        if self._pending_cr or b"\r" in piece:
             piece = self._with_line_feeds(piece)
         if b"\n\n" not in piece and not (self._ends_line and piece.startswith(b"\n")):
             self._keep(piece)
@@ -44,14 +44,14 @@ class EventSplitter:
         return [event for event in events if event]
 
     def _with_line_feeds(self, piece: bytes) -> bytes:
-        data = self._held + piece
-        self._held = b"\r" if data.endswith(b"\r") else b""
-        return data[: len(data) - len(self._held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        data = self._pending_cr + piece
+        self._pending_cr = b"\r" if data.endswith(b"\r") else b""
+        return data[: len(data) - len(self._pending_cr)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _whole(self, piece: bytes) -> bytes:
-        whole = b"".join([*self._pieces, piece])
+        joined = b"".join([*self._pieces, piece])
         self._pieces.clear()
-        return whole
+        return joined
 
     def _keep(self, piece: bytes) -> None:
         self._ends_line = piece.endswith(b"\n") or (not piece and self._ends_line and bool(self._size))

@@ -62,7 +62,7 @@ async def set_score(page_request: PageRequest) -> Response:
 
 PAGES = (
     Page("GET", "/agents", list_agents, "viewer"),
-    Page("POST", "/agents", set_score, "admin"),  # of a name that a path cannot carry
+    Page("POST", "/agents", set_score, "admin"),  # for a name that cannot be part of a path
     Page("GET", "/agents/{name:path}", show_agent, "viewer"),
     Page("POST", "/agents/{name:path}", set_score, "admin"),
 )

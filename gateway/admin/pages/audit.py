@@ -11,7 +11,7 @@ from gateway.endpoints.api import audit
 from gateway.endpoints.api.audit import AuditQuery, EventView
 from gateway.orchestration.audit_trail import ACTOR as GATEWAY
 
-# The beginnings of what may happen, for the filter.
+# The prefixes of actions that the filter offers.
 _ACTION_PREFIXES: Final = ("setting.", "run.", "workflow.", "budget.", "key.", "agent.", "admin.", "call.", "intent.")
 _EVENTS_SHOWN: Final = 100
 _SCAN_SIZE: Final = 1_000

@@ -1,4 +1,4 @@
-"""/admin/budgets: "what blocks this?", verdict first; then every budget, where it stands, and forms to make and change them."""
+"""/admin/budgets: "what blocks this?", answered first; then every budget with its balance, and forms to create and change budgets."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ async def delete_budget(page_request: PageRequest) -> Response:
 
 def _parse_form(form: dict[str, str]) -> dict[str, Any]:
     fields: dict[str, Any] = {name: form[name].strip() for name in _TEXT_FIELDS if form[name].strip()}
-    fields["match"] = form["match"].strip()  # an emptied name means nobody, and not everybody
+    fields["match"] = form[
+        "match"
+    ].strip()  # an empty name matches nothing, and must not become the default, which matches everything
     if form["scope"] in ("run", "step"):
         fields.pop("window", None)
     for name in ("tokens", "requests"):
@@ -108,7 +110,7 @@ def _parse_form(form: dict[str, str]) -> dict[str, Any]:
 
 
 def rung_texts(on_pressure: Sequence[str | Mapping[str, float]]) -> list[str]:
-    """As the form has them: `clamp`, and `compress 0.3` for one that is taken from that share on."""
+    """The rungs as the form shows them: `clamp`, or `compress 0.3` for a rung with a share."""
     return [
         rung if isinstance(rung, str) else " ".join(f"{name} {share:g}" for name, share in rung.items())
         for rung in on_pressure
@@ -145,7 +147,7 @@ async def _budgets_page(page_request: PageRequest, form: dict[str, str], fault: 
 async def _account_rows(
     page_request: PageRequest, subject_params: dict[str, str]
 ) -> tuple[list[AccountRow], str | None]:
-    """Every account on the way of such a call, and the run's state. Limits are those that admission would use."""
+    """Every account that such a call would be reserved on, and the run's state. Limits are those that admission would use."""
     run = await _find_run(page_request, subject_params["run"]) if subject_params["run"] else None
     subject = _subject(page_request, subject_params, run)
     (rows,) = await load_account_rows(page_request, [subject])
@@ -160,11 +162,11 @@ async def _find_run(page_request: PageRequest, name: str) -> RunView | None:
     try:
         return await page_request.call_api(runs.get_run, path={"run": name})
     except BadRequest:
-        return None  # a run that has not begun stands in nobody's way
+        return None  # a run that has not begun blocks nothing
 
 
 def _subject(page_request: PageRequest, subject_params: dict[str, str], run: RunView | None) -> Subject:
-    """What is not said is taken from the run."""
+    """Values that are missing are taken from the run."""
     return Subject(
         page_request.project,
         key=subject_params["key"] or None,

@@ -110,7 +110,7 @@ async def _measure_drift(page_request: PageRequest) -> Reconciliation:
 
     async def flush() -> bool:
         await page_request.services.catch_up()
-        return True  # what is still under way shows as an outbox that is not empty
+        return True  # events that are not stored yet show as an outbox that is not empty
 
     return await reconcile(parts.ledger, page_request.store, page_request.project, newest_accounts, flush)
 

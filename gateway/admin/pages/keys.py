@@ -44,7 +44,7 @@ async def create_key(page_request: PageRequest) -> Response:
 
 
 def _refuse_taken_name(page_request: PageRequest, body: KeyBody) -> None:
-    """The answer shows the secret and is no redirect: a browser that loads it anew sends the form again."""
+    """The answer shows the secret, and is therefore no redirect: reloading it sends the form again."""
     api_keys = page_request.services.parts.control.snapshot.keys.values()
     project = body.project or page_request.project
     if any((key.name, key.project) == (body.name, project) and key.revoked_at_ms is None for key in api_keys):
@@ -52,7 +52,7 @@ def _refuse_taken_name(page_request: PageRequest, body: KeyBody) -> None:
 
 
 async def change_key(page_request: PageRequest) -> Response:
-    """What is filled in is changed; limits that are filled in replace all that there were."""
+    """Change the fields that are filled in. If any limit is, all limits of the key are replaced."""
     try:
         fields = _parse_form(page_request)
         if not fields["allowed_models"]:
@@ -94,7 +94,7 @@ async def _keys_page(
     fault: FormFault | None = None,
     warning: str = "",
 ) -> Response:
-    """`refused_form` is the form that was refused: what was typed into it stays there. `warning` is about a change that was made."""
+    """`refused_form` is a form that was refused, which is shown again with its values. `warning` is about a change that was made."""
     key_list = await page_request.call_api(keys.list_keys, query=ListQuery.model_validate({"limit": 500}))
     return page_request.render(
         "keys",
@@ -115,7 +115,7 @@ async def _keys_page(
 
 
 def _parse_form(page_request: PageRequest) -> dict[str, Any]:
-    """Empty fields are not given, so that the API's own defaults count."""
+    """The filled-in fields. Empty ones are left out, so that the API's defaults apply."""
     form = {name: text.strip() for name, text in page_request.form.items()}
     fields: dict[str, Any] = {name: form[name] for name in _TEXT_FIELDS if form.get(name)}
     if fields.get("role") == "admin":

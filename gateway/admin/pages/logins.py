@@ -97,7 +97,7 @@ async def disable_user(page_request: PageRequest) -> Response:
 
 
 async def _put_user(page_request: PageRequest, role: str) -> AdminUser:
-    """Raises `BadRequest` for a name, password or role that will not do."""
+    """Raises `BadRequest` for an invalid name, password or role."""
     name, password = page_request.form.get("name", "").strip(), page_request.form.get("password", "")
     if not VALUE.match(name):
         raise BadRequest.field("name", "may have letters, digits and ._:@/- and at most 128 of them")
@@ -134,7 +134,7 @@ def _with_session_cookie(page_request: PageRequest, response: Response, token: s
 
 
 def _safe_path(next_path: str) -> str:
-    """A path of these pages; nobody is sent elsewhere by a link to the login."""
+    """A path of the admin pages, so that a link to the login cannot redirect to another site."""
     parts = urlsplit(next_path)
     is_ours = next_path.startswith("/admin") and not parts.scheme and not parts.netloc and "\\" not in next_path
     return next_path if is_ours and parts.path != "/admin/login" else "/admin"

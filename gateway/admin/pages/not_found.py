@@ -1,4 +1,4 @@
-"""Whatever else is under /admin: not there, and said so on a page."""
+"""All other paths under /admin: a page that says that there is nothing."""
 
 from __future__ import annotations
 

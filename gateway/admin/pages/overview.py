@@ -26,13 +26,13 @@ from policies.windows import WINDOWS, window_bounds
 _HOUR_MS = 3_600_000
 _ROWS_SHOWN = 6
 _FORECASTS_SHOWN = 3
-# Of a window: before that a single call would foretell anything.
+# The share of a window that must have passed: earlier, a single call would determine the forecast.
 _ELAPSED_SHARE_MIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class BurnRate:
-    """What the last hour used, and the month at its end if every hour to come were like it."""
+    """The use of the last hour, and the month's total if every remaining hour used as much."""
 
     tokens: int
     cost_usd: float
@@ -51,7 +51,7 @@ class DayColumns:
 
 @dataclass(frozen=True, slots=True)
 class BudgetForecast:
-    """A budget near its limit. `share_at_reset` is the share of it that is used when its window ends, if it goes on like this."""
+    """A budget near its limit. `share_at_reset` is the share of it that is used when its window ends, if use continues at the same rate."""
 
     budget: budgets.BudgetView
     account: BudgetAccount
@@ -143,7 +143,7 @@ def _is_in_use(account: BudgetAccount) -> bool:
 
 
 def _forecast(budget: budgets.BudgetView, account: BudgetAccount, now_ms: int) -> BudgetForecast:
-    """Straight on from the window's begin until now; too little of it says nothing."""
+    """Extrapolate linearly from the window's begin; None if too little of the window has passed."""
     used_share = account.used or 0.0
     if budget.window not in WINDOWS or used_share >= 1:
         return BudgetForecast(budget, account, None, None)

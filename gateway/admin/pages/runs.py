@@ -1,4 +1,4 @@
-"""/admin/runs: the runs as they move, and /admin/runs/{run}: everything about one, with what can be done to it."""
+"""/admin/runs: the list of runs, updated live; /admin/runs/{run}: one run with its actions."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _ACTIONS: Final = {
 _LIMITS: Final = ("tokens", "usd", "requests")
 _CALLS_SHOWN: Final = 200
 _POLL_INTERVAL_S: Final = 1.0
-# A stream ends soon and the browser opens the next: a server that stops need not wait for somebody who looks on.
+# A stream ends after this, and the browser opens the next one, so that a stopping server need not wait for open pages.
 _POLLS_PER_STREAM: Final = 10
 _RETRY_MS: Final = 500
 
 
 async def list_or_show_runs(page_request: PageRequest) -> Response:
-    """All of them, or the one whose name is in the query because a path cannot carry it."""
+    """All runs, or the one whose name is in the query because it cannot be part of a path."""
     if page_request.name:
         return await show_run(page_request)
     run_list = await _list_runs(page_request)
@@ -49,9 +49,9 @@ async def list_or_show_runs(page_request: PageRequest) -> Response:
 
 
 async def stream_runs(page_request: PageRequest) -> Response:
-    """The rows again, as server-sent events, whenever they are different."""
+    """The rows as server-sent events, whenever they have changed."""
     headers = {"x-accel-buffering": "no"}
-    await _list_runs(page_request)  # what is wrong with the filters is said before the stream begins
+    await _list_runs(page_request)  # faults of the filters are reported before the stream begins
     return StreamingResponse(_row_events(page_request), media_type="text/event-stream", headers=headers)
 
 
@@ -71,7 +71,7 @@ async def _row_events(page_request: PageRequest) -> AsyncIterator[str]:
 
 
 async def show_run(page_request: PageRequest, fault: FormFault | None = None) -> Response:
-    """`fault`: what was wrong with the form of the run's budget, which keeps what was typed."""
+    """`fault`: the faults of the form of the run's budget, which is shown again with its values."""
     run_view = await page_request.call_api(runs.get_run, path={"run": page_request.name})
     usage_filter = UsageFilter(project=page_request.project, run=page_request.name)
     page = await usage_report.calls(
@@ -110,7 +110,7 @@ async def change_run(page_request: PageRequest) -> Response:
 
 
 def _parse_budget(page_request: PageRequest) -> BudgetChange:
-    """An empty field takes the run's own limit back."""
+    """The change of a run's budget. An empty field removes the run's own limit."""
     texts = {name: page_request.form.get(name, "").strip() for name in _LIMITS if name in page_request.form}
     fields: dict[str, Any] = {
         name: None if not text else parse_decimal(name, text) if name == "usd" else parse_integer(name, text)
@@ -120,7 +120,7 @@ def _parse_budget(page_request: PageRequest) -> BudgetChange:
 
 
 async def _row_values(page_request: PageRequest, run_list: RunLines) -> dict[str, Any]:
-    """What the rows of the table show."""
+    """The cells of one row of the table."""
     return {
         "run_list": run_list,
         "shared_budgets": await load_shared_budgets(page_request, run_list.runs),
@@ -138,7 +138,7 @@ def _filters(page_request: PageRequest) -> dict[str, str]:
 
 PAGES = (
     Page("GET", "/runs", list_or_show_runs, "viewer"),
-    Page("POST", "/runs", change_run, "admin"),  # of a run whose name a path cannot carry
+    Page("POST", "/runs", change_run, "admin"),  # for a run whose name cannot be part of a path
     Page("GET", "/live/runs", stream_runs, "viewer"),
     Page("GET", "/runs/{name:path}", show_run, "viewer"),
     Page("POST", "/runs/{name:path}", change_run, "admin"),

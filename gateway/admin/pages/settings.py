@@ -1,4 +1,4 @@
-"""/admin/settings: all 40, by category; what would change before it does; who changed what, and back again."""
+"""/admin/settings: all 40 settings by category, a review of changes before they are saved, and the history, with reverts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CATEGORIES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class SettingField:
-    """One setting in the form. `text` is what the input holds, `fault` what is wrong with it."""
+    """One setting in the form. `text` is the value of its input, `fault` the fault of that value."""
 
     view: SettingView
     text: str
@@ -56,7 +56,7 @@ async def show_settings(page_request: PageRequest) -> Response:
 
 
 async def review_settings(page_request: PageRequest) -> Response:
-    """What would change, before anything does."""
+    """Show what would change. Changes nothing."""
     texts = {key: text for key, text in page_request.form.items() if key in SETTINGS}
     new_values, faults = _parse_values(texts)
     current_values = {view.key: view.value for view in (await page_request.call_api(settings.list_settings)).settings}
@@ -78,7 +78,7 @@ async def review_settings(page_request: PageRequest) -> Response:
 
 
 async def save_settings(page_request: PageRequest) -> Response:
-    """Only what was shown: a value that somebody else changed meanwhile is shown again instead of being overwritten."""
+    """Save the reviewed changes. A value that somebody else changed meanwhile is shown again instead of being overwritten."""
     new_values, faults = _parse_values({key: text for key, text in page_request.form.items() if key in SETTINGS})
     now = {view.key: view.value for view in (await page_request.call_api(settings.list_settings)).settings}
     changed_meanwhile = [key for key in new_values if page_request.form.get(f"was:{key}") != setting_text(now[key])]
@@ -133,7 +133,7 @@ async def _settings_page(
 
 
 def _fields_of_category(fields: Mapping[str, SettingField], category: str) -> list[SettingField]:
-    """Those of the matrix are edited there."""
+    """The settings without those that are edited in the matrix."""
     return [
         field
         for key, field in fields.items()

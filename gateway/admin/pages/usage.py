@@ -1,4 +1,4 @@
-"""/admin/usage: metric × group × time, as a chart, a table and CSV. A row's name leads to the same figures of it alone."""
+"""/admin/usage: metric × group × time, as a chart, a table and CSV. The name of a row links to the figures of that group alone."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _csv_path(page_request: PageRequest, query: UsageQuery) -> str:
 
 
 def _filtered_path(page_request: PageRequest, group_by: str, group: str) -> str | None:
-    """The address of the same figures of one group alone, by day; None where a group is no filter, or has no name."""
+    """The address of one group's figures by day; None if the group cannot be filtered by, or has no name."""
     if group_by not in _FILTERS or not group:
         return None
     given = {name: value for name, value in page_request.http_request.query_params.items() if name != "cursor"}

@@ -21,7 +21,7 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.store.usage_report import GroupBy
 from policies.settings import ALLOCATION_STRATEGIES
 
-# What the editor begins with for a workflow that nobody has called yet.
+# The initial text of the editor for a workflow without calls.
 _EXAMPLE: Final[dict[str, Any]] = {
     "budget": {"tokens": 20_000},
     "steps": [
@@ -29,7 +29,7 @@ _EXAMPLE: Final[dict[str, Any]] = {
         {"id": "draft", "intent": "generate", "priority": "high"},
     ],
 }
-# Characters that turn the text behind them round: a declaration would be read as what it is not.
+# Characters that change the direction of text, which would make a declaration look like a different one.
 _BIDI_CONTROLS: Final = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _EDITABLE_FIELDS: Final = (
     "description",
@@ -105,7 +105,7 @@ def _changed_at(workflow: WorkflowView | None) -> str:
 
 
 async def set_mode(page_request: PageRequest) -> Response:
-    """Observe or enforce, and nothing else of the declaration."""
+    """Change only the declaration's mode: observe or enforce."""
     workflow = await page_request.call_api(workflows.get_workflow, path={"workflow": page_request.name})
     body = WorkflowBody.model_validate({**_editable_fields(workflow), "mode": page_request.form.get("mode") or None})
     await page_request.call_api(workflows.put_workflow, path={"workflow": page_request.name}, body=body)
@@ -146,7 +146,7 @@ def _unicode_escape(match: re.Match[str]) -> str:
 
 
 async def _preview_shares(page_request: PageRequest, text: str) -> tuple[dict[str, Shares], str]:
-    """The shares of every strategy, or why there are none."""
+    """The shares that each strategy would allocate, or the reason why there are none."""
     try:
         body = WorkflowBody.model_validate(parsed(text.encode()))
     except (GatewayError, ValidationError) as error:
@@ -197,7 +197,7 @@ def _editable_fields(workflow: WorkflowView) -> dict[str, Any]:
 
 PAGES = (
     Page("GET", "/workflows", list_workflows, "viewer"),
-    Page("POST", "/workflows", change_workflow, "admin"),  # of a name that a path cannot carry
+    Page("POST", "/workflows", change_workflow, "admin"),  # for a name that cannot be part of a path
     Page("POST", "/workflow-mode/{name:path}", set_mode, "admin"),
     Page("GET", "/workflows/{name:path}", show_workflow, "viewer"),
     Page("POST", "/workflows/{name:path}", change_workflow, "admin"),
