@@ -16,7 +16,7 @@ from gateway.store.usage_report import GroupBy
 DAYS_MAX: Final = 400
 _GROUPS_MAX: Final = 6
 _OTHERS: Final = "others"
-# The number of these is unbounded, or a day has only one of them.
+# Groups that are not split by day: days themselves, and runs, whose number is unbounded.
 _UNSPLIT_GROUPS: Final = (GroupBy.DAY, GroupBy.RUN)
 
 

@@ -1,4 +1,4 @@
-"""The budgets that runs share: those of their workflow, agent, key and project. Read in one query for all runs of a page."""
+"""The budgets that runs share: those of their workflow, agent, key and project. Read together for all runs of a page."""
 
 from __future__ import annotations
 

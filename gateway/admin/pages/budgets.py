@@ -94,9 +94,8 @@ async def delete_budget(page_request: PageRequest) -> Response:
 
 def _parse_form(form: dict[str, str]) -> dict[str, Any]:
     fields: dict[str, Any] = {name: form[name].strip() for name in _TEXT_FIELDS if form[name].strip()}
-    fields["match"] = form[
-        "match"
-    ].strip()  # an empty name matches nothing, and must not become the default, which matches everything
+    # An empty name matches nothing. Left out, it would become the default, which matches everything.
+    fields["match"] = form["match"].strip()
     if form["scope"] in ("run", "step"):
         fields.pop("window", None)
     for name in ("tokens", "requests"):

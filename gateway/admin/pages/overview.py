@@ -143,7 +143,7 @@ def _is_in_use(account: BudgetAccount) -> bool:
 
 
 def _forecast(budget: budgets.BudgetView, account: BudgetAccount, now_ms: int) -> BudgetForecast:
-    """Extrapolate linearly from the window's begin; None if too little of the window has passed."""
+    """Extrapolate linearly from the begin of the window. Without a forecast if too little of the window has passed."""
     used_share = account.used or 0.0
     if budget.window not in WINDOWS or used_share >= 1:
         return BudgetForecast(budget, account, None, None)

@@ -133,7 +133,7 @@ async def _settings_page(
 
 
 def _fields_of_category(fields: Mapping[str, SettingField], category: str) -> list[SettingField]:
-    """The settings without those that are edited in the matrix."""
+    """The settings of a category, without those that are edited in the matrix."""
     return [
         field
         for key, field in fields.items()
