@@ -9,9 +9,9 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import assemble_answer
-from gateway.wire.choices import ChoiceRelay, choices_text, request_stream, usage_of, wants_usage
+from gateway.wire.choices import ChoiceRelay, request_stream, usage_of, wants_usage
 from gateway.wire.openai_errors import error_body
-from gateway.wire.protocol import OutputCounter, Request, hosted_tools_bound
+from gateway.wire.protocol import OutputCounter, Request, hosted_tools_bound, joined_texts
 from policies.pricing import NO_HOSTED_TOOLS, HostedTools, Usage
 
 MESSAGES_MAX: Final = 20_000
@@ -63,7 +63,7 @@ class ChatProtocol:
         return usage_of(answer.get("usage"), answer.get("service_tier"))
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
-        return choices_text(answer, lambda choice: message_text(choice.get("message")))
+        return joined_texts(answer.get("choices"), lambda choice: message_text(choice.get("message")))
 
     def relay(self, request: Request, counter: OutputCounter) -> ChatRelay:
         return ChatRelay(request, counter)

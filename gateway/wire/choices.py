@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -133,12 +133,6 @@ def usage_of(usage: Any, service_tier: Any = None) -> Usage | None:
         speed=billing_term(usage.get("speed")),
         region=billing_term(usage.get("inference_geo")),
     )
-
-
-def choices_text(answer: Mapping[str, Any], text_of: Callable[[Mapping[str, Any]], str]) -> str:
-    """The texts of a whole answer's choices."""
-    choices = answer.get("choices")
-    return "\n".join(text_of(one) for one in choices if isinstance(one, dict)) if isinstance(choices, list) else ""
 
 
 def usage_in(answer: bytes) -> Usage | None:

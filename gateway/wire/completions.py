@@ -9,10 +9,10 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.upstream.port import ProtocolName
 from gateway.wire.body import boolean, parse_object, text, whole_number
 from gateway.wire.chat_assembly import merge_chunks, merge_ends
-from gateway.wire.choices import ChoiceRelay, choices_text, request_stream, usage_of, wants_usage
+from gateway.wire.choices import ChoiceRelay, request_stream, usage_of, wants_usage
 from gateway.wire.events import index_of
 from gateway.wire.openai_errors import error_body
-from gateway.wire.protocol import OutputCounter, Request
+from gateway.wire.protocol import OutputCounter, Request, joined_texts
 from policies.pricing import Usage
 
 CHOICES_MAX: Final = 128
@@ -61,7 +61,7 @@ class CompletionsProtocol:
         return usage_of(answer.get("usage"))
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
-        return choices_text(answer, _text_of)
+        return joined_texts(answer.get("choices"), _text_of)
 
     def relay(self, request: Request, counter: OutputCounter) -> CompletionRelay:
         return CompletionRelay(request, counter)

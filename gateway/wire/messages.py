@@ -22,6 +22,7 @@ from gateway.wire.protocol import (
     Request,
     billing_term,
     hosted_tools_bound,
+    joined_texts,
     plausible_tool_uses,
     token_count,
 )
@@ -80,12 +81,7 @@ class MessagesProtocol:
         return usage_of(answer.get("usage"))
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
-        blocks = answer.get("content")
-        return (
-            "\n".join(_block_text(block) for block in blocks if isinstance(block, dict))
-            if isinstance(blocks, list)
-            else ""
-        )
+        return joined_texts(answer.get("content"), _block_text)
 
     def relay(self, request: Request, counter: OutputCounter) -> MessagesRelay:
         return MessagesRelay(request, counter)

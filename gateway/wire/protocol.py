@@ -190,6 +190,11 @@ def plausible_tool_uses(value: Any) -> int:
     return value if type(value) is int and 0 < value <= HOSTED_PLAUSIBLE_MAX else 0
 
 
+def joined_texts(parts: Any, text_of: Callable[[dict[str, Any]], str]) -> str:
+    """The texts of a whole answer's choices, blocks or items, a line each."""
+    return "\n".join(text_of(part) for part in parts if isinstance(part, dict)) if isinstance(parts, list) else ""
+
+
 def billing_term(value: Any) -> str:
     """A tier, speed or region as a provider reports it. `auto` does not count, since it is a request, not a result."""
     return value if isinstance(value, str) and value != "auto" else ""

@@ -18,6 +18,7 @@ from gateway.wire.protocol import (
     Request,
     billing_term,
     hosted_tools_bound,
+    joined_texts,
     plausible_tool_uses,
     token_count,
 )
@@ -71,10 +72,7 @@ class ResponsesProtocol:
         return _usage_in(answer)
 
     def output_text(self, answer: Mapping[str, Any]) -> str:
-        output = answer.get("output")
-        return (
-            "\n".join(_item_text(item) for item in output if isinstance(item, dict)) if isinstance(output, list) else ""
-        )
+        return joined_texts(answer.get("output"), _item_text)
 
     def relay(self, request: Request, counter: OutputCounter) -> ResponsesRelay:
         return ResponsesRelay(request, counter)
