@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import takewhile
 from typing import Final
 
-from policies.amounts import UNITS, UNLIMITED, Limit, Unit
+from policies.amounts import UNITS, Limit, Unit
 from policies.reservation import Balance, Demand, Hold, Refused
 from policies.values import value_class
 
@@ -132,13 +132,11 @@ def prompt_room(refused: Refused, demand: Demand, answer_tokens: int) -> int:
     return 0
 
 
-def limit_in_force(hold: Hold, balance: Balance, override: Limit | None = None) -> Limit:
+def limit_in_force(hold: Hold, balance: Balance) -> Limit:
     """The limit that applies, from the hold and what the ledger knows: an operator's override, and what callers have
     tightened the account to. Its balance reports the two as one limit.
 
-    `override` None: not known. Then the balance's limit is taken for the tightened one if this call tightens the account,
-    otherwise for an override.
+    That is taken for the tightened one if this call tightens the account, otherwise for an override.
     """
-    if override is None:
-        override = balance.limit if hold.tighten.is_unlimited else UNLIMITED
-    return hold.limit.replaced_by(override).tightened_by(balance.limit).tightened_by(hold.tighten)
+    limit = hold.limit.replaced_by(balance.limit) if hold.tighten.is_unlimited else hold.limit
+    return limit.tightened_by(balance.limit).tightened_by(hold.tighten)

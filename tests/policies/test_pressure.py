@@ -89,27 +89,17 @@ TOKENS = Limit(tokens=1000)
 
 
 @pytest.mark.parametrize(
-    ("hold", "reported", "override", "tokens"),
+    ("hold", "reported", "tokens"),
     [
-        (Hold("run/r", TOKENS), UNLIMITED, None, 1000),
-        (Hold("run/r", TOKENS), Limit(tokens=300), None, 300),  # tightened by an earlier call, or set lower
-        (Hold("run/r", TOKENS), Limit(tokens=5000), None, 5000),  # raised by an operator
-        (Hold("run/r", TOKENS, Limit(tokens=5000)), Limit(tokens=5000), None, 1000),  # a caller cannot loosen a limit
-        (Hold("run/r", TOKENS, Limit(tokens=200)), UNLIMITED, None, 200),
-        (
-            Hold("run/r", TOKENS),
-            Limit(tokens=5000),
-            UNLIMITED,
-            1000,
-        ),  # the override is known: nobody has raised the limit
-        (Hold("run/r", TOKENS), Limit(tokens=700), Limit(tokens=5000), 700),  # raised, then tightened
-        (Hold("run/r", TOKENS), Limit(tokens=5000), Limit(tokens=5000), 5000),
+        (Hold("run/r", TOKENS), UNLIMITED, 1000),
+        (Hold("run/r", TOKENS), Limit(tokens=300), 300),  # tightened by an earlier call, or set lower
+        (Hold("run/r", TOKENS), Limit(tokens=5000), 5000),  # raised by an operator
+        (Hold("run/r", TOKENS, Limit(tokens=5000)), Limit(tokens=5000), 1000),  # a caller cannot loosen a limit
+        (Hold("run/r", TOKENS, Limit(tokens=200)), UNLIMITED, 200),
     ],
 )
-def test_limit_in_force_combines_budget_tightening_and_override(
-    hold: Hold, reported: Limit, override: Limit | None, tokens: int
-) -> None:
-    assert limit_in_force(hold, balance("run/r", 0, reported), override).tokens == tokens
+def test_limit_in_force_combines_budget_tightening_and_override(hold: Hold, reported: Limit, tokens: int) -> None:
+    assert limit_in_force(hold, balance("run/r", 0, reported)).tokens == tokens
 
 
 @pytest.mark.parametrize(
