@@ -24,13 +24,13 @@ def demand(tokens: int, at_least: int | None = None) -> Demand:
 def request(
     name: str,
     holds: list[Hold],
-    wanted: Demand | int,
+    needed: Demand | int,
     *,
     ttl_ms: int = MINUTE_MS,
     on_lost: OnLost = OnLost.CHARGE,
     draft: bytes = b'{"model":"mock"}',
 ) -> Reserve:
-    requested = demand(wanted) if isinstance(wanted, int) else wanted
+    requested = demand(needed) if isinstance(needed, int) else needed
     return Reserve(name, "gateway-1", tuple(holds), requested, ttl_ms, draft, on_lost)
 
 
@@ -49,10 +49,10 @@ def tokens(count: int) -> Amount:
 
 
 async def balance(ledger: Ledger, account: str, project: str = "p") -> Balance:
-    (found,) = await ledger.balances(project, [account])
-    return found
+    (account_balance,) = await ledger.balances(project, [account])
+    return account_balance
 
 
 async def assert_account_tokens(ledger: Ledger, account: str, settled: int, reserved: int) -> None:
-    found = await balance(ledger, account)
-    assert (found.settled.tokens, found.reserved.tokens) == (settled, reserved)
+    account_balance = await balance(ledger, account)
+    assert (account_balance.settled.tokens, account_balance.reserved.tokens) == (settled, reserved)

@@ -70,11 +70,11 @@ async def stored_keys(storage: AnswerStorage, *keys: str, project: str = "defaul
 
 
 async def test_answer_is_returned_unchanged_until_it_expires(storage: AnswerStorage) -> None:
-    given = answer(b'\x00\xff\r\n{"a": "\xc3\xa9"}')
+    stored = answer(b'\x00\xff\r\n{"a": "\xc3\xa9"}')
     assert await storage.find(slot()) is None
-    assert await storage.put(slot(), given, DAY_MS)
-    assert await storage.find(slot()) == given
-    assert await storage.put(slot(), given, 1)
+    assert await storage.put(slot(), stored, DAY_MS)
+    assert await storage.find(slot()) == stored
+    assert await storage.put(slot(), stored, 1)
     await asyncio.sleep(0.05)
     assert await storage.find(slot()) is None
 
@@ -115,9 +115,9 @@ async def test_too_large_answer_is_not_kept_and_releases_its_claim(storage: Answ
 
 
 async def test_one_of_20_concurrent_claims_succeeds(storage: AnswerStorage) -> None:
-    found = await asyncio.gather(*(storage.claim(slot(), b"f", f"owner {n}") for n in range(20)))
-    assert found.count(None) == 1
-    assert found.count(Claimed(b"f")) == 19
+    claims = await asyncio.gather(*(storage.claim(slot(), b"f", f"owner {n}") for n in range(20)))
+    assert claims.count(None) == 1
+    assert claims.count(Claimed(b"f")) == 19
 
 
 async def test_claim_ends_when_its_answer_is_kept(storage: AnswerStorage) -> None:

@@ -151,11 +151,11 @@ async def outcomes_on(engine: str, seed: int, folder: Path) -> tuple[list[dict[s
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 8))])
 async def test_every_engine_decides_a_random_workload_identically(seed: int, tmp_path: Path) -> None:
     expected, books = await outcomes_on("memory", seed, tmp_path / "memory")
-    statuses = [one["status"] for one in expected]
+    statuses = [expected_outcomecome["status"] for expected_outcomecome in expected]
     assert statuses.count(200) > CALLS // 4
     assert statuses.count(402) > CALLS // 10, "a workload without refusals would compare little"
     for engine in ("sqlite", "redis", "redis-cluster"):
-        found, their_books = await outcomes_on(engine, seed, tmp_path / engine)
-        for at, (one, other) in enumerate(zip(expected, found, strict=True)):
-            assert other == one, f"{engine} at call {at}"
+        outcomes, their_books = await outcomes_on(engine, seed, tmp_path / engine)
+        for at, (expected_outcome, outcome) in enumerate(zip(expected, outcomes, strict=True)):
+            assert outcome == expected_outcome, f"{engine} at call {at}"
         assert their_books == books, engine

@@ -41,8 +41,8 @@ async def test_100_concurrent_repeats_of_an_id_reserve_and_resolve_once(ledger: 
     resolutions = await asyncio.gather(
         *(ledger.settle("p", "c1", tokens(n), b"{}") if n % 2 else ledger.void("p", "c1") for n in range(100))
     )
-    (first,) = [one for one in resolutions if one.first]
-    assert {(one.state, one.booked) for one in resolutions} == {(first.state, first.booked)}
+    (first,) = [resolution for resolution in resolutions if resolution.first]
+    assert {(resolution.state, resolution.booked) for resolution in resolutions} == {(first.state, first.booked)}
     await assert_account_tokens(ledger, "run", first.booked.tokens, 0)
 
 
@@ -81,8 +81,8 @@ async def test_200_interleaved_calls_never_exceed_the_limit_and_sum_exactly(ledg
         if rng.random() < 0.5:
             extended = await ledger.extend("p", name, chain, Demand(0, 20, 1, requests=0))
             answer = extended if isinstance(extended, Granted) else answer
-        for one in answer.balances:
-            assert one.settled.tokens + one.reserved.tokens <= limits[one.account]
+        for account_balance in answer.balances:
+            assert account_balance.settled.tokens + account_balance.reserved.tokens <= limits[account_balance.account]
         if rng.random() < 0.3:
             await ledger.void("p", name)
         else:
@@ -91,6 +91,6 @@ async def test_200_interleaved_calls_never_exceed_the_limit_and_sum_exactly(ledg
             booked += resolutions.booked.tokens
 
     await asyncio.gather(*(call(f"c{n}") for n in range(200)))
-    found = await balance(ledger, "run")
-    assert (found.settled.tokens, found.reserved.tokens) == (booked, 0)
+    account_balance = await balance(ledger, "run")
+    assert (account_balance.settled.tokens, account_balance.reserved.tokens) == (booked, 0)
     assert 0 < booked <= 700

@@ -25,14 +25,19 @@ from tests.contracts.ledger_calls import (
 
 class TestReserve:
     async def test_holds_the_demand_on_every_account(self, ledger: Ledger) -> None:
-        wanted = Demand(100, 50, 50, prompt_nano_usd=1_000, output_nano_usd_per_token=30, choices=2)
+        demanded = Demand(100, 50, 50, prompt_nano_usd=1_000, output_nano_usd_per_token=30, choices=2)
         chain = [hold("step:a", 500), hold("run:r", limit=Limit(tokens=900, nano_usd=9_000, requests=3)), hold("key:k")]
-        grant = assert_granted(await ledger.reserve("p", request("c1", chain, wanted)))
+        grant = assert_granted(await ledger.reserve("p", request("c1", chain, demanded)))
         held = Amount(200, 4_000, 1)
         assert (grant.reservation_id, grant.output_tokens, grant.held, grant.breaches) == ("c1", 50, held, ())
-        assert [one.account for one in grant.balances] == ["step:a", "run:r", "key:k"]
-        assert all((one.settled, one.reserved, one.gate) == (ZERO, held, Gate.OPEN) for one in grant.balances)
-        assert [one.limit for one in grant.balances] == [one.limit for one in chain]
+        assert [account_balance.account for account_balance in grant.balances] == ["step:a", "run:r", "key:k"]
+        assert all(
+            (account_balance.settled, account_balance.reserved, account_balance.gate) == (ZERO, held, Gate.OPEN)
+            for account_balance in grant.balances
+        )
+        assert [account_balance.limit for account_balance in grant.balances] == [
+            account_balance.limit for account_balance in chain
+        ]
         assert grant.balances[1].remaining("nano_usd") == 5_000
         assert await ledger.balances("p", ["run:r"]) == (Balance("run:r", UNLIMITED, ZERO, held),)
 
@@ -44,13 +49,13 @@ class TestReserve:
 
     async def test_output_is_clamped_to_the_smallest_room_of_the_chain(self, ledger: Ledger) -> None:
         """The smallest room of the chain, in tokens or in money, for each of the choices."""
-        wanted = Demand(10, 1_000, 5, prompt_nano_usd=100, output_nano_usd_per_token=7, choices=3)
+        demanded = Demand(10, 1_000, 5, prompt_nano_usd=100, output_nano_usd_per_token=7, choices=3)
         chain = [hold("step", 100), hold("run", limit=Limit(tokens=5_000, nano_usd=100 + 3 * 7 * 20 + 20))]
-        grant = assert_granted(await ledger.reserve("p", request("c1", chain, wanted)))
+        grant = assert_granted(await ledger.reserve("p", request("c1", chain, demanded)))
         assert (grant.output_tokens, grant.held) == (20, Amount(70, 520, 1))
 
     @pytest.mark.parametrize(
-        ("standing", "wanted", "reason", "needed"),
+        ("standing", "demanded", "reason", "needed"),
         [
             pytest.param((0, 0), 101, Refusal.TOO_LARGE, 101, id="more-than-the-limit"),
             pytest.param((60, 0), 41, Refusal.EXCEEDED, 41, id="more-than-settled-leaves"),
@@ -59,13 +64,13 @@ class TestReserve:
         ],
     )
     async def test_refusal_states_reason_account_unit_and_balance(
-        self, ledger: Ledger, standing: tuple[int, int], wanted: int, reason: Refusal, needed: int
+        self, ledger: Ledger, standing: tuple[int, int], demanded: int, reason: Refusal, needed: int
     ) -> None:
         chain = [hold("wide", 10_000), hold("run", 100)]
         await ledger.reserve("p", request("before", chain, 100))
         await ledger.settle("p", "before", tokens(standing[0]), b"{}")
         await ledger.reserve("p", request("other", chain, standing[1]))
-        refusal = assert_refused(await ledger.reserve("p", request("c1", chain, wanted)))
+        refusal = assert_refused(await ledger.reserve("p", request("c1", chain, demanded)))
         assert (refusal.reason, refusal.account, refusal.unit, refusal.needed) == (reason, "run", "tokens", needed)
         assert (refusal.balance.settled.tokens, refusal.balance.reserved.tokens) == standing
         assert refusal.balance.limit == Limit(tokens=100)
@@ -128,7 +133,7 @@ class TestReserve:
 
     async def test_50_concurrent_first_calls_of_a_run_share_one_budget(self, ledger: Ledger) -> None:
         asked = [request(f"c{n}", [hold("run:new", 200)], 10) for n in range(50)]
-        answers = await asyncio.gather(*(ledger.reserve("p", one) for one in asked))
+        answers = await asyncio.gather(*(ledger.reserve("p", reserve_request) for reserve_request in asked))
         assert sum(hasattr(answer, "held") for answer in answers) == 20
         await assert_account_tokens(ledger, "run:new", 0, 200)
 
@@ -142,7 +147,7 @@ class TestReserve:
         assert await ledger.pending("q") in ((), [])
 
     @pytest.mark.parametrize(
-        ("holds", "wanted"),
+        ("holds", "demanded"),
         [
             pytest.param([], demand(1), id="no-account"),
             pytest.param([hold("a", 1), hold("a", 2)], demand(1), id="same-account-twice"),
@@ -157,10 +162,10 @@ class TestReserve:
         ],
     )
     async def test_invalid_reserve_is_an_error_and_changes_nothing(
-        self, ledger: Ledger, holds: list[Hold], wanted: Demand
+        self, ledger: Ledger, holds: list[Hold], demanded: Demand
     ) -> None:
         with pytest.raises(LedgerError):
-            await ledger.reserve("p", request("c1", holds, wanted))
+            await ledger.reserve("p", request("c1", holds, demanded))
         await assert_account_tokens(ledger, "a", 0, 0)
 
     async def test_sum_above_2_to_the_53_is_an_error(self, ledger: Ledger) -> None:

@@ -35,15 +35,21 @@ class TestSettle:
     async def test_settle_books_the_usage_and_releases_the_rest(
         self, ledger: Ledger, used: Amount, overrun: Amount
     ) -> None:
-        wanted = Demand(0, 50, 50, output_nano_usd_per_token=10)
+        demanded = Demand(0, 50, 50, output_nano_usd_per_token=10)
         chain = [hold("step", 60), hold("run", 70)]
-        await ledger.reserve("p", request("c1", chain, wanted))
+        await ledger.reserve("p", request("c1", chain, demanded))
         resolution = await ledger.settle("p", "c1", used, b'{"status":200}')
         assert (resolution.state, resolution.first) == (State.SETTLED, True)
         assert (resolution.booked, resolution.overrun) == (used, overrun)
-        assert [one.account for one in resolution.balances] == ["step", "run"]
-        assert all((one.settled, one.reserved) == (used, ZERO) for one in resolution.balances)
-        assert [one.remaining("tokens") for one in resolution.balances] == [60 - used.tokens, 70 - used.tokens]
+        assert [account_balance.account for account_balance in resolution.balances] == ["step", "run"]
+        assert all(
+            (account_balance.settled, account_balance.reserved) == (used, ZERO)
+            for account_balance in resolution.balances
+        )
+        assert [account_balance.remaining("tokens") for account_balance in resolution.balances] == [
+            60 - used.tokens,
+            70 - used.tokens,
+        ]
         (entry,) = await ledger.outbox_read("flusher")
         assert (entry.id, entry.kind, entry.project) == ("c1", EntryKind.SETTLED, "p")
         assert (entry.amount, entry.overrun) == (used, overrun)
@@ -61,7 +67,9 @@ class TestSettle:
             "a new minute has its whole budget"
         )
         resolution = await ledger.settle("p", "c1", tokens(70), b"{}")
-        assert [one.account for one in resolution.balances] == [one.account for one in before]
+        assert [account_balance.account for account_balance in resolution.balances] == [
+            account_balance.account for account_balance in before
+        ]
         await assert_account_tokens(ledger, before[-1].account, settled=70, reserved=0)
         await assert_account_tokens(ledger, after[-1].account, settled=0, reserved=90)
 
@@ -200,8 +208,8 @@ class TestDeadlines:
     async def test_reported_progress_never_decreases(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         await ledger.reserve("p", request("c1", [hold("run", 100)], 60))
-        for seen in (Amount(90, 7, 0), Amount(20, 9, 0), ZERO):
-            await ledger.renew("p", [Progress("c1", seen)], MINUTE_MS)
+        for used in (Amount(90, 7, 0), Amount(20, 9, 0), ZERO):
+            await ledger.renew("p", [Progress("c1", used)], MINUTE_MS)
         await tested.advance(MINUTE_MS)
         (lost,) = await ledger.expire_due()
         assert lost.booked == Amount(90, 9, 0)
@@ -217,7 +225,7 @@ class TestDeadlines:
         await ledger.renew("p", [Progress("c3", tokens(5), OnLost.CHARGE)], MINUTE_MS)
         await ledger.renew("p", unsent[2:], MINUTE_MS)
         await tested.advance(MINUTE_MS)
-        lost = {one.id: one.booked for one in await ledger.expire_due()}
+        lost = {expired.id: expired.booked for expired in await ledger.expire_due()}
         assert lost == {"c1": tokens(60), "c2": ZERO, "c3": tokens(60)}
         await assert_account_tokens(ledger, "run", 120, 0)
 
@@ -244,9 +252,9 @@ class TestDeadlines:
                 await ledger.reserve(project, request(f"c{n}", [hold("run", 100)], 10, ttl_ms=MINUTE_MS * (n + 1)))
         await tested.advance(2 * MINUTE_MS)
         first = await ledger.expire_due(limit=3)
-        rest = await ledger.expire_due()
+        second = await ledger.expire_due()
         assert len(first) == 3
-        assert sorted((one.project, one.id) for one in [*first, *rest]) == [
+        assert sorted((expired.project, expired.id) for expired in [*first, *second]) == [
             (project, name) for project in "pq" for name in ("c0", "c1")
         ]
 
@@ -295,7 +303,7 @@ class TestOutbox:
         await ledger.record("p", [replace(entry, id=f"e{number}") for number in range(2_500)])
         first = await ledger.outbox_read("one", limit=2_100)
         second = await ledger.outbox_read("two", limit=2_100)
-        assert [one.id for one in (*first, *second)] == [f"e{number}" for number in range(2_500)]
+        assert [expired.id for expired in (*first, *second)] == [f"e{number}" for number in range(2_500)]
         assert len(first) == 2_100
         await ledger.outbox_acknowledge([*first, *second])
         assert await ledger.outbox_size() == 0
@@ -336,8 +344,12 @@ class TestMaintenance:
         refusal = assert_refused(await ledger.reserve("p", request("c1", [hold("run", 100)], 14)))
         assert (refusal.reason, refusal.balance.limit) == (Refusal.EXCEEDED, Limit(tokens=20))
         await ledger.restore("p", "run", tokens(8), MINUTE_MS)
-        found = (await ledger.balances("p", ["run"]))[0]
-        assert (found.gate, found.limit, found.settled) == (Gate.OPEN, Limit(tokens=20), tokens(8))
+        account_balance = (await ledger.balances("p", ["run"]))[0]
+        assert (account_balance.gate, account_balance.limit, account_balance.settled) == (
+            Gate.OPEN,
+            Limit(tokens=20),
+            tokens(8),
+        )
 
     async def test_purge_forgets_idle_accounts_without_holds(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
@@ -426,6 +438,6 @@ class TestMaintenance:
         assert await ledger.current_run("p", "nightly", "r2", 60 * MINUTE_MS) == run
         assert [entry.id for entry in await ledger.outbox_read("flusher")] == ["c3"]
         await tested.advance(MINUTE_MS)
-        lost = {one.id: one.booked.tokens for one in await ledger.expire_due()}
+        lost = {expired.id: expired.booked.tokens for expired in await ledger.expire_due()}
         assert lost == {"c1": 77, "c2": 0}
         await assert_account_tokens(ledger, "run", 81, 0)

@@ -173,9 +173,9 @@ class Ledger:
 
     def sweep(self) -> tuple[ExpiredReservation, ...]:
         lost = self.book.expire_due(50, self.world.now_ms)
-        for one in lost:
-            self.expected.record_resolution(one.id, one.booked.tokens)
-            self.expected.lost.add(one.id)
+        for expired in lost:
+            self.expected.record_resolution(expired.id, expired.booked.tokens)
+            self.expected.lost.add(expired.id)
             self.counts["lost"] += 1
         self.book.purge(50, self.world.now_ms)
         self._check_accounts("sweep")
@@ -194,9 +194,9 @@ class Ledger:
             standing = self.expected.settled_sums[hold.account] + self.expected.reserved_sums[hold.account]
             assert standing <= LIMITS[hold.account], f"{hold.account} was granted beyond its limit"
 
-    def _check_accounts(self, what: str) -> None:
+    def _check_accounts(self, operation: str) -> None:
         self.steps += 1
-        self.counts[what] += 1
+        self.counts[operation] += 1
         for name in LIMITS:
             account = self.storage.account(PROJECT, name)
             stands = (account.settled.tokens, account.reserved.tokens) if account else (0, 0)
@@ -327,7 +327,13 @@ def test_simulated_faults_keep_the_sums_and_resolve_every_reservation(seed: int)
         name: tokens for name, tokens in expected.booked.items() if tokens
     }
     # The simulated faults did occur: each of these outcomes happened, and often.
-    assert min(ledger.counts[what] for what in ("reserve", "settled", "voided", "lost", "late", "extend", "renew")) > 5
+    assert (
+        min(
+            ledger.counts[operation]
+            for operation in ("reserve", "settled", "voided", "lost", "late", "extend", "renew")
+        )
+        > 5
+    )
     assert sum(simulation.world.lives) > 5
 
 

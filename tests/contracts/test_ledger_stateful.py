@@ -225,13 +225,13 @@ def without_times(answer: Any) -> Any:
     if isinstance(answer, OutboxEntry):
         return replace(answer, at_ms=0, position="")
     if isinstance(answer, list | tuple):
-        return tuple(without_times(one) for one in answer)
+        return tuple(without_times(item) for item in answer)
     return answer
 
 
-def sorted_by_id(found: Sequence[Any]) -> list[Any]:
+def sorted_by_id(items: Sequence[Any]) -> list[Any]:
     """Engines may order entries of different projects, and of equal deadlines, as they like."""
-    return sorted(found, key=lambda one: (one.project, one.id))
+    return sorted(items, key=lambda item: (item.project, item.id))
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -120,8 +120,8 @@ def test_redis_and_policies_decide_any_reserve_identically(
     request = Reserve("c1", "gateway-1", request_holds, demand, 60_000, b"{}")
     expected = decide_in_policies(standing, request)
     server.command("FLUSHALL")
-    got = asyncio.run(decide_in_redis(server, standing, request))
-    assert got == expected
+    decision = asyncio.run(decide_in_redis(server, standing, request))
+    assert decision == expected
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_redis_rounds_the_room_for_output_down(
     demand = Demand(0, most, 0, 0, price, choices, requests=0)
     request = Reserve("c1", "g", (Hold("a0", Limit(nano_usd=free)),), demand, 60_000, b"{}")
     server.command("FLUSHALL")
-    got = asyncio.run(decide_in_redis(server, {}, request))
-    assert isinstance(got, Granted)
-    assert got.output_tokens == output_tokens
-    assert got == decide_in_policies({}, request)
+    decision = asyncio.run(decide_in_redis(server, {}, request))
+    assert isinstance(decision, Granted)
+    assert decision.output_tokens == output_tokens
+    assert decision == decide_in_policies({}, request)

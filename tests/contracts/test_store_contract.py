@@ -30,9 +30,9 @@ pytest_plugins = ("tests.store_fixtures",)
 
 
 async def run_of(db: Database, run: str = "r1", project: str = "default") -> Run:
-    found = await runs.get(db, project, run)
-    assert found is not None
-    return found
+    stored_run = await runs.get(db, project, run)
+    assert stored_run is not None
+    return stored_run
 
 
 # --- schema
@@ -78,7 +78,7 @@ async def test_downgrade_and_upgrade_keep_stored_data(db: Database, before: str)
     assert await db.migrate(NOW_MS) == SCHEMA_REVISION
     await db.check_schema()
     assert await stored_data() == known
-    assert [one.id for one in await keys.list_all(db)] == [key.key.id]
+    assert [stored_key.id for stored_key in await keys.list_all(db)] == [key.key.id]
 
 
 def _differences(connection: Connection) -> Any:
@@ -114,7 +114,7 @@ async def test_concurrent_migrations_of_a_new_database_all_succeed(empty_postgre
     for starter in starters:
         await starter.open()
     try:
-        assert await asyncio.gather(*(one.migrate(NOW_MS) for one in starters)) == [SCHEMA_REVISION] * 3
+        assert await asyncio.gather(*(starter.migrate(NOW_MS) for starter in starters)) == [SCHEMA_REVISION] * 3
         assert len(await settings.get_all(starters[0])) == 40
     finally:
         for starter in starters:
@@ -152,7 +152,7 @@ async def test_second_open_of_an_sqlite_file_is_refused(tmp_path: Path) -> None:
 
 
 async def test_entry_is_stored_as_a_row_with_the_amounts_of_the_ledger(db: Database) -> None:
-    one = entry(
+    ledger_entry = entry(
         tokens=777,
         nano_usd=123_456_789,
         overrun=Amount(7, 8, 0),
@@ -164,7 +164,7 @@ async def test_entry_is_stored_as_a_row_with_the_amounts_of_the_ledger(db: Datab
         unknown="ignored",
         detail={"duration_ms": 12.6, "detail": {"ladder": ["clamp"]}, "step": "final"},
     )
-    done = await usage.insert_entries(db, [one], NOW_MS)
+    done = await usage.insert_entries(db, [ledger_entry], NOW_MS)
     assert (done.inserted, done.known, done.dead_lettered) == (1, 0, 0)
     (row,) = await rows_of(db)
     expected = {
@@ -194,7 +194,7 @@ async def test_entry_is_stored_as_a_row_with_the_amounts_of_the_ledger(db: Datab
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "status"),
+    ("kind", "detail_status", "status"),
     [
         (EntryKind.SETTLED, "ok", "ok"),
         (EntryKind.SETTLED, "error", "error"),
@@ -206,8 +206,8 @@ async def test_entry_is_stored_as_a_row_with_the_amounts_of_the_ledger(db: Datab
         (EntryKind.REPAIR, "ok", "repair"),
     ],
 )
-async def test_status_follows_the_kind_of_entry(db: Database, kind: EntryKind, given: str, status: str) -> None:
-    await usage.insert_entries(db, [entry(kind=kind, detail={"status": given})], NOW_MS)
+async def test_status_follows_the_kind_of_entry(db: Database, kind: EntryKind, detail_status: str, status: str) -> None:
+    await usage.insert_entries(db, [entry(kind=kind, detail={"status": detail_status})], NOW_MS)
     assert [row["status"] for row in await rows_of(db)] == [status]
 
 
@@ -227,8 +227,8 @@ async def test_repeated_ids_are_stored_once(db: Database) -> None:
 async def test_concurrent_writers_store_each_entry_once(db: Database) -> None:
     batch = [entry(f"e{number}", run=f"r{number % 7}") for number in range(200)]
     slices = [batch[start : start + 80] for start in (0, 40, 80, 120)]
-    done = await asyncio.gather(*(usage.insert_entries(db, one, NOW_MS) for one in slices * 2))
-    assert sum(one.inserted for one in done) == 200
+    done = await asyncio.gather(*(usage.insert_entries(db, entries, NOW_MS) for entries in slices * 2))
+    assert sum(insertion.inserted for insertion in done) == 200
     page = await runs.list_runs(db, RunFilter(project="default"))
     assert sum(run.sums.total_tokens for run in page.runs) == 200 * 150
 
@@ -274,14 +274,14 @@ async def test_invalid_entry_is_dead_lettered_and_the_rest_is_stored(
 async def test_unusual_but_valid_values_are_stored(db: Database) -> None:
     """Texts that are long together, or not ASCII; fields that are null; a whole number written as a float."""
     long: dict[str, Any] = {name: name[0] * 400 for name in ("workflow", "agent", "user")}
-    given = {
+    detail = {
         "input_tokens": 7.0,
         "output_tokens": None,
         "duration_ms": 2.5,
         "first_byte_ms": -1,
         "actions": ["clamp", "x=1"],
     }
-    await usage.insert_entries(db, [entry("é", project="grün", step="日本", model=None, detail=given, **long)], NOW_MS)
+    await usage.insert_entries(db, [entry("é", project="grün", step="日本", model=None, detail=detail, **long)], NOW_MS)
     (row,) = await rows_of(db)
     assert {name: row[name] for name in long} == long
     assert (row["id"], row["project"], row["step"], row["model"]) == ("é", "grün", "日本", "")
@@ -412,10 +412,10 @@ async def test_run_begun_before_its_first_event_is_merged_with_its_events(db: Da
     await runs.set_state(db, "p", "r1", "paused", NOW_MS)
     await runs.begin(db, [Run("p", "r1", "other", first_at_ms=NOW_MS + 9, steps=(RunStep("r1", "check"),))])
     await usage.insert_entries(db, [entry("e1", project="p", run="r1", step="draft", workflow="w")], NOW_MS)
-    found = await runs.get(db, "p", "r1")
-    assert found is not None
-    assert (found.workflow, found.agent, found.state, found.sums.calls) == ("w", "ada", "paused", 1)
-    assert {step.step: step.sums.calls for step in found.steps} == {"draft": 1, "check": 0}
+    stored_run = await runs.get(db, "p", "r1")
+    assert stored_run is not None
+    assert (stored_run.workflow, stored_run.agent, stored_run.state, stored_run.sums.calls) == ("w", "ada", "paused", 1)
+    assert {step.step: step.sums.calls for step in stored_run.steps} == {"draft": 1, "check": 0}
 
 
 async def test_runs_are_listed_in_pages_without_gaps_or_repeats(db: Database) -> None:
@@ -424,15 +424,15 @@ async def test_runs_are_listed_in_pages_without_gaps_or_repeats(db: Database) ->
         for number in range(20)
     ]
     await usage.insert_entries(db, events, NOW_MS)
-    seen: list[str] = []
+    listed: list[str] = []
     cursor = None
     while True:
         page = await runs.list_runs(db, RunFilter(project="default", workflow="w0"), 3, cursor)
-        seen += [run.run for run in page.runs]
+        listed += [run.run for run in page.runs]
         cursor = page.next
         if cursor is None:
             break
-    assert seen == [f"r{number:02}" for number in (18, 16, 14, 12, 10, 8, 6, 4, 2, 0)]
+    assert listed == [f"r{number:02}" for number in (18, 16, 14, 12, 10, 8, 6, 4, 2, 0)]
     assert len((await runs.list_runs(db, RunFilter(from_ms=NOW_MS + 6))).runs) == 2
     for malformed in ("7", "x:r1", f"{10**30}:r1", "1:\x00", ":"):
         with pytest.raises(ValueError):

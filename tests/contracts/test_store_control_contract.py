@@ -41,12 +41,12 @@ async def test_40_settings_are_seeded_with_their_defaults(db: Database) -> None:
     assert {key: row.value for key, row in stored.items()} == defaults()
     assert {row.updated_by for row in stored.values()} == {""}
     async with db.begin() as connection:
-        found = (
+        rows = (
             await connection.execute(
                 text("SELECT key, type, category, minimum, maximum, choices FROM system_settings_config")
             )
         ).all()
-    for key, kind, category, minimum, maximum, choices in found:
+    for key, kind, category, minimum, maximum, choices in rows:
         spec = SETTINGS[key]
         assert (kind, category, tuple(orjson.loads(choices))) == (spec.type, spec.category, spec.choices)
         assert (minimum, maximum) == (spec.minimum, spec.maximum)
@@ -61,7 +61,7 @@ async def test_setting_change_records_actor_time_old_and_new_value(db: Database)
     await settings.put(db, key, 6000, "bob", NOW_MS + 1)
     await settings.put(db, key, 6000, "bob", NOW_MS + 2)  # no change, no history
     changes = await settings.history(db, key)
-    assert [(one.old, one.new, one.changed_by, one.changed_at_ms) for one in changes] == [
+    assert [(change.old, change.new, change.changed_by, change.changed_at_ms) for change in changes] == [
         (5000, 6000, "bob", NOW_MS + 1),
         (4000, 5000, "ada", NOW_MS),
     ]
@@ -81,7 +81,7 @@ async def test_value_from_the_file_is_the_old_value_of_the_first_change(db: Data
         await settings.put(db, "orchestration_ais_balanced_tier_max_score", 4, "ada", NOW_MS, file)
     await settings.revert(db, change.id, "bob", NOW_MS, file)
     assert await value_of(db, "orchestration_enabled") is True
-    assert [(one.old, one.new) for one in await settings.history(db)] == [(False, True), (True, False)]
+    assert [(change.old, change.new) for change in await settings.history(db)] == [(False, True), (True, False)]
 
 
 async def test_several_settings_change_together_or_not_at_all(db: Database) -> None:
@@ -145,10 +145,14 @@ async def test_concurrent_limited_keys_of_one_name_are_created_once(db: Database
         KeyRequest("ci", admin=True),
         KeyRequest("ca"),
     ]
-    assert not any([await is_refused(one) for one in elsewhere])
+    assert not any([await is_refused(key_request) for key_request in elsewhere])
     (first,) = [key for key in await keys.list_all(db, limited.project) if key.limits]
     await keys.revoke(db, first.id, NOW_MS)
-    assert [await is_refused(one) for one in (KeyRequest("ci"), KeyRequest("ci"), limited)] == [False, False, True]
+    assert [await is_refused(key_request) for key_request in (KeyRequest("ci"), KeyRequest("ci"), limited)] == [
+        False,
+        False,
+        True,
+    ]
     known = await keys.list_all(db, limited.project)
     unlimited = next(key for key in known if key.name == "ci" and not (key.role or key.limits))
     with pytest.raises(keys.KeyNameTaken):
@@ -225,9 +229,9 @@ async def test_current_intensity_of_an_agent_is_its_latest(db: Database) -> None
             db, intensity.Intensity("default", "ada", 1.0, 2.0, score, 5, metrics={"x": score}, measured_at_ms=NOW_MS)
         )
     await intensity.put(db, intensity.Intensity("default", "bob", 5.0, 5.0, 5.0, source="set", measured_by="root"))
-    assert [(one.agent, one.combined) for one in await intensity.current(db)] == [("ada", 7.5), ("bob", 5.0)]
-    assert [one.agent for one in await intensity.current(db, limit=1)] == ["bob"], "scores set by people come first"
-    assert [one.combined for one in await intensity.history(db, "default", "ada")] == [7.5, 3.0]
+    assert [(score.agent, score.combined) for score in await intensity.current(db)] == [("ada", 7.5), ("bob", 5.0)]
+    assert [score.agent for score in await intensity.current(db, limit=1)] == ["bob"], "scores set by people come first"
+    assert [score.combined for score in await intensity.history(db, "default", "ada")] == [7.5, 3.0]
 
 
 async def test_old_intensity_is_deleted_unless_set_or_latest_of_an_active_agent(db: Database) -> None:
@@ -244,8 +248,8 @@ async def test_old_intensity_is_deleted_unless_set_or_latest_of_an_active_agent(
         )
     await usage.insert_entries(db, [entry("x", agent="ada", run="r1")], NOW_MS)
     await intensity.forget_old(db, NOW_MS)
-    kept = {one.agent: one.combined for one in await intensity.current(db)}
-    assert kept == {"ada": 2.0, "bob": 4.0, "new": 5.0}
+    remaining = {score.agent: score.combined for score in await intensity.current(db)}
+    assert remaining == {"ada": 2.0, "bob": 4.0, "new": 5.0}
     assert len(await intensity.history(db, "default", "ada")) == 1
 
 
@@ -255,9 +259,9 @@ async def test_observed_activity_of_an_agent_is_summed(db: Database) -> None:
     ]
     await usage.insert_entries(db, [*events, entry("x", agent="bob", run="r9")], NOW_MS)
     await runs.set_state(db, "default", "r0", "completed", NOW_MS)
-    seen = await intensity.observed(db, "default", "ada", NOW_MS)
-    assert (seen.runs, seen.completed_runs, seen.calls, seen.steps) == (2, 1, 8, 4)
-    assert (seen.total_tokens, seen.peak_run_tokens, seen.duration_ms) == (1200, 600, 12)
+    activity = await intensity.observed(db, "default", "ada", NOW_MS)
+    assert (activity.runs, activity.completed_runs, activity.calls, activity.steps) == (2, 1, 8, 4)
+    assert (activity.total_tokens, activity.peak_run_tokens, activity.duration_ms) == (1200, 600, 12)
     assert await intensity.observed(db, "default", "nobody", 0) == intensity.ObservedActivity()
 
 

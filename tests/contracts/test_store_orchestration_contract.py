@@ -23,8 +23,8 @@ async def store_calls(db: Database, *events: dict[str, Any]) -> None:
 
 
 async def test_allocations_and_events_of_a_step_merge_in_any_order(db: Database) -> None:
-    given: dict[str, Any] = {"allocation_tokens": 500, "hard_limit_tokens": 600, "position": 1}
-    await runs.save_allocations(db, [("default", RunStep("r1", "draft", intent="generate", tier="fast", **given))])
+    allocation: dict[str, Any] = {"allocation_tokens": 500, "hard_limit_tokens": 600, "position": 1}
+    await runs.save_allocations(db, [("default", RunStep("r1", "draft", intent="generate", tier="fast", **allocation))])
     await store_calls(
         db, {"run": "r1", "step": "draft", "intent": "filter"}, {"run": "r1", "step": "post", "tokens": 7}
     )
@@ -33,7 +33,7 @@ async def test_allocations_and_events_of_a_step_merge_in_any_order(db: Database)
         [
             ("default", RunStep("r1", "post", allocation_tokens=10, hard_limit_tokens=12)),
             ("default", RunStep("r1", "draft", allocation_tokens=1, hard_limit_tokens=1, position=1)),
-            ("default", RunStep("r1", "draft", **{**given, "allocation_tokens": 550}, plan={"reason": "more"})),
+            ("default", RunStep("r1", "draft", **{**allocation, "allocation_tokens": 550}, plan={"reason": "more"})),
         ],
     )
     run = await runs.get(db, "default", "r1")
@@ -57,8 +57,8 @@ async def test_known_steps_have_their_latest_intent_and_model_in_call_order(db: 
         {"run": "stale", "step": "gone", "at_ms": NOW_MS - 40 * DAY_MS},
         {"run": "other", "workflow": "other", "step": "c"},
     )
-    found = await known_steps.of_workflow(db, "default", "wf", NOW_MS)
-    assert found == {"b": KnownStep("filter", "small", 0), "a": KnownStep("generate", "small", 1)}
+    steps = await known_steps.of_workflow(db, "default", "wf", NOW_MS)
+    assert steps == {"b": KnownStep("filter", "small", 0), "a": KnownStep("generate", "small", 1)}
 
 
 async def test_known_steps_are_read_from_the_newest_runs_only(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,17 +101,17 @@ async def test_only_the_latest_50_runs_count(db: Database) -> None:
 
 
 async def test_tool_use_and_retries_are_summed_over_calls(db: Database) -> None:
-    def seen(**figures: int) -> dict[str, Any]:
+    def seen_detail(**figures: int) -> dict[str, Any]:
         return {"detail": {"seen": figures}}
 
     await store_calls(
         db,
-        {"run": "1", "detail": seen(tools=3, tool_calls=2)},
-        {"run": "1", "detail": seen(tools=5, retry=2)},
+        {"run": "1", "detail": seen_detail(tools=3, tool_calls=2)},
+        {"run": "1", "detail": seen_detail(tools=5, retry=2)},
         {"run": "2", "detail": {"detail": {"decisions": [1]}}},
         {"run": "2", "detail": {"detail": "words"}},
-        {"run": "2", "detail": {"status": "refused", **seen(tools=9)}},
-        {"run": "2", "kind": EntryKind.LATE, "detail": seen(tools=9)},  # corrects a call that was counted
-        {"run": "3", "agent": "bob", "detail": seen(tools=9)},
+        {"run": "2", "detail": {"status": "refused", **seen_detail(tools=9)}},
+        {"run": "2", "kind": EntryKind.LATE, "detail": seen_detail(tools=9)},  # corrects a call that was counted
+        {"run": "3", "agent": "bob", "detail": seen_detail(tools=9)},
     )
     assert await active_agents.tool_use(db, "default", "ada", 0) == ToolUse(4, tool_calls=2, retries=1, tools_max=5)

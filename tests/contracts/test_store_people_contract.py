@@ -44,21 +44,21 @@ async def test_audit_is_filtered_by_every_field(db: Database) -> None:
     ]
     await audit.append(db, events[:2])
     await audit.append(db, events[2:])
-    found = await audit.query(db, AuditFilter())
-    assert [(one.at_ms, one.actor, one.action, one.detail) for one in reversed(found)] == [
-        (one.at_ms, one.actor, one.action, one.detail) for one in events
+    recorded = await audit.query(db, AuditFilter())
+    assert [(event.at_ms, event.actor, event.action, event.detail) for event in reversed(recorded)] == [
+        (event.at_ms, event.actor, event.action, event.detail) for event in events
     ]
 
-    async def actions(**wanted: str | int) -> list[str]:
-        return [one.action for one in await audit.query(db, AuditFilter(**wanted))]  # type: ignore[arg-type]
+    async def actions(**filters: str | int) -> list[str]:
+        return [event.action for event in await audit.query(db, AuditFilter(**filters))]  # type: ignore[arg-type]
 
     assert await actions(actor="ada") == ["run.cancelled", "setting.changed"]
     assert await actions(action="setting.") == ["setting.changed"]
     assert await actions(action="setting") == []
     assert await actions(run="r1", project="default") == ["run.cancelled"]
     assert await actions(from_ms=NOW_MS + 1, to_ms=NOW_MS + 2) == ["setting_x"]
-    older = await audit.query(db, AuditFilter(), limit=1, before_id=found[0].id)
-    assert [one.action for one in older] == ["setting_x"]
+    older = await audit.query(db, AuditFilter(), limit=1, before_id=recorded[0].id)
+    assert [event.action for event in older] == ["setting_x"]
 
 
 async def test_password_check_accepts_only_the_right_password(db: Database) -> None:
@@ -74,7 +74,7 @@ async def test_password_check_accepts_only_the_right_password(db: Database) -> N
         stored = str((await connection.execute(text("SELECT * FROM admin_users"))).all())
     assert PASSWORD not in stored
     assert "$argon2id$" in stored
-    assert [one.name for one in await admin_users.list_users(db)] == ["ada"]
+    assert [user.name for user in await admin_users.list_users(db)] == ["ada"]
 
 
 async def test_session_ends_by_idle_time_age_and_logout(db: Database) -> None:

@@ -60,18 +60,18 @@ def some_events(count: int = 300, seed: int = 7) -> list[OutboxEntry]:
 COLUMNS = {"key": "key_id"}
 
 
-def expected_report(events: list[OutboxEntry], group_by: GroupBy, wanted: UsageFilter) -> dict[str, Sums]:
+def expected_report(events: list[OutboxEntry], group_by: GroupBy, usage_filter: UsageFilter) -> dict[str, Sums]:
     """The report computed as documented, one event at a time."""
     sums: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for event in events:
         fields: dict[str, Any] = orjson.loads(event.draft) | orjson.loads(event.detail) | {"project": event.project}
         names = ("project", "workflow", "run", "step", "agent", "key", "intent", "model")
-        given = ((COLUMNS.get(name, name), getattr(wanted, name)) for name in names)
-        if any(value is not None and fields[column] != value for column, value in given):
+        conditions = ((COLUMNS.get(name, name), getattr(usage_filter, name)) for name in names)
+        if any(value is not None and fields[column] != value for column, value in conditions):
             continue
-        if wanted.from_ms is not None and event.at_ms < wanted.from_ms:
+        if usage_filter.from_ms is not None and event.at_ms < usage_filter.from_ms:
             continue
-        if wanted.to_ms is not None and event.at_ms >= wanted.to_ms:
+        if usage_filter.to_ms is not None and event.at_ms >= usage_filter.to_ms:
             continue
         if group_by is GroupBy.DAY:
             group = datetime.fromtimestamp(event.at_ms / 1000, UTC).date().isoformat()
@@ -80,22 +80,22 @@ def expected_report(events: list[OutboxEntry], group_by: GroupBy, wanted: UsageF
         else:
             group = fields[COLUMNS.get(group_by, group_by)]
         _add_event(sums[group], event, fields)
-    return {group: Sums(**found) for group, found in sums.items()}
+    return {group: Sums(**group_sums) for group, group_sums in sums.items()}
 
 
-def _add_event(found: dict[str, int], event: OutboxEntry, fields: dict[str, Any]) -> None:
+def _add_event(group_sums: dict[str, int], event: OutboxEntry, fields: dict[str, Any]) -> None:
     is_correction = event.kind in (EntryKind.LATE, EntryKind.REPAIR)
     lost = event.kind is EntryKind.EXPIRED
     refused = fields["status"] == "refused" and not is_correction and not lost
-    found["calls"] += not is_correction and not refused
-    found["refused"] += refused
-    found["errors"] += lost or (fields["status"] == "error" and not is_correction)
-    found["input_tokens"] += fields["input_tokens"]
-    found["output_tokens"] += fields["output_tokens"]
-    found["total_tokens"] += event.amount.tokens
-    found["cost_nano_usd"] += event.amount.nano_usd
-    found["requests"] += event.amount.requests
-    found["saved_tokens"] += fields["saved_tokens"]
+    group_sums["calls"] += not is_correction and not refused
+    group_sums["refused"] += refused
+    group_sums["errors"] += lost or (fields["status"] == "error" and not is_correction)
+    group_sums["input_tokens"] += fields["input_tokens"]
+    group_sums["output_tokens"] += fields["output_tokens"]
+    group_sums["total_tokens"] += event.amount.tokens
+    group_sums["cost_nano_usd"] += event.amount.nano_usd
+    group_sums["requests"] += event.amount.requests
+    group_sums["saved_tokens"] += fields["saved_tokens"]
 
 
 RANGES: list[tuple[int | None, int | None]] = [
@@ -121,14 +121,14 @@ async def test_every_report_equals_the_sums_of_its_events(db: Database) -> None:
         await usage.insert_entries(db, events[start : start + 70], NOW_MS)
     for number, (from_ms, to_ms) in enumerate(RANGES):
         for names in FILTERS:
-            wanted = UsageFilter(from_ms=from_ms, to_ms=to_ms, **names)
+            usage_filter = UsageFilter(from_ms=from_ms, to_ms=to_ms, **names)
             # Every grouping with every filter, a third of them with each range.
             for group_by in list(GroupBy)[number % 3 :: 3]:
-                expected = expected_report(events, group_by, wanted)
-                found = await usage_report.report(db, group_by, wanted)
-                assert {row.group: row.sums for row in found.rows} == expected, (group_by, wanted)
-                assert found.groups == len(expected)
-                assert found.total.total_tokens == sum(sums.total_tokens for sums in expected.values())
+                expected = expected_report(events, group_by, usage_filter)
+                report = await usage_report.report(db, group_by, usage_filter)
+                assert {row.group: row.sums for row in report.rows} == expected, (group_by, usage_filter)
+                assert report.groups == len(expected)
+                assert report.total.total_tokens == sum(sums.total_tokens for sums in expected.values())
 
 
 async def test_calls_without_a_run_are_a_group_of_the_run_report(db: Database) -> None:
@@ -143,12 +143,12 @@ async def test_calls_without_a_run_are_a_group_of_the_run_report(db: Database) -
     filters: list[dict[str, str]] = [{}, {"project": "default"}, {"workflow": ""}, {"workflow": "w1"}, {"run": ""}]
     for from_ms, to_ms in RANGES:
         for names in filters:
-            wanted = UsageFilter(from_ms=from_ms, to_ms=to_ms, **names)
-            expected = expected_report(events, GroupBy.RUN, wanted)
-            found = await usage_report.report(db, GroupBy.RUN, wanted)
-            assert {row.group: row.sums for row in found.rows} == expected, wanted
-            assert found.groups == len(expected)
-            assert found.total == (await usage_report.report(db, GroupBy.DAY, wanted)).total
+            usage_filter = UsageFilter(from_ms=from_ms, to_ms=to_ms, **names)
+            expected = expected_report(events, GroupBy.RUN, usage_filter)
+            report = await usage_report.report(db, GroupBy.RUN, usage_filter)
+            assert {row.group: row.sums for row in report.rows} == expected, usage_filter
+            assert report.groups == len(expected)
+            assert report.total == (await usage_report.report(db, GroupBy.DAY, usage_filter)).total
     (largest,) = (await usage_report.report(db, GroupBy.RUN, UsageFilter(project="default"), limit=1)).rows
     runs_alone = expected_report(events, GroupBy.RUN, UsageFilter(project="default"))
     assert largest.sums.total_tokens == max(sums.total_tokens for sums in runs_alone.values())
@@ -157,29 +157,29 @@ async def test_calls_without_a_run_are_a_group_of_the_run_report(db: Database) -
 async def test_report_limit_shows_the_largest_groups_and_sums_all(db: Database) -> None:
     sizes = {"w1": 100, "w2": 300, "w3": 200}
     await usage.insert_entries(db, [entry(name, tokens, workflow=name) for name, tokens in sizes.items()], NOW_MS)
-    found = await usage_report.report(db, GroupBy.WORKFLOW, UsageFilter(), limit=2)
-    assert [row.group for row in found.rows] == ["w2", "w3"]
-    assert (found.total.total_tokens, found.groups) == (600, 3)
+    report = await usage_report.report(db, GroupBy.WORKFLOW, UsageFilter(), limit=2)
+    assert [row.group for row in report.rows] == ["w2", "w3"]
+    assert (report.total.total_tokens, report.groups) == (600, 3)
 
 
 async def test_report_of_an_empty_store_is_empty(db: Database) -> None:
-    found = await usage_report.report(db, GroupBy.RUN, UsageFilter(from_ms=0, to_ms=NOW_MS))
-    assert (found.rows, found.total, found.groups) == ((), Sums(), 0)
+    report = await usage_report.report(db, GroupBy.RUN, UsageFilter(from_ms=0, to_ms=NOW_MS))
+    assert (report.rows, report.total, report.groups) == ((), Sums(), 0)
     assert (await usage_report.calls(db, UsageFilter())).calls == ()
 
 
 async def test_calls_are_paged_without_gaps_or_repeats(db: Database) -> None:
     events = [entry(f"e{number:02}", at_ms=NOW_MS + number // 4) for number in range(30)]
     await usage.insert_entries(db, [*events, entry("x", run="r2")], NOW_MS)
-    seen: list[str] = []
+    listed: list[str] = []
     cursor = None
     while True:
         page = await usage_report.calls(db, UsageFilter(run="r1"), 7, cursor)
-        seen += [call["id"] for call in page.calls]
+        listed += [call["id"] for call in page.calls]
         cursor = page.next
         if cursor is None:
             break
-    assert seen == [f"e{number:02}" for number in reversed(range(30))]
+    assert listed == [f"e{number:02}" for number in reversed(range(30))]
     assert (await usage_report.calls(db, UsageFilter(run="r2"))).calls[0]["model"] == "small"
 
 
@@ -187,8 +187,8 @@ async def test_names_that_look_like_formulas_are_escaped_in_csv(db: Database) ->
     names = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "plain", 'qu"ote,comma']
     events = [entry(f"e{number}", 10 - number, workflow=name) for number, name in enumerate(names)]
     await usage.insert_entries(db, events, NOW_MS)
-    found = await usage_report.report(db, GroupBy.WORKFLOW, UsageFilter())
-    text = usage_csv.to_csv("workflow", found.rows)
+    report = await usage_report.report(db, GroupBy.WORKFLOW, UsageFilter())
+    text = usage_csv.to_csv("workflow", report.rows)
     header, *rows = csv.reader(io.StringIO(text))
     assert header[:3] == ["workflow", "calls", "refused"]
     assert [row[0] for row in rows] == ["'=cmd|' /C calc'!A0", "'+1", "'-1", "'@x", "plain", 'qu"ote,comma']
@@ -210,12 +210,12 @@ async def test_samples_come_from_finished_runs_of_the_last_month(db: Database) -
     await usage.insert_entries(db, events, NOW_MS)
     await runs.set_state(db, "default", "done", "completed", NOW_MS)
     await runs.set_state(db, "default", "stopped", "cancelled", NOW_MS)
-    found = await step_history.by_step(db, "default", "wf", NOW_MS)
-    assert {step: [sample.tokens for sample in samples] for step, samples in found.items()} == {
+    samples_by_step = await step_history.by_step(db, "default", "wf", NOW_MS)
+    assert {step: [sample.tokens for sample in samples] for step, samples in samples_by_step.items()} == {
         "draft": [300, 250],
         "send": [600],
     }
-    assert [sample.weight for sample in found["draft"]] == [pytest.approx(1, abs=0.01), pytest.approx(0.5)]
+    assert [sample.weight for sample in samples_by_step["draft"]] == [pytest.approx(1, abs=0.01), pytest.approx(0.5)]
     learned = await step_history.by_intent(db, "default", NOW_MS)
     assert {(key.intent, key.model): len(samples) for key, samples in learned.items()} == {
         ("extract", "small"): 2,
@@ -235,8 +235,8 @@ async def test_sample_of_a_run_includes_its_child_runs(db: Database) -> None:
     await usage.insert_entries(db, events, NOW_MS)
     for run in ("outer", "inner", "alone"):
         await runs.set_state(db, "default", run, "completed", NOW_MS)
-    found = await step_history.by_run(db, "default", "wf", NOW_MS)
-    assert sorted(sample.tokens for sample in found) == [1, 3_200, 3_210, 40_000]
+    samples = await step_history.by_run(db, "default", "wf", NOW_MS)
+    assert sorted(sample.tokens for sample in samples) == [1, 3_200, 3_210, 40_000]
     assert await step_history.by_run(db, "default", "other", NOW_MS) == (), "the run has not finished"
 
 
@@ -256,11 +256,11 @@ async def test_active_and_cancelled_runs_do_not_count_towards_the_sample_limit(
 async def test_days_of_groups_equal_the_daily_report_of_each_group(db: Database, cut_ms: int) -> None:
     """With `cut_ms` the range cuts a day and an hour, so that all three kinds of sums are read."""
     await usage.insert_entries(db, some_events(), NOW_MS)
-    wanted = UsageFilter(project="default", from_ms=START_MS + cut_ms, to_ms=START_MS + 2 * DAY_MS + cut_ms)
-    found = await usage_report.days_of_groups(db, GroupBy.STEP, ["plan", ""], wanted)
-    assert {group for group, _ in found} == {"plan", ""}
+    usage_filter = UsageFilter(project="default", from_ms=START_MS + cut_ms, to_ms=START_MS + 2 * DAY_MS + cut_ms)
+    days = await usage_report.days_of_groups(db, GroupBy.STEP, ["plan", ""], usage_filter)
+    assert {group for group, _ in days} == {"plan", ""}
     for group in ("plan", ""):
-        alone = await usage_report.report(db, GroupBy.DAY, replace(wanted, step=group))
-        assert {day: sums for (name, day), sums in found.items() if name == group} == {
+        alone = await usage_report.report(db, GroupBy.DAY, replace(usage_filter, step=group))
+        assert {day: sums for (name, day), sums in days.items() if name == group} == {
             row.group: row.sums for row in alone.rows
         }

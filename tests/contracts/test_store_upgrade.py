@@ -48,10 +48,10 @@ def value_for(column: Any, number: int) -> Any:
 
 
 def tables_of(connection: Connection) -> list[Table]:
-    found = MetaData()
-    found.reflect(connection)
+    metadata = MetaData()
+    metadata.reflect(connection)
     partitions = [name for name in inspect(connection).get_table_names() if name.startswith("token_usage_2")]
-    return [table for table in found.sorted_tables if table.name not in (*ALEMBIC_TABLES, *partitions)]
+    return [table for table in metadata.sorted_tables if table.name not in (*ALEMBIC_TABLES, *partitions)]
 
 
 def fill(connection: Connection) -> dict[str, dict[str, Any]]:
@@ -91,7 +91,9 @@ async def test_upgrade_from_each_older_revision_keeps_every_row(database: Databa
         after = await connection.run_sync(all_rows)
     assert set(after) == {table.name for table in METADATA.sorted_tables}
     for table, row in before.items():
-        same = [found for found in after[table] if all(found.get(name) == value for name, value in row.items())]
+        same = [
+            migrated for migrated in after[table] if all(migrated.get(name) == value for name, value in row.items())
+        ]
         assert same, f"{table}: {row} is not among {after[table]}"
 
 
@@ -99,9 +101,9 @@ async def test_migrating_again_keeps_changed_settings(database: Database) -> Non
     await database.migrate(NOW_MS)
     await settings.put(database, EDITED, 1234, "ada", NOW_MS)
     assert await database.migrate(NOW_MS) == SCHEMA_REVISION
-    found = await settings.get_all(database)
-    assert set(found) == set(SETTINGS)
-    assert (found[EDITED].value, found[EDITED].updated_by) == (1234, "ada")
+    stored = await settings.get_all(database)
+    assert set(stored) == set(SETTINGS)
+    assert (stored[EDITED].value, stored[EDITED].updated_by) == (1234, "ada")
 
 
 def test_at_least_one_older_revision_exists() -> None:

@@ -40,7 +40,7 @@ def settings(**values: Any) -> Settings:
 
 
 def tokens_of(plan: Allocation) -> list[int]:
-    return [one.tokens for one in plan.allocations]
+    return [allocation.tokens for allocation in plan.allocations]
 
 
 @dataclass(frozen=True)
@@ -289,11 +289,11 @@ def test_allocations_sum_to_the_pool_and_keep_every_bound(
 ) -> None:
     plan = allocate(steps, strategy=strategy, pool_limit_tokens=limit, settings=DEFAULT, ais=ais)
     assert sum(tokens_of(plan)) == plan.pool_tokens <= (20_000 if limit is None else limit)
-    for step, one in zip(steps, plan.allocations, strict=True):
-        assert one.step == step.id
-        assert 0 <= one.tokens <= min(4000, 4000 if step.cap_tokens is None else step.cap_tokens)
-        assert one.tokens <= one.hard_limit_tokens <= one.tokens * 1.2 + 1e-6
-        assert one.reason
+    for step, allocation in zip(steps, plan.allocations, strict=True):
+        assert allocation.step == step.id
+        assert 0 <= allocation.tokens <= min(4000, 4000 if step.cap_tokens is None else step.cap_tokens)
+        assert allocation.tokens <= allocation.hard_limit_tokens <= allocation.tokens * 1.2 + 1e-6
+        assert allocation.reason
 
 
 @given(STEPS, STRATEGY, LIMIT, AIS, st.randoms(use_true_random=False))
@@ -304,7 +304,9 @@ def test_order_of_steps_changes_no_allocation(
     chance.shuffle(shuffled)
     plan = allocate(steps, strategy=strategy, pool_limit_tokens=limit, settings=DEFAULT, ais=ais)
     other = allocate(shuffled, strategy=strategy, pool_limit_tokens=limit, settings=DEFAULT, ais=ais)
-    assert sorted(plan.allocations, key=lambda one: one.step) == sorted(other.allocations, key=lambda one: one.step)
+    assert sorted(plan.allocations, key=lambda allocation: allocation.step) == sorted(
+        other.allocations, key=lambda allocation: allocation.step
+    )
 
 
 @given(STEPS.filter(bool), LIMIT)
@@ -337,9 +339,9 @@ def test_larger_pool_never_lowers_an_allocation(steps: list[StepDemand], strateg
 
 @pytest.mark.parametrize(("left", "tokens"), [(20_000, 2500), (2500, 2500), (700, 700), (0, 0), (-5, 0)])
 def test_unplanned_step_gets_its_demand_up_to_what_the_run_has_left(left: int, tokens: int) -> None:
-    one = allocate_next(StepDemand("draft", "generate"), run_remaining_tokens=left, settings=DEFAULT, ais=0)
-    assert (one.tokens, one.hard_limit_tokens) == (tokens, hard_limit(tokens, DEFAULT))
-    assert one.reason.startswith("not planned: needs 2,500 (generate 2,500 × 1)")
+    allocation = allocate_next(StepDemand("draft", "generate"), run_remaining_tokens=left, settings=DEFAULT, ais=0)
+    assert (allocation.tokens, allocation.hard_limit_tokens) == (tokens, hard_limit(tokens, DEFAULT))
+    assert allocation.reason.startswith("not planned: needs 2,500 (generate 2,500 × 1)")
 
 
 def test_unplanned_step_uses_its_history_only_with_the_adaptive_strategy() -> None:
@@ -435,11 +437,11 @@ def test_reallocation_never_exceeds_the_budget_of_the_run(
     plan = allocate(steps, strategy=strategy, pool_limit_tokens=limit, settings=DEFAULT)
     room = 20_000 if limit is None else limit
     completed: dict[str, int] = {}
-    for one in data.draw(st.permutations(plan.allocations)):
-        used = data.draw(st.integers(0, one.hard_limit_tokens))
+    for allocation in data.draw(st.permutations(plan.allocations)):
+        used = data.draw(st.integers(0, allocation.hard_limit_tokens))
         if sum(completed.values()) + used > room or data.draw(st.booleans()):
             continue
-        completed[one.step] = used
+        completed[allocation.step] = used
     moved = reallocate(plan, completed, steps, pool_limit_tokens=limit, settings=DEFAULT)
     assert sum(tokens_of(moved)) <= room
     left_over = sum(

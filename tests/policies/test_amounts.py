@@ -14,16 +14,16 @@ limits = st.builds(Limit, *[st.none() | st.integers(0, 10**9)] * 3)
 
 
 @given(amounts, amounts)
-def test_adding_then_subtracting_returns_the_original(one: Amount, other: Amount) -> None:
-    assert one + other - other == one
+def test_adding_then_subtracting_returns_the_original(amount: Amount, other: Amount) -> None:
+    assert amount + other - other == amount
 
 
 @given(limits, limits)
-def test_tightening_is_commutative_and_takes_the_smaller_limit(one: Limit, other: Limit) -> None:
-    both = one.tightened_by(other)
-    assert both == other.tightened_by(one)
+def test_tightening_is_commutative_and_takes_the_smaller_limit(first: Limit, second: Limit) -> None:
+    both = first.tightened_by(second)
+    assert both == second.tightened_by(first)
     for unit in UNITS:
-        given_limits = [limit for limit in (one.of(unit), other.of(unit)) if limit is not None]
+        given_limits = [limit for limit in (first.of(unit), second.of(unit)) if limit is not None]
         assert both.of(unit) == (min(given_limits) if given_limits else None)
 
 

@@ -134,8 +134,8 @@ def test_answer_that_is_not_json_is_a_fault(text: str) -> None:
     ],
 )
 def test_check_reports_the_expected_fault(check: Any, answer: Answer, fault: str | None) -> None:
-    found = check(answer)
-    assert (found is None) if fault is None else fault in found
+    reported = check(answer)
+    assert (reported is None) if fault is None else fault in reported
 
 
 values = st.recursive(

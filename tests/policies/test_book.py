@@ -75,8 +75,8 @@ def test_account_is_forgettable_after_keep_ms_unless_it_has_reservations(account
 def test_resolved_reservation_is_kept_for_an_hour_and_expired_one_for_days(
     state: State, after_ms: int, over: bool
 ) -> None:
-    found = Reservation("c", "gw", (), (), Amount(), 0, 0, OnLost.CHARGE, b"", state, resolved_ms=7)
-    assert is_forgettable_reservation(found, 7 + after_ms) is over
+    reservation = Reservation("c", "gw", (), (), Amount(), 0, 0, OnLost.CHARGE, b"", state, resolved_ms=7)
+    assert is_forgettable_reservation(reservation, 7 + after_ms) is over
 
 
 def test_outbox_claim_is_renewed_by_reading_and_expires_without_it() -> None:

@@ -37,15 +37,15 @@ def chain(*budgets: Budget, subject: Subject = CALL, limits: RunLimits = RunLimi
     return chain_for(subject, budgets, limits, NOW)
 
 
-def accounts(found: Chain) -> list[str]:
-    return [link.hold.account for link in found.links]
+def accounts(call_chain: Chain) -> list[str]:
+    return [link.hold.account for link in call_chain.links]
 
 
 def test_tagged_call_is_counted_on_step_and_run_without_a_budget() -> None:
-    found = chain()
-    assert accounts(found) == ["step/r-1/draft", "run/r-1"]
-    assert not found.is_limited
-    assert found.survives_outage
+    call_chain = chain()
+    assert accounts(call_chain) == ["step/r-1/draft", "run/r-1"]
+    assert not call_chain.is_limited
+    assert call_chain.survives_outage
 
 
 def test_steps_with_slashes_in_their_ids_share_no_account() -> None:
@@ -79,9 +79,9 @@ def test_untagged_call_without_a_budget_has_an_empty_chain() -> None:
     ],
 )
 def test_budget_of_each_scope_adds_its_own_account(budget: Budget, account: str) -> None:
-    found = chain(budget)
-    assert accounts(found) == ["step/r-1/draft", "run/r-1", account]
-    assert found.link(account).hold.limit == TOKENS
+    call_chain = chain(budget)
+    assert accounts(call_chain) == ["step/r-1/draft", "run/r-1", account]
+    assert call_chain.link(account).hold.limit == TOKENS
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,10 @@ def test_budget_matches_by_case_sensitive_glob(scope: Scope, match: str, applies
 
 
 def test_two_budgets_on_one_account_apply_the_smaller_limit_in_each_unit() -> None:
-    found = chain(Budget(Scope.RUN, Limit(tokens=100, nano_usd=5)), Budget(Scope.RUN, Limit(tokens=70, requests=3)))
-    assert found.link("run/r-1").hold.limit == Limit(70, 5, 3)
+    call_chain = chain(
+        Budget(Scope.RUN, Limit(tokens=100, nano_usd=5)), Budget(Scope.RUN, Limit(tokens=70, requests=3))
+    )
+    assert call_chain.link("run/r-1").hold.limit == Limit(70, 5, 3)
 
 
 def test_budget_of_another_project_does_not_apply() -> None:
@@ -133,39 +135,39 @@ def test_windows_of_two_time_zones_that_begin_together_end_with_the_first_of_the
 
 
 def test_observed_budget_counts_on_an_account_beside_the_enforced_one() -> None:
-    found = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.RUN, Limit(tokens=10), mode=Mode.OBSERVE))
-    assert found.link("run/r-1").hold.limit == TOKENS
-    watched = found.link("run/r-1~observe").hold
+    call_chain = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.RUN, Limit(tokens=10), mode=Mode.OBSERVE))
+    assert call_chain.link("run/r-1").hold.limit == TOKENS
+    watched = call_chain.link("run/r-1~observe").hold
     assert (watched.limit, watched.enforce) == (Limit(tokens=10), False)
 
 
 def test_observing_workflow_still_enforces_header_limits_and_project_budgets() -> None:
     limits = RunLimits(tightened=Limit(tokens=50), planned_step=Limit(tokens=9), observe=True)
-    found = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL), limits=limits)
+    call_chain = chain(Budget(Scope.RUN, TOKENS), Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL), limits=limits)
     enforced = {
         link.hold.account
-        for link in found.links
+        for link in call_chain.links
         if link.hold.enforce and not (link.hold.limit.is_unlimited and link.hold.tighten.is_unlimited)
     }
     assert enforced == {"run/r-1", "project/acme@total"}
-    assert found.link("run/r-1").hold.tighten == Limit(tokens=50)
-    assert found.link("step/r-1/draft~observe").hold.limit == Limit(tokens=9)
+    assert call_chain.link("run/r-1").hold.tighten == Limit(tokens=50)
+    assert call_chain.link("step/r-1/draft~observe").hold.limit == Limit(tokens=9)
 
 
 def test_plan_limits_run_and_step() -> None:
     limits = RunLimits(planned_run=Limit(tokens=20), planned_step=Limit(tokens=12), step_soft_tokens=10)
-    found = chain(Budget(Scope.STEP, Limit(tokens=15)), limits=limits)
-    step = found.link("step/r-1/draft")
+    call_chain = chain(Budget(Scope.STEP, Limit(tokens=15)), limits=limits)
+    step = call_chain.link("step/r-1/draft")
     assert (step.hold.limit, step.soft_tokens) == (Limit(tokens=12), 10)
-    assert found.link("run/r-1").hold.limit == Limit(tokens=20)
+    assert call_chain.link("run/r-1").hold.limit == Limit(tokens=20)
 
 
 def test_child_run_is_counted_within_its_parents_budget() -> None:
     child = Subject("acme", workflow="sub", run="child", step="s", parents=(Parent("r-1", "nightly-report"),))
-    found = chain(Budget(Scope.RUN, TOKENS, match="nightly-*"), subject=child)
-    assert accounts(found) == ["step/child/s", "run/child", "run/r-1"]
-    assert found.link("run/r-1").hold.limit == TOKENS
-    assert found.link("run/child").hold.limit == UNLIMITED
+    call_chain = chain(Budget(Scope.RUN, TOKENS, match="nightly-*"), subject=child)
+    assert accounts(call_chain) == ["step/child/s", "run/child", "run/r-1"]
+    assert call_chain.link("run/r-1").hold.limit == TOKENS
+    assert call_chain.link("run/child").hold.limit == UNLIMITED
 
 
 @pytest.mark.parametrize(
@@ -174,15 +176,21 @@ def test_child_run_is_counted_within_its_parents_budget() -> None:
 )
 def test_planned_limit_of_a_parent_applies_to_its_children(planned: Limit, observe: bool, limit: Limit) -> None:
     parent = Parent("r-1", "nightly-report", planned, observe)
-    found = chain(Budget(Scope.RUN, TOKENS, match="nightly-*"), subject=replace(CALL, run="child", parents=(parent,)))
-    assert found.link("run/r-1").hold.limit == limit
+    call_chain = chain(
+        Budget(Scope.RUN, TOKENS, match="nightly-*"), subject=replace(CALL, run="child", parents=(parent,))
+    )
+    assert call_chain.link("run/r-1").hold.limit == limit
 
 
 def test_innermost_budget_sets_ladder_hold_and_wait() -> None:
     outer = Budget(Scope.PROJECT, TOKENS, window=Window.TOTAL, on_pressure=parse_ladder(["refuse"]))
     inner = Budget(Scope.STEP, TOKENS, on_pressure=parse_ladder(["clamp", "refuse"]), hold=HoldKind.SLICES, wait_ms=5)
-    found = chain(inner, outer)
-    assert (found.ladder, found.hold, found.wait_ms) == (parse_ladder(["clamp", "refuse"]), HoldKind.SLICES, 5)
+    call_chain = chain(inner, outer)
+    assert (call_chain.ladder, call_chain.hold, call_chain.wait_ms) == (
+        parse_ladder(["clamp", "refuse"]),
+        HoldKind.SLICES,
+        5,
+    )
     assert chain().ladder == DEFAULT_LADDER
 
 
@@ -218,15 +226,15 @@ def test_keep_time_of_an_account_depends_on_its_window(window: Window, keep_ms: 
 
 
 def test_step_run_and_parent_accounts_are_kept_for_the_keep_time_of_runs() -> None:
-    found = chain(subject=replace(CALL, parents=(Parent("r-0", "weekly"),)))
-    assert [link.hold.keep_ms for link in found.links] == [RUN_KEEP_MS] * 3
-    parent = found.links[-1]
+    call_chain = chain(subject=replace(CALL, parents=(Parent("r-0", "weekly"),)))
+    assert [link.hold.keep_ms for link in call_chain.links] == [RUN_KEEP_MS] * 3
+    parent = call_chain.links[-1]
     assert (parent.scope, parent.scope_id, parent.window) == (Scope.RUN, "r-0", Window.RUN)
 
 
 def test_only_the_step_account_has_a_soft_limit() -> None:
-    found = chain(Budget(Scope.KEY, TOKENS, window=Window.TOTAL), limits=RunLimits(step_soft_tokens=10))
-    assert [link.soft_tokens for link in found.links] == [10, None, None]
+    call_chain = chain(Budget(Scope.KEY, TOKENS, window=Window.TOTAL), limits=RunLimits(step_soft_tokens=10))
+    assert [link.soft_tokens for link in call_chain.links] == [10, None, None]
 
 
 def test_only_enforced_run_budgets_of_the_project_limit_a_parent() -> None:
@@ -250,9 +258,9 @@ def test_budget_on_a_scope_the_call_does_not_name_does_not_apply() -> None:
 
 
 def test_observing_workflow_only_observes_the_workflow_budget() -> None:
-    found = chain(Budget(Scope.WORKFLOW, TOKENS, window=Window.TOTAL), limits=RunLimits(observe=True))
-    assert accounts(found)[-1] == "workflow/nightly-report@total~observe"
-    assert not found.is_enforced
+    call_chain = chain(Budget(Scope.WORKFLOW, TOKENS, window=Window.TOTAL), limits=RunLimits(observe=True))
+    assert accounts(call_chain)[-1] == "workflow/nightly-report@total~observe"
+    assert not call_chain.is_enforced
 
 
 @pytest.mark.parametrize(
@@ -260,9 +268,9 @@ def test_observing_workflow_only_observes_the_workflow_budget() -> None:
     [(TOKENS, UNLIMITED, False), (Limit(nano_usd=1), UNLIMITED, True), (TOKENS, Limit(nano_usd=1), True)],
 )
 def test_chain_knows_whether_it_limits_money(limit: Limit, tighten: Limit, money: bool) -> None:
-    found = chain(Budget(Scope.STEP, limit), Budget(Scope.RUN, TOKENS), limits=RunLimits(tightened=tighten))
-    assert (found.limits_money, found.is_limited, found.is_enforced) == (money, True, True)
-    assert found.holds == tuple(link.hold for link in found.links)
+    call_chain = chain(Budget(Scope.STEP, limit), Budget(Scope.RUN, TOKENS), limits=RunLimits(tightened=tighten))
+    assert (call_chain.limits_money, call_chain.is_limited, call_chain.is_enforced) == (money, True, True)
+    assert call_chain.holds == tuple(link.hold for link in call_chain.links)
 
 
 def test_chain_ends_with_its_earliest_window() -> None:
@@ -272,13 +280,13 @@ def test_chain_ends_with_its_earliest_window() -> None:
 
 
 def test_enforced_link_of_a_scope_is_the_innermost() -> None:
-    found = chain(
+    call_chain = chain(
         Budget(Scope.RUN, TOKENS, mode=Mode.OBSERVE), subject=replace(CALL, parents=(Parent("r-0", "weekly"),))
     )
-    run = found.enforced_link(Scope.RUN)
+    run = call_chain.enforced_link(Scope.RUN)
     assert run is not None
     assert run.hold.account == "run/r-1"
-    assert found.enforced_link(Scope.AGENT) is None
+    assert call_chain.enforced_link(Scope.AGENT) is None
 
 
 def test_workflow_ladder_takes_precedence_over_the_ladder_of_a_budget() -> None:

@@ -267,7 +267,7 @@ def test_classification_of_the_same_step_is_deterministic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("planned", "found", "decides"),
+    ("planned", "detected", "decides"),
     [
         ("declared", "header", False),
         ("declared", "declared", False),
@@ -281,5 +281,5 @@ def test_classification_of_the_same_step_is_deterministic() -> None:
         ("fallback", "fallback", False),
     ],
 )
-def test_planned_intent_takes_precedence_only_over_weaker_sources(planned: str, found: str, decides: bool) -> None:
-    assert plan_takes_precedence(planned, found) is decides
+def test_planned_intent_takes_precedence_only_over_weaker_sources(planned: str, detected: str, decides: bool) -> None:
+    assert plan_takes_precedence(planned, detected) is decides

@@ -254,7 +254,7 @@ FEATURES = st.builds(
 def test_every_score_is_from_0_to_10(features: StepFeatures, intent: Intent) -> None:
     complexity = step_complexity(features, intent)
     assert tuple(complexity.parts) == PARTS
-    assert all(0 <= one <= 10 for one in (complexity.score, *complexity.parts.values()))
+    assert all(0 <= value <= 10 for value in (complexity.score, *complexity.parts.values()))
 
 
 @given(

@@ -53,21 +53,21 @@ def chat(*middle: Message, question: str = "What of the files?") -> list[Message
     ]
 
 
-def policy(strategy: Strategy = Strategy.EXTRACTIVE, **given: Any) -> CompressionPolicy:
+def policy(strategy: Strategy = Strategy.EXTRACTIVE, **overrides: Any) -> CompressionPolicy:
     values: dict[str, Any] = {"target_ratio": 0.3, "min_quality": 0.0, "aggressiveness": Aggressiveness.HIGH}
-    return CompressionPolicy(strategy, **(values | given))
+    return CompressionPolicy(strategy, **(values | overrides))
 
 
-def compressed(messages: list[Message], chosen: CompressionPolicy | None = None, **given: Any) -> list[Message]:
-    return compress_chat(messages, chosen or policy(), count, **given).messages or messages
+def compressed(messages: list[Message], chosen: CompressionPolicy | None = None, **options: Any) -> list[Message]:
+    return compress_chat(messages, chosen or policy(), count, **options).messages or messages
 
 
 @pytest.mark.parametrize(
-    "given", [{"target_ratio": 0.05}, {"target_ratio": 1.1}, {"min_quality": -0.1}, {"min_quality": 1.1}]
+    "values", [{"target_ratio": 0.05}, {"target_ratio": 1.1}, {"min_quality": -0.1}, {"min_quality": 1.1}]
 )
-def test_policy_value_out_of_range_is_refused(given: dict[str, Any]) -> None:
+def test_policy_value_out_of_range_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be between"):
-        CompressionPolicy(Strategy.TRUNCATE, **given)
+        CompressionPolicy(Strategy.TRUNCATE, **values)
 
 
 @pytest.mark.parametrize(
@@ -277,14 +277,14 @@ def test_nothing_is_cut_without_a_question_unless_a_target_is_given(question: st
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ids_cut_from_a_listing_are_named_in_the_omission_marker(as_json: bool) -> None:
     listing = [{"pod": f"pod-{number}x", "state": "running", "note": "all is well in here"} for number in range(80)]
-    given = json.dumps(listing) if as_json else "\n".join(" ".join(record.values()) for record in listing)
+    listing_text = json.dumps(listing) if as_json else "\n".join(" ".join(record.values()) for record in listing)
     later = [
         message
         for start in range(0, 80, 8)
         for message in (call(start), result(start, " ".join(f"pod-{number}x" for number in range(start, start + 8))))
     ]
-    cut = compressed(chat(call(1), result(1, given), *later, question="What is running?"))[3]["content"]
-    assert len(cut) < 0.7 * len(given)
+    cut = compressed(chat(call(1), result(1, listing_text), *later, question="What is running?"))[3]["content"]
+    assert len(cut) < 0.7 * len(listing_text)
     assert all(f"pod-{number}x" in cut for number in range(80))
     assert " (naming pod-" in cut
     assert not as_json or json.loads(cut)
@@ -518,15 +518,15 @@ def test_passages_asked_about_are_kept_while_other_text_can_be_cut(strategy: Str
     target = None if share is None else int(share * text_tokens(messages, count))
     outcome = compress_chat(messages, policy(strategy, target_ratio=0.4), count, target_tokens=target)
     assert outcome.messages is not None
-    kept = outcome.messages[3]["content"]
-    assert len(kept) < 0.8 * len(MINUTES)
-    assert all(f"paragraph {number} is about the river bridge" in kept for number in range(1, 64, 8))
-    assert all(f"until meeting {number + 7}" in kept for number in range(1, 64, 8))
+    compressed_text = outcome.messages[3]["content"]
+    assert len(compressed_text) < 0.8 * len(MINUTES)
+    assert all(f"paragraph {number} is about the river bridge" in compressed_text for number in range(1, 64, 8))
+    assert all(f"until meeting {number + 7}" in compressed_text for number in range(1, 64, 8))
     assert outcome.quality < 1.0
 
 
 RULES = " ".join(
-    f"Mind {first}{rest}." for first in "bdfglmprst" for rest in ("avel", "onic", "ustor", "enda", "ilk", "ark")
+    f"Mind {first}{ending}." for first in "bdfglmprst" for ending in ("avel", "onic", "ustor", "enda", "ilk", "ark")
 )
 
 
@@ -590,9 +590,9 @@ def test_passages_asked_about_are_cut_if_nothing_else_is_left() -> None:
     messages = chat(call(1, "fetch", url="https://x.io"), result(1, two_subjects), question=BRIDGE)
     outcome = compress_chat(messages, policy(), count, target_tokens=200)
     assert outcome.messages is not None
-    kept = outcome.messages[3]["content"]
-    assert 0 < kept.count("is about the river bridge") < 8
-    assert "school roof" not in kept
+    compressed_text = outcome.messages[3]["content"]
+    assert 0 < compressed_text.count("is about the river bridge") < 8
+    assert "school roof" not in compressed_text
 
 
 def test_any_loss_lowers_the_reported_quality_below_1() -> None:
@@ -611,7 +611,7 @@ def test_any_loss_lowers_the_reported_quality_below_1() -> None:
         "lilac",
         "maple",
     )
-    lines = [f"{one} {two} {three}" for one in names for two in names for three in names]
+    lines = [f"{first} {second} {third}" for first in names for second in names for third in names]
     messages = chat(call(1), result(1, "\n".join(lines)), question="What of the files?")
     outcome = compress_chat(messages, policy(), count, target_tokens=text_tokens(messages, count) - 40)
     assert outcome.tokens_saved > 0

@@ -23,10 +23,10 @@ def count(text: str) -> int:
     return len(re.findall(r"\w{1,4}|[^\w\s]|\s", text))
 
 
-def after(content: Any, strategy: Strategy = Strategy.STRUCTURAL, **given: Any) -> Any:
+def after(content: Any, strategy: Strategy = Strategy.STRUCTURAL, **options: Any) -> Any:
     values: dict[str, Any] = {"target_ratio": 0.1, "min_quality": 0.0, "aggressiveness": Aggressiveness.HIGH}
     messages = [{"role": "system", "content": "You   extract.   "}, {"role": "user", "content": content}]
-    outcome = compress_chat(messages, CompressionPolicy(strategy, **values), count, **given)
+    outcome = compress_chat(messages, CompressionPolicy(strategy, **values), count, **options)
     assert outcome.messages is None or outcome.messages[0] == messages[0]
     return (outcome.messages or messages)[1]["content"]
 

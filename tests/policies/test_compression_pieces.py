@@ -41,7 +41,7 @@ TABLE = "city,people,area\n" + "\n".join(f"city-{row},{row * 1000},{row + 7}" fo
 NO_NEED = CutConstraints(frozenset(), frozenset(), frozenset(), 0.0, "")
 
 
-def need(**given: Any) -> CutConstraints:
+def need(**overrides: Any) -> CutConstraints:
     values: dict[str, Any] = {
         "live_ids": frozenset(),
         "listed_ids": frozenset(),
@@ -49,7 +49,7 @@ def need(**given: Any) -> CutConstraints:
         "min_quality": 0.0,
         "instruction": "",
     }
-    return CutConstraints(**(values | given))
+    return CutConstraints(**(values | overrides))
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_cut_table_keeps_its_header() -> None:
 
 
 def test_live_ids_and_referenced_lines_are_kept() -> None:
-    wanted = need(live_ids=frozenset({"job-20"}), referenced_lines=frozenset({25, 26}))
-    cut = shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, wanted) or ""
+    constraints = need(live_ids=frozenset({"job-20"}), referenced_lines=frozenset({25, 26}))
+    cut = shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, constraints) or ""
     assert "job-20 copied" in cut
     assert "job-25 copied" in cut
     assert "job-26 copied" in cut
@@ -131,13 +131,13 @@ def test_text_is_cut_to_its_token_target_despite_uneven_token_density(strategy: 
 
 
 def test_text_is_cut_as_far_as_the_minimum_quality_allows() -> None:
-    wanted = need(min_quality=0.7)
+    constraints = need(min_quality=0.7)
     sizes = [
-        len(shorten_to_tokens(LOG, 0.2, 0.1, Strategy.TRUNCATE, wanted, most, len) or LOG)
+        len(shorten_to_tokens(LOG, 0.2, 0.1, Strategy.TRUNCATE, constraints, most, len) or LOG)
         for most in (2500, 2000, 1500, 10)
     ]
     assert sizes == sorted(sizes, reverse=True), "a lower target never keeps more"
-    stepped = shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, wanted) or LOG
+    stepped = shorten_to_share(LOG, 0.2, Strategy.TRUNCATE, constraints) or LOG
     assert sizes[-1] < len(stepped)
     assert shorten_to_tokens(LOG, 0.2, 0.1, Strategy.TRUNCATE, need(min_quality=1.0), 10, len) is None
     assert shorten_to_tokens("one", 0.2, 0.1, Strategy.TRUNCATE, NO_NEED, 0, len) is None

@@ -77,7 +77,7 @@ json_value = st.recursive(
 )
 json_text = st.tuples(
     st.lists(record, max_size=30) | st.lists(json_value, max_size=6), st.sampled_from([None, 2]), st.booleans()
-).map(lambda given: json.dumps(given[0], indent=given[1], ensure_ascii=given[2]))
+).map(lambda parts: json.dumps(parts[0], indent=parts[1], ensure_ascii=parts[2]))
 text = prose | repeated | json_text
 
 
@@ -207,15 +207,15 @@ def test_fenced_code_is_kept_or_removed_as_a_whole(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text | st.text(), st.sampled_from(Aggressiveness))
-def test_structural_compression_of_any_text_is_idempotent(given: str, aggressiveness: Aggressiveness) -> None:
-    once = compress_structure(given, aggressiveness)
+def test_structural_compression_of_any_text_is_idempotent(original: str, aggressiveness: Aggressiveness) -> None:
+    once = compress_structure(original, aggressiveness)
     assert compress_structure(once, aggressiveness) == once
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(json_text, st.sampled_from([Aggressiveness.LOW, Aggressiveness.MEDIUM]))
-def test_structural_compression_preserves_json_values(given: str, aggressiveness: Aggressiveness) -> None:
-    assert json.loads(compress_structure(given, aggressiveness)) == json.loads(given)
+def test_structural_compression_preserves_json_values(original: str, aggressiveness: Aggressiveness) -> None:
+    assert json.loads(compress_structure(original, aggressiveness)) == json.loads(original)
 
 
 @pytest.mark.parametrize("strategy", [Strategy.STRUCTURAL, Strategy.TEMPLATE])

@@ -25,7 +25,7 @@ def test_facts_are_grouped_into_numbers_identifiers_names_and_rare_words() -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "identifiers"),
     [
         ("see req-77aa and path/to/file.py", {"req-77aa", "path/to/file.py"}),
         ("totals 12345 and 99, 10.50 EUR", {"12345"}),
@@ -34,8 +34,8 @@ def test_facts_are_grouped_into_numbers_identifiers_names_and_rare_words() -> No
         ("maxRetries max_retries https://x.io/a?b", {"maxRetries", "max_retries", "https://x.io/a"}),
     ],
 )
-def test_identifiers_are_told_apart_from_words_dates_and_small_numbers(text: str, found: set[str]) -> None:
-    assert identifiers_of(text) == found
+def test_identifiers_are_told_apart_from_words_dates_and_small_numbers(text: str, identifiers: set[str]) -> None:
+    assert identifiers_of(text) == identifiers
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,9 @@ def test_losing_a_fact_that_is_asked_for_lowers_quality_more() -> None:
 
 def test_quality_never_falls_as_more_sentences_are_kept() -> None:
     sentences = REPORT.split(". ")
-    scores = [quality(REPORT, ". ".join(sentences[:kept]), "") for kept in range(len(sentences) + 1)]
+    scores = [
+        quality(REPORT, ". ".join(sentences[:sentence_count]), "") for sentence_count in range(len(sentences) + 1)
+    ]
     assert scores == sorted(scores)
     assert scores[-1] == 1.0
 
@@ -133,9 +135,9 @@ def test_roi_is_saved_cost_minus_lost_cache_discount_minus_compressor_cost(
 
 @pytest.mark.parametrize("place", range(6))
 def test_roi_refuses_negative_arguments(place: int) -> None:
-    given = [1] * 6
-    given[place] = -1
-    saved, price, cached, before, after, cost = given
+    arguments = [1] * 6
+    arguments[place] = -1
+    saved, price, cached, before, after, cost = arguments
     with pytest.raises(ValueError, match="negative"):
         compression_roi(
             saved,

@@ -14,7 +14,7 @@ LOW, MEDIUM, HIGH = Aggressiveness
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("original", "expected"),
     [
         ('{\n  "a": 1,\n  "b": [1, 2]\n}', '{"a":1,"b":[1,2]}'),
         (
@@ -31,10 +31,10 @@ LOW, MEDIUM, HIGH = Aggressiveness
         ),
     ],
 )
-def test_json_is_minified_without_changing_a_value(given: str, wanted: str) -> None:
-    assert minified(given) == wanted
-    assert json.loads(wanted) == json.loads(given)
-    assert compress_structure(given, LOW) == wanted
+def test_json_is_minified_without_changing_a_value(original: str, expected: str) -> None:
+    assert minified(original) == expected
+    assert json.loads(expected) == json.loads(original)
+    assert compress_structure(original, LOW) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_text_that_is_not_a_json_document_is_not_recognised_as_json(text: str) -
 
 def test_uniform_records_become_a_table_only_at_high_aggressiveness() -> None:
     rows = [{"id": number, "price": number + 0.10, "unit": "EUR", "tags": ["x"]} for number in range(4)]
-    given = json.dumps(rows)
-    assert json.loads(compress_structure(given, MEDIUM)) == rows
-    table = json.loads(compress_structure(given, HIGH))
+    records = json.dumps(rows)
+    assert json.loads(compress_structure(records, MEDIUM)) == rows
+    table = json.loads(compress_structure(records, HIGH))
     assert table["every"] == {"unit": "EUR"}
     assert table["columns"] == ["id", "price", "tags"]
     rebuilt = [{**table["every"], **dict(zip(table["columns"], row, strict=True))} for row in table["rows"]]
@@ -75,7 +75,7 @@ def test_tabulated_numbers_keep_their_digits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("original", "expected"),
     [
         ("a  \nb\t\n\n\n\nc\n", "a\nb\n\nc"),
         ("| name   | price |\n|:-------|------:|\n| tea    |  2.50 |", "|name|price|\n|:-|-:|\n|tea|2.50|"),
@@ -97,8 +97,8 @@ def test_tabulated_numbers_keep_their_digits() -> None:
         ),
     ],
 )
-def test_text_padding_and_repetition_are_removed(given: str, wanted: str) -> None:
-    assert compress_structure(given, MEDIUM) == wanted
+def test_text_padding_and_repetition_are_removed(original: str, expected: str) -> None:
+    assert compress_structure(original, MEDIUM) == expected
 
 
 def test_log_names_each_date_once_and_merges_lines_differing_only_in_time() -> None:
@@ -163,11 +163,11 @@ PAGE = """<!doctype html>
 
 
 def test_html_loses_styles_scripts_comments_and_presentation_attributes() -> None:
-    kept = compress_structure(PAGE, MEDIUM)
-    assert '<p id="intro">Price: <b>12</b> <i>EUR</i></p>' in kept
-    assert '<a href="/next">Next</a>' in kept
+    compressed = compress_structure(PAGE, MEDIUM)
+    assert '<p id="intro">Price: <b>12</b> <i>EUR</i></p>' in compressed
+    assert '<a href="/next">Next</a>' in compressed
     for noise in ("color", "var a", "hidden", "class", "data-id", "onclick", "&nbsp;"):
-        assert noise not in kept
+        assert noise not in compressed
 
 
 @pytest.mark.parametrize("aggressiveness", [Aggressiveness.MEDIUM, Aggressiveness.HIGH])
@@ -182,10 +182,10 @@ def test_fenced_code_in_html_is_unchanged(aggressiveness: Aggressiveness) -> Non
 
 
 def test_html_becomes_text_with_links_at_high_aggressiveness() -> None:
-    kept = compress_structure(PAGE, HIGH)
-    assert "Price: 12 EUR" in kept
-    assert "(/next) Next" in kept
-    assert "<p" not in kept
+    compressed = compress_structure(PAGE, HIGH)
+    assert "Price: 12 EUR" in compressed
+    assert "(/next) Next" in compressed
+    assert "<p" not in compressed
 
 
 def test_whitespace_inside_pre_is_kept() -> None:

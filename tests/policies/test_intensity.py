@@ -120,7 +120,7 @@ SHAPES = st.builds(WorkflowShape, *[st.none() | st.integers(0, 1000) for _ in fi
 @given(st.none() | ACTIVITIES, st.none() | SHAPES)
 def test_every_score_is_from_0_to_10(activity: AgentActivity | None, shape: WorkflowShape | None) -> None:
     score = intensity_score(activity, shape)
-    assert all(0 <= one <= 10 for one in (score.creation, score.execution, score.combined, *score.parts.values()))
+    assert all(0 <= value <= 10 for value in (score.creation, score.execution, score.combined, *score.parts.values()))
 
 
 @given(ACTIVITIES, st.sampled_from(["total_tokens", "peak_run_tokens", "input_tokens", "duration_ms", "errors"]), SMALL)

@@ -24,11 +24,11 @@ def chat(call_id: str, arguments: str, result: Any, name: str = "look") -> dict[
     }
 
 
-def messages(call_id: str, given: Any, result: Any, *beside: Any) -> dict[str, Any]:
+def messages(call_id: str, arguments: Any, result: Any, *beside: Any) -> dict[str, Any]:
     return {
         "messages": [
             ASKED,
-            {"role": "assistant", "content": [{"type": "tool_use", "id": call_id, "name": "look", "input": given}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": call_id, "name": "look", "input": arguments}]},
             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call_id, "content": result}, *beside]},
         ]
     }
@@ -122,7 +122,7 @@ def test_any_json_body_is_handled_without_error(body: dict[str, Any], role: str)
 
 
 def test_first_repeat_is_assumed_identical_and_later_ones_are_compared() -> None:
-    seen = count_repeat(RepeatCount(), 7)
-    assert seen == RepeatCount(2, 7)
-    assert count_repeat(seen, 7) == RepeatCount(3, 7)
-    assert count_repeat(seen, 8) == RepeatCount(1, 8), "the hashes differ, so it is no repeat"
+    first_repeat = count_repeat(RepeatCount(), 7)
+    assert first_repeat == RepeatCount(2, 7)
+    assert count_repeat(first_repeat, 7) == RepeatCount(3, 7)
+    assert count_repeat(first_repeat, 8) == RepeatCount(1, 8), "the hashes differ, so it is no repeat"

@@ -36,7 +36,7 @@ def balance(account: str, tokens: int, limit: Limit = UNLIMITED, **more: int) ->
 def test_ladder_of_any_rungs_in_any_order_round_trips(ladder: list[Any]) -> None:
     assert ladder_items(parse_ladder(ladder)) == ladder
     assert [rung.value for rung in parse_ladder(ladder).rungs] == [
-        one if isinstance(one, str) else next(iter(one)) for one in ladder
+        item if isinstance(item, str) else next(iter(item)) for item in ladder
     ]
 
 
@@ -66,18 +66,18 @@ def test_invalid_ladder_is_refused_with_a_reason(ladder: list[Any], words: str) 
 
 def test_tightest_limit_is_the_one_with_the_smallest_remaining_share() -> None:
     key = Hold("key/k", Limit(tokens=100_000, nano_usd=1000))
-    found = tightest_limit((RUN, key), (balance("run/r", 500, reserved=100), balance("key/k", 600, nano_usd=900)))
-    assert found is not None
-    assert (found.account, found.unit, found.share, found.remaining) == ("key/k", "nano_usd", 0.1, 100)
+    tightest = tightest_limit((RUN, key), (balance("run/r", 500, reserved=100), balance("key/k", 600, nano_usd=900)))
+    assert tightest is not None
+    assert (tightest.account, tightest.unit, tightest.share, tightest.remaining) == ("key/k", "nano_usd", 0.1, 100)
 
 
 @pytest.mark.parametrize(
     ("limit", "used", "share"), [(1000, 0, 1.0), (1000, 1000, 0.0), (1000, 1300, 0.0), (0, 0, 0.0)]
 )
 def test_remaining_share_is_between_0_and_1(limit: int, used: int, share: float) -> None:
-    found = tightest_limit((Hold("run/r", Limit(tokens=limit)),), (balance("run/r", used),))
-    assert found is not None
-    assert found.share == share
+    tightest = tightest_limit((Hold("run/r", Limit(tokens=limit)),), (balance("run/r", used),))
+    assert tightest is not None
+    assert tightest.share == share
 
 
 def test_unlimited_and_observed_accounts_are_never_the_tightest_limit() -> None:

@@ -29,10 +29,10 @@ def test_documented_table_lists_every_public_name_once() -> None:
 
 @pytest.mark.parametrize("name", policies.__all__)
 def test_every_public_name_exists_and_every_function_has_a_docstring(name: str) -> None:
-    found = getattr(policies, name)
+    exported = getattr(policies, name)
     assert name in dir(policies)
-    if inspect.isfunction(found):
-        assert found.__doc__, f"{name} says nothing about itself"
+    if inspect.isfunction(exported):
+        assert exported.__doc__, f"{name} says nothing about itself"
 
 
 def test_unknown_name_raises_attribute_error() -> None:

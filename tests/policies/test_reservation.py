@@ -86,7 +86,7 @@ def test_most_severe_refusal_of_the_chain_is_reported_then_the_first() -> None:
         ([busy, spent, small, paused], (3, Refusal.GATE, None)),
         ([spent, busy, spent], (0, Refusal.EXCEEDED, "tokens")),
     ]:
-        assert fit(needed, [one[0] for one in chain], [one[1] for one in chain]).refused == refused
+        assert fit(needed, [hold for hold, _ in chain], [account for _, account in chain]).refused == refused
 
 
 def test_extension_blocked_by_the_calls_own_hold_is_not_busy() -> None:
@@ -123,9 +123,9 @@ def demands(draw: st.DrawFn) -> Demand:
 
 def fits(demand: Demand, output_tokens: int, hold: Hold, account: Account) -> bool:
     """The definition: in no unit that is wanted, settled + reserved would exceed the limit."""
-    limit, wanted = account.effective_limit(hold.limit, hold.tighten), demand.amount(output_tokens)
+    limit, needed = account.effective_limit(hold.limit, hold.tighten), demand.amount(output_tokens)
     return all(
-        wanted.of(unit) == 0 or account.settled.of(unit) + account.reserved.of(unit) + wanted.of(unit) <= most
+        needed.of(unit) == 0 or account.settled.of(unit) + account.reserved.of(unit) + needed.of(unit) <= most
         for unit in UNITS
         if (most := limit.of(unit)) is not None
     )
@@ -136,7 +136,7 @@ def test_fit_grants_the_most_output_that_every_limit_allows(demand: Demand, chai
     outcome = fit(demand, [hold for hold, _ in chain], [account for _, account in chain])
     enforced = [(hold, account) for hold, account in chain if hold.enforce]
     open_gates = all(account.gate is Gate.OPEN for _, account in chain)
-    possible = open_gates and all(fits(demand, demand.output_tokens_min, *one) for one in enforced)
+    possible = open_gates and all(fits(demand, demand.output_tokens_min, *pair) for pair in enforced)
     assert (outcome.refused is None) == possible
     watched = {index for index, (hold, account) in enumerate(chain) if not hold.enforce and account.gate is Gate.OPEN}
     assert set(outcome.breaches) == {
@@ -144,9 +144,9 @@ def test_fit_grants_the_most_output_that_every_limit_allows(demand: Demand, chai
     }
     if possible:
         assert demand.output_tokens_min <= outcome.output_tokens <= demand.output_tokens_max
-        assert all(fits(demand, outcome.output_tokens, *one) for one in enforced)
+        assert all(fits(demand, outcome.output_tokens, *pair) for pair in enforced)
         more = outcome.output_tokens + 1
-        assert more > demand.output_tokens_max or not all(fits(demand, more, *one) for one in enforced)
+        assert more > demand.output_tokens_max or not all(fits(demand, more, *pair) for pair in enforced)
 
 
 @given(demands(), st.lists(st.tuples(holds, accounts), min_size=1, max_size=3))

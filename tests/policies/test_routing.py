@@ -42,9 +42,9 @@ ALL = frozenset({TOOLS, VISION, JSON_SCHEMA})
 
 
 def price(usd_per_mtok: float) -> Price:
-    found = price_from_map({"input_cost_per_token": usd_per_mtok / 1e6, "output_cost_per_token": usd_per_mtok / 1e6})
-    assert found is not None
-    return found
+    parsed = price_from_map({"input_cost_per_token": usd_per_mtok / 1e6, "output_cost_per_token": usd_per_mtok / 1e6})
+    assert parsed is not None
+    return parsed
 
 
 MINI = Candidate("mini", Tier.FAST, frozenset({TOOLS, JSON_SCHEMA}), frozenset({VISION}), 8000, 4000, price(0.1))
@@ -56,9 +56,9 @@ FLEET = (MINI, NANO, MID, MID_DEAR, BIG)
 
 
 def routed(route_request: RouteRequest, fleet: tuple[Candidate, ...] = FLEET, settings: Settings = ON) -> Route:
-    found = route(route_request, fleet, settings)
-    assert isinstance(found, Route), found
-    return found
+    chosen = route(route_request, fleet, settings)
+    assert isinstance(chosen, Route), chosen
+    return chosen
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_tier_where_thresholds_leave_a_gap_or_overlap(
     ],
 )
 def test_auto_model_is_routed_even_with_routing_off(model: str, score: float, expected: str, words: str) -> None:
-    found = routed(RouteRequest(model, score), settings=OFF)
-    assert found.model == expected
-    assert found.is_changed
-    assert words in found.reason
+    chosen = routed(RouteRequest(model, score), settings=OFF)
+    assert chosen.model == expected
+    assert chosen.is_changed
+    assert words in chosen.reason
 
 
 @pytest.mark.parametrize(("name", "auto"), [("auto", True), ("auto:fast", True), ("autobot", False), ("gpt", False)])
@@ -115,9 +115,9 @@ def test_is_auto_recognises_auto_with_and_without_a_tier(name: str, auto: bool) 
 
 
 def test_auto_with_an_unknown_tier_has_no_route() -> None:
-    found = route(RouteRequest("auto:cheap", 1), FLEET, ON)
-    assert isinstance(found, NoRoute)
-    assert "auto:fast, auto:balanced, auto:powerful" in found.reason
+    outcome = route(RouteRequest("auto:cheap", 1), FLEET, ON)
+    assert isinstance(outcome, NoRoute)
+    assert "auto:fast, auto:balanced, auto:powerful" in outcome.reason
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_auto_with_an_unknown_tier_has_no_route() -> None:
 def test_named_model_is_rerouted_only_if_allowed_and_routing_is_on(
     may_reroute: bool, settings: Settings, model: str, words: str
 ) -> None:
-    found = routed(RouteRequest("big", 1, may_reroute=may_reroute), settings=settings)
-    assert (found.model, found.is_changed) == (model, model != "big")
-    assert words in found.reason
+    chosen = routed(RouteRequest("big", 1, may_reroute=may_reroute), settings=settings)
+    assert (chosen.model, chosen.is_changed) == (model, model != "big")
+    assert words in chosen.reason
 
 
 def test_named_model_without_a_tier_is_kept() -> None:
-    found = routed(RouteRequest("unheard-of", 1, may_reroute=True))
-    assert (found.model, found.tier, found.is_changed) == ("unheard-of", None, False)
+    chosen = routed(RouteRequest("unheard-of", 1, may_reroute=True))
+    assert (chosen.model, chosen.tier, chosen.is_changed) == ("unheard-of", None, False)
 
 
 @pytest.mark.parametrize(("quality", "cost", "model"), [(0.6, 0.4, "mid"), (1.0, 0.0, "mid-dear"), (0.0, 1.0, "mid")])
@@ -165,9 +165,9 @@ def test_ties_are_broken_by_order_then_by_name() -> None:
     ],
 )
 def test_only_models_that_meet_the_needs_are_chosen(needs: Needs, model: str, words: str) -> None:
-    found = routed(RouteRequest("auto", 1, needs))
-    assert found.model == model
-    assert words in found.reason
+    chosen = routed(RouteRequest("auto", 1, needs))
+    assert chosen.model == model
+    assert words in chosen.reason
 
 
 def test_lower_tier_is_used_if_no_higher_one_can_take_the_call() -> None:
@@ -184,9 +184,9 @@ def test_lower_tier_is_used_if_no_higher_one_can_take_the_call() -> None:
     ],
 )
 def test_no_route_names_the_need_that_no_model_meets(fleet: tuple[Candidate, ...], needs: Needs, words: str) -> None:
-    found = route(RouteRequest("auto", 1, needs), fleet, ON)
-    assert isinstance(found, NoRoute)
-    assert words in found.reason
+    outcome = route(RouteRequest("auto", 1, needs), fleet, ON)
+    assert isinstance(outcome, NoRoute)
+    assert words in outcome.reason
 
 
 def test_model_with_unstated_abilities_is_used_only_if_none_states_them() -> None:
@@ -240,9 +240,9 @@ def test_sticky_model_is_kept_while_it_can_take_the_call(route_request: RouteReq
 def test_failed_answer_moves_the_next_attempt_one_tier_up(
     attempts: int, failed: Tier | None, model: str, words: str
 ) -> None:
-    found = routed(RouteRequest("auto", 1, failed_attempts=attempts, failed_tier=failed))
-    assert found.model == model
-    assert words in found.reason
+    chosen = routed(RouteRequest("auto", 1, failed_attempts=attempts, failed_tier=failed))
+    assert chosen.model == model
+    assert words in chosen.reason
 
 
 def test_zero_retry_attempts_prevent_moving_up_a_tier() -> None:
@@ -253,14 +253,17 @@ def test_zero_retry_attempts_prevent_moving_up_a_tier() -> None:
 
 
 def test_tier_floor_raises_only_lower_tiers() -> None:
-    found = routed(RouteRequest("auto", 1, tier_floor=Tier.BALANCED))
-    assert (found.tier, "takes balanced at least" in found.reason) == (Tier.BALANCED, True)
+    chosen = routed(RouteRequest("auto", 1, tier_floor=Tier.BALANCED))
+    assert (chosen.tier, "takes balanced at least" in chosen.reason) == (Tier.BALANCED, True)
     assert routed(RouteRequest("auto", 9, tier_floor=Tier.BALANCED)).tier is Tier.POWERFUL
 
 
 def test_cheaper_models_are_listed_from_the_nearest_tier_down() -> None:
-    assert [one.model for one in cheaper("big", Needs(), FLEET, ON)] == ["mid-dear", "mid", "mini", "nano"]
-    assert [one.model for one in cheaper("mid-dear", Needs(frozenset({TOOLS})), FLEET, ON)] == ["mid", "mini"]
+    assert [candidate.model for candidate in cheaper("big", Needs(), FLEET, ON)] == ["mid-dear", "mid", "mini", "nano"]
+    assert [candidate.model for candidate in cheaper("mid-dear", Needs(frozenset({TOOLS})), FLEET, ON)] == [
+        "mid",
+        "mini",
+    ]
     assert cheaper("nano", Needs(), FLEET, ON) == ()
     assert cheaper("unheard-of", Needs(), FLEET, ON) == ()
     assert "mid-dear costs 20 % of big" in cheaper("big", Needs(), FLEET, ON)[0].reason
@@ -373,14 +376,14 @@ route_requests = st.builds(
 def test_any_chosen_model_meets_the_needs_and_states_a_reason(
     route_request: RouteRequest, fleet: list[Candidate]
 ) -> None:
-    found = route(route_request, fleet, ON)
-    assert found.reason.endswith(".")
-    assert found == route(route_request, fleet[::-1], ON)
-    if isinstance(found, Route) and found.is_changed:
-        chosen = next(one for one in fleet if one.name == found.model)
+    outcome = route(route_request, fleet, ON)
+    assert outcome.reason.endswith(".")
+    assert outcome == route(route_request, fleet[::-1], ON)
+    if isinstance(outcome, Route) and outcome.is_changed:
+        chosen = next(candidate for candidate in fleet if candidate.name == outcome.model)
         assert chosen.prompt_tokens_max is None or chosen.prompt_tokens_max >= route_request.needs.prompt_tokens
         assert chosen.price is not None or not route_request.needs.is_money_limited
-        assert found.tier is chosen.tier
+        assert outcome.tier is chosen.tier
         assert is_auto(route_request.model) or route_request.may_reroute
 
 

@@ -74,7 +74,7 @@ def test_every_default_is_valid_and_every_setting_is_described() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "given", "expected"),
+    ("key", "value", "expected"),
     [
         ("enabled", "true", True),
         ("enabled", " OFF ", False),
@@ -89,14 +89,14 @@ def test_every_default_is_valid_and_every_setting_is_described() -> None:
         ("budget_allocation_strategy", " Priority ", "priority"),
     ],
 )
-def test_value_is_parsed_from_json_text_and_command_line_forms(key: str, given: object, expected: SettingValue) -> None:
-    parsed = validated("orchestration_" + key, given)
+def test_value_is_parsed_from_json_text_and_command_line_forms(key: str, value: object, expected: SettingValue) -> None:
+    parsed = validated("orchestration_" + key, value)
     assert parsed == expected
     assert type(parsed) is type(expected)
 
 
 @pytest.mark.parametrize(
-    ("key", "given", "words"),
+    ("key", "value", "words"),
     [
         ("enabled", "maybe", "true or false; given 'maybe'"),
         ("enabled", 1, "true or false; given 1"),
@@ -118,9 +118,9 @@ def test_value_is_parsed_from_json_text_and_command_line_forms(key: str, given: 
         ("no_such_key", 1, "is not a setting"),
     ],
 )
-def test_invalid_value_error_names_key_range_and_given_value(key: str, given: object, words: str) -> None:
+def test_invalid_value_error_names_key_range_and_given_value(key: str, value: object, words: str) -> None:
     with pytest.raises(SettingError, match=re.escape(words)) as caught:
-        validated("orchestration_" + key, given)
+        validated("orchestration_" + key, value)
     assert caught.value.key == "orchestration_" + key
     assert str(caught.value).startswith("orchestration_" + key)
     assert len(str(caught.value)) < 250
@@ -140,10 +140,10 @@ def test_invalid_value_error_names_key_range_and_given_value(key: str, given: ob
     ],
 )
 def test_contradicting_settings_are_found_and_named(values: dict[str, SettingValue], count: int) -> None:
-    found = conflicts({"orchestration_" + key: value for key, value in values.items()})
-    assert len(found) == count
-    assert all(sentence.endswith(".") for sentence in found)
-    named = {word.strip(".:") for sentence in found for word in sentence.split() if "_" in word}
+    contradictions = conflicts({"orchestration_" + key: value for key, value in values.items()})
+    assert len(contradictions) == count
+    assert all(sentence.endswith(".") for sentence in contradictions)
+    named = {word.strip(".:") for sentence in contradictions for word in sentence.split() if "_" in word}
     assert named <= SETTINGS.keys()
     assert bool(named) == bool(count)
 

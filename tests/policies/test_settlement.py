@@ -41,8 +41,8 @@ def test_settle_books_the_usage_and_releases_the_hold() -> None:
 def test_void_releases_the_hold_and_writes_no_outbox_entry() -> None:
     booking = void("p", PENDING, STANDING, 1_000)
     reservation, accounts = written(booking)
-    assert [one.settled for one in accounts] == [ZERO, Amount(7)]
-    assert [one.reserved for one in accounts] == [ZERO, HELD]
+    assert [account.settled for account in accounts] == [ZERO, Amount(7)]
+    assert [account.reserved for account in accounts] == [ZERO, HELD]
     assert (reservation.state, reservation.booked, booking.entry) == (State.VOIDED, ZERO, None)
     assert reservation.draft == b""
 
@@ -59,11 +59,11 @@ def test_void_releases_the_hold_and_writes_no_outbox_entry() -> None:
 def test_expire_books_the_hold_or_greater_progress_if_losses_are_charged(
     on_lost: OnLost, progress: Amount, booked: Amount
 ) -> None:
-    found = replace(PENDING, on_lost=on_lost, progress=progress)
-    booking = expire("p", found, STANDING, 70_000)
+    pending = replace(PENDING, on_lost=on_lost, progress=progress)
+    booking = expire("p", pending, STANDING, 70_000)
     reservation, accounts = written(booking)
     assert (reservation.state, reservation.booked, reservation.draft) == (State.EXPIRED, booked, b"draft")
-    assert [one.reserved for one in accounts] == [ZERO, HELD]
+    assert [account.reserved for account in accounts] == [ZERO, HELD]
     assert accounts[0].settled == booked
     assert booking.entry == OutboxEntry(
         "", "c1:lost", EntryKind.EXPIRED, "p", booked, 70_000, b"draft", b"", booked.excess_over(HELD)
@@ -72,7 +72,7 @@ def test_expire_books_the_hold_or_greater_progress_if_losses_are_charged(
 
 @pytest.mark.parametrize("state", [State.SETTLED, State.VOIDED, State.LATE, State.EXPIRED])
 def test_second_resolution_returns_the_first_outcome(state: State) -> None:
-    found = replace(PENDING, state=state, booked=Amount(3), overrun=Amount(1))
+    reservation = replace(PENDING, state=state, booked=Amount(3), overrun=Amount(1))
     first_outcome = Booking(
         Resolution(
             state,
@@ -80,22 +80,22 @@ def test_second_resolution_returns_the_first_outcome(state: State) -> None:
             Amount(3),
             Amount(1),
             tuple(
-                one.balance(name, limit)
-                for name, limit, one in zip(found.accounts, found.limits, STANDING, strict=True)
+                account.balance(name, limit)
+                for name, limit, account in zip(reservation.accounts, reservation.limits, STANDING, strict=True)
             ),
         )
     )
-    assert expire("p", found, STANDING, 0) == first_outcome
+    assert expire("p", reservation, STANDING, 0) == first_outcome
     if state is not State.EXPIRED:
-        assert void("p", found, STANDING, 0) == first_outcome
-        assert settle("p", found, STANDING, Amount(99), b"", 0) == first_outcome
+        assert void("p", reservation, STANDING, 0) == first_outcome
+        assert settle("p", reservation, STANDING, Amount(99), b"", 0) == first_outcome
 
 
 def test_void_after_expiry_reverses_what_was_booked() -> None:
     expired = replace(PENDING, state=State.EXPIRED, booked=HELD)
     booking = void("p", expired, (Account(settled=HELD), Account(settled=HELD + Amount(7))), 1_000)
     reservation, accounts = written(booking)
-    assert [one.settled for one in accounts] == [ZERO, Amount(7)]
+    assert [account.settled for account in accounts] == [ZERO, Amount(7)]
     assert (reservation.state, reservation.booked) == (State.LATE, ZERO)
     assert booking.entry == OutboxEntry("", "c1:late", EntryKind.LATE, "p", ZERO - HELD, 1_000, b"draft")
 
@@ -111,8 +111,8 @@ def test_expiry_and_late_settlement_add_up_to_the_usage(progress: Amount, used: 
     final, after = written(late)
     assert (final.state, final.booked, final.draft) == (State.LATE, used, b"")
     assert (late.resolution.booked, late.resolution.overrun) == (used, used.excess_over(HELD))
-    assert [one.settled for one in after] == [used, used + Amount(7)]
-    assert [one.reserved for one in after] == [ZERO, HELD]
+    assert [account.settled for account in after] == [used, used + Amount(7)]
+    assert [account.reserved for account in after] == [ZERO, HELD]
     assert lost.entry is not None
     assert late.entry is not None
     assert lost.entry.amount + late.entry.amount == used
@@ -123,10 +123,10 @@ def test_expiry_and_late_settlement_add_up_to_the_usage(progress: Amount, used: 
 def test_settled_counter_saturates_at_its_maximum_and_at_zero() -> None:
     full = (Account(settled=Amount(AMOUNT_MAX), reserved=HELD), Account(reserved=HELD))
     _, accounts = written(settle("p", PENDING, full, Amount(30), b"", 0))
-    assert [one.settled.tokens for one in accounts] == [AMOUNT_MAX, 30]
+    assert [account.settled.tokens for account in accounts] == [AMOUNT_MAX, 30]
     expired = replace(PENDING, state=State.EXPIRED, booked=Amount(30))
     _, accounts = written(settle("p", expired, (Account(), Account(settled=Amount(40))), Amount(10), b"", 0))
-    assert [one.settled.tokens for one in accounts] == [0, 20]
+    assert [account.settled.tokens for account in accounts] == [0, 20]
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ def is_documented(step: str, *cells: object) -> bool:
     return f"| {step} | {' | '.join(shown)} |\n" in TEXT
 
 
-def step_tokens(found: Allocation, step: str) -> int:
-    one = found.of(step)
-    assert one is not None
-    return one.tokens
+def step_tokens(allocation: Allocation, step: str) -> int:
+    step_allocation = allocation.of(step)
+    assert step_allocation is not None
+    return step_allocation.tokens
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.id)
@@ -63,10 +63,10 @@ def test_documented_shares_of_adaptive_are_computed() -> None:
 
 def test_documented_shares_with_a_step_cap_are_computed() -> None:
     steps = [StepDemand("a", "generate", "critical", cap_tokens=1000), *(StepDemand(name, "generate") for name in "bc")]
-    found = plan(steps, "priority", 6000)
+    allocation = plan(steps, "priority", 6000)
     for step in steps:
-        assert is_documented(step.id, step.cap_tokens or 4000, step_tokens(found, step.id))
-    assert all(f"    {one.reason}\n" in TEXT for one in found.allocations)
+        assert is_documented(step.id, step.cap_tokens or 4000, step_tokens(allocation, step.id))
+    assert all(f"    {step_allocation.reason}\n" in TEXT for step_allocation in allocation.allocations)
 
 
 def test_documented_reallocation_during_a_run_is_computed() -> None:
@@ -76,4 +76,4 @@ def test_documented_reallocation_during_a_run_is_computed() -> None:
         for completed in ({"read": 300}, {"read": 300, "draft": 2400})
     ]
     for step in STEPS:
-        assert is_documented(step.id, *(step_tokens(one, step.id) for one in (planned, *reallocated)))
+        assert is_documented(step.id, *(step_tokens(allocation, step.id) for allocation in (planned, *reallocated)))

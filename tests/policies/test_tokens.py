@@ -266,8 +266,8 @@ def test_document_title_and_context_count() -> None:
 
     source = {"type": "text", "media_type": "text/plain", "data": "d" * 100}
     scanned = {"type": "url", "url": "https://x.org/a.pdf"}
-    for given in (source, scanned):
-        bare = {"type": "document", "source": given}
+    for document_source in (source, scanned):
+        bare = {"type": "document", "source": document_source}
         extra_tokens = tokens({**bare, "title": "t" * 100, "context": "c" * 100}) - tokens(bare)
         assert extra_tokens == 270
     assert tokens("s" * 100) - tokens("") == 135

@@ -32,8 +32,8 @@ def data_url(raw: bytes, kind: str = "image/png") -> str:
 def test_computer_screenshot_costs_the_same_as_an_input_image(url: str) -> None:
     def counted(item: str, output: object) -> int:
         items = [{"type": item, "call_id": "c", "output": output}]
-        found = count_responses({"input": items}, counting_for("gpt-4o", "openai"), len)
-        return found.reserve_tokens
+        estimate = count_responses({"input": items}, counting_for("gpt-4o", "openai"), len)
+        return estimate.reserve_tokens
 
     alone = counted("computer_call_output", {"type": "computer_screenshot", "image_url": url})
     assert alone == counted("function_call_output", [{"type": "input_image", "image_url": url}])

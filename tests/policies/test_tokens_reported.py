@@ -118,7 +118,7 @@ OTHER_PROVIDERS = ("anthropic", "mistral", "groq", "cerebras", "deepseek", "hugg
 def test_no_request_to_another_provider_is_reserved_below_its_billed_tokens(
     provider: str, counts: dict[str, Count]
 ) -> None:
-    under, seen = [], 0
+    under, checked = [], 0
     for case in _reference("other.json"):
         request = case.get("request")
         if case["provider"] != provider or request is None or any(word in case["model"] for word in SERVER_SIDE):
@@ -126,10 +126,10 @@ def test_no_request_to_another_provider_is_reserved_below_its_billed_tokens(
         functions_only = all("function" in tool or "input_schema" in tool for tool in request.get("tools") or [])
         if not functions_only or any(word in json.dumps(request) for word in MEDIA):
             continue
-        seen += 1
+        checked += 1
         rules = count_messages if provider == "anthropic" else count_chat
         count = rules(request, counting_for(case["model"], provider), counts["o200k_base"])
         if count.reserve_tokens < case["input_tokens"]:
             under.append((case["model"], case["input_tokens"], count))
     assert under == []
-    assert seen > 0
+    assert checked > 0
