@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import orjson
@@ -14,6 +16,8 @@ from gateway.timestamps import iso
 
 _DURATION_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 DASH: Final = "–"
+# How an account's name ends: its window, when that began, and whether it is observed.
+_ACCOUNT_WINDOW: Final = re.compile(r"@(total|minute|hour|day|month)(?::\d+)?(?:~observe)?$")
 
 
 def count(value: float | None) -> str:
@@ -147,3 +151,19 @@ def page_path(page: str, name: str = "", **query: str | None) -> str:
 def _fits_in_path(name: str) -> bool:
     """A path with empty or dotted parts is refused before it reaches a page."""
     return all(part not in ("", ".", "..") for part in name.split("/")) and not set(name) & set(";\\%")
+
+
+def decision_facts(decision: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The facts of one decision as people read them: dollars instead of nano-USD, and a budget instead of the name of its account."""
+    unit = decision.get("unit")
+    for name, value in decision.items():
+        if value in (None, "", []) or name == "unit":
+            continue
+        if name == "account":
+            yield "budget", _ACCOUNT_WINDOW.sub(r", \1", str(value))
+        elif name in ("needed", "remaining") and isinstance(value, int):
+            yield name, money(value / 1e9) if unit == "nano_usd" else f"{count(value)} {unit}"
+        elif isinstance(value, list):
+            yield name.replace("_", " "), ", ".join(map(str, value))
+        else:
+            yield name.replace("_", " "), str(value).replace("_", " ") if name == "why" else str(value)

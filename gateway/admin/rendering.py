@@ -79,6 +79,7 @@ class Renderer:
             "timestamp_ms": formatting.timestamp_of_ms,
             "pretty_json": formatting.pretty_json,
             "decisions": decisions_of,
+            "facts": formatting.decision_facts,
             "with_code": formatting.with_code,
             "window": formatting.window_text,
             "setting_text": formatting.setting_text,

@@ -123,7 +123,7 @@ function drawChart(box) {
   // What the day under the pointer used, or all days together.
   const showDay = (index) => {
     const dayOrTotal = (values) => index == null ? values.reduce((sum, value) => sum + value, 0) : values[index];
-    const rows = parts.map((part, at) => [at + 1, part.name || box.dataset.title, dayOrTotal(part.values)]);
+    const rows = parts.length < 2 ? [] : parts.map((part, at) => [at + 1, part.name || box.dataset.title, dayOrTotal(part.values)]);
     list.replaceChildren(...[[0, index == null ? "together" : day(days[index], { weekday: "short", month: "short", day: "numeric" }), dayOrTotal(stacked.at(-1) ?? [0])], ...rows].map(([at, name, value]) => {
       const item = document.createElement("li"), figure = document.createElement("b"), dot = document.createElement("i");
       if (at) { dot.className = `c${at}`; item.append(dot); }
