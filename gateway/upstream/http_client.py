@@ -12,6 +12,8 @@ A connection serves one call at a time:
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -236,7 +238,7 @@ class HttpClient:
         except TimeoutError as error:
             raise ConnectFailed("timed out", timed_out=True) from error
         except OSError as error:  # ssl.SSLError is one
-            raise ConnectFailed(type(error).__name__) from error
+            raise ConnectFailed(reason_of(error)) from error
         finally:
             if not connection.is_connected:  # otherwise `connection_lost` does this
                 self.connection_closed()
@@ -463,3 +465,14 @@ class _Connection(asyncio.Protocol):
             head.set_exception(error)
         elif answer is not None:
             answer.end(error)
+
+
+def reason_of(error: OSError) -> str:
+    """Why no connection was made, without the address: where a model is hosted is not the client's business."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message.partition(',')[0]}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {(error.reason or 'no reason given').replace('_', ' ').lower()}"
+    if isinstance(error, socket.gaierror):
+        return "its host name cannot be resolved"
+    return os.strerror(error.errno).lower() if error.errno else "no address of its host accepts connections"

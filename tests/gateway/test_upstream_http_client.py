@@ -17,8 +17,10 @@ from gateway.upstream.http_client import (
     Disconnected,
     HttpAnswer,
     HttpClient,
+    reason_of,
 )
 from gateway.upstream.http_request import Address
+from tests.ports import free_port
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -258,6 +260,22 @@ async def test_refused_connection_is_a_connect_failure() -> None:
     with pytest.raises(ConnectFailed):
         await post(client, address)
     assert client._open == 0
+
+
+async def test_failed_connect_says_why_without_the_address(client: HttpClient) -> None:
+    for url, why in {
+        f"http://127.0.0.1:{free_port()}/": "connection refused",
+        "http://no-such-host.invalid/": "its host name cannot be resolved",
+    }.items():
+        with pytest.raises(ConnectFailed) as caught:
+            await post(client, Address.of(url))
+        assert str(caught.value) == why
+
+
+def test_refused_certificate_is_named_without_the_host() -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_message = "Hostname mismatch, certificate is not valid for 'models.internal'."
+    assert reason_of(error) == "its certificate is not accepted: Hostname mismatch"
 
 
 async def test_failed_tls_handshake_is_a_connect_failure_and_certificates_are_verified(client: HttpClient) -> None:
