@@ -1,4 +1,4 @@
-"""Retries before a ledger that does not answer counts as lost."""
+"""Retries of a ledger that does not answer in time."""
 
 from __future__ import annotations
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 import structlog
 
-from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry, Resolution
+from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntry
+from gateway.ledger.retries import retry_while_unavailable
 from gateway.observability.alerts import Alerts
 from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.admission import Admission
@@ -24,8 +24,8 @@ from policies.reservation import State
 from policies.values import value_class
 
 _log = structlog.get_logger(__name__)
-_RETRIES: Final = 3
-_RETRY_MS: Final = 50
+_TRIES: Final = 4
+_PAUSE_S: Final = 0.05
 _OVERAGE: Final = "overage"
 
 
@@ -106,7 +106,9 @@ class Settler:
             call.actions.append(_OVERAGE)
         detail = detail_of(call, outcome, measured.usage, measured.source)
         project = call.principal.project
-        resolution = await self._with_retries(lambda: self._ledger.settle(project, call.id, measured.amount, detail))
+        resolution = await retry_while_unavailable(
+            lambda: self._ledger.settle(project, call.id, measured.amount, detail), tries=_TRIES, pause_s=_PAUSE_S
+        )
         if resolution.overrun != ZERO:
             call.actions.append(f"overrun={resolution.overrun.tokens}")
             self._telemetry.overran(call, resolution.overrun)
@@ -118,19 +120,11 @@ class Settler:
 
     async def _void(self, call: Call, outcome: Outcome) -> Settlement:
         project = call.principal.project
-        resolution = await self._with_retries(lambda: self._ledger.void(project, call.id))
+        resolution = await retry_while_unavailable(
+            lambda: self._ledger.void(project, call.id), tries=_TRIES, pause_s=_PAUSE_S
+        )
         self._recorder.record(project, self._entry(call, ZERO, whole_event(call, outcome)))
         return Settlement(resolution.balances)
-
-    @staticmethod
-    async def _with_retries(operation: Callable[[], Awaitable[Resolution]]) -> Resolution:
-        """Retry an operation that may not have been written. Ids make it idempotent."""
-        for _ in range(_RETRIES):
-            try:
-                return await operation()
-            except LedgerUnavailable:
-                await asyncio.sleep(_RETRY_MS / 1000)
-        return await operation()
 
     def _record(self, call: Call, outcome: Outcome, measured: MeasuredUsage | None) -> None:
         amount = measured.amount if measured else ZERO

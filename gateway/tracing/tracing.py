@@ -44,16 +44,16 @@ _current: ContextVar[CallTrace | None] = ContextVar("farebox_call_trace", defaul
 
 
 class Tracing(NoTracing):
-    """One per process. `exporter` None: OTLP over HTTP to the configured endpoint."""
+    """One per process, by OTLP over HTTP to the configured endpoint."""
 
-    def __init__(self, config: TracingConfig, *, instance: str, exporter: SpanExporter | None = None) -> None:
+    def __init__(self, config: TracingConfig, *, instance: str) -> None:
         resource = Resource.create(
             {"service.name": config.service_name, "service.version": __version__, "service.instance.id": instance}
         )
         self._provider = TracerProvider(
             resource=resource, sampler=ParentBased(TraceIdRatioBased(config.sample_ratio)), shutdown_on_exit=False
         )
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or _exporter(config)))
+        self._provider.add_span_processor(BatchSpanProcessor(_exporter(config)))
         self._tracer = self._provider.get_tracer("farebox", __version__)
         self._names = names_of(config.conventions)
 
