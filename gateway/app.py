@@ -134,7 +134,10 @@ class Application:
             await send({"type": "lifespan.startup.failed", "message": f"farebox: {error}"})
             return
         await send({"type": "lifespan.startup.complete"})
-        await receive()
+        try:
+            await receive()
+        except asyncio.CancelledError:
+            return  # a second signal ends the process without a shutdown; the server would log a traceback
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
 

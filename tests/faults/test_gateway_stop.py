@@ -97,6 +97,7 @@ def test_second_sigterm_ends_the_drain_at_once(tmp_path: Path) -> None:
         served.gateway.process.send_signal(signal.SIGTERM)
         served.gateway.process.wait(5)
         connection.close()
+        assert "Traceback" not in served.gateway.log
 
 
 def test_refusals_just_before_the_stop_are_recorded(tmp_path: Path) -> None:
