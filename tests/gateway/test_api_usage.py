@@ -36,6 +36,12 @@ async def test_usage_totals_are_equal_in_every_grouping(api: Api) -> None:
         assert (await api.refused("GET", f"/api/usage?{query}"))[0] == 400, query
 
 
+async def test_usage_from_2000_to_2100_is_all_of_it(api: Api) -> None:
+    await api.chat("r1", "a")
+    assert (await api.get("/api/usage?from=2000-01-01&to=2100-01-01"))["total"]["calls"] == 1
+    assert (await api.refused("GET", "/api/usage?to=2100-01-02"))[0] == 400
+
+
 async def test_csv_cells_that_look_like_formulas_are_escaped(api: Api) -> None:
     await api.chat("r1", "-cmd@x")
     asked = (

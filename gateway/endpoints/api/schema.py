@@ -52,7 +52,7 @@ def instant_ms(value: str) -> int:
             instant = int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError):
         instant = 0
-    if not _YEAR_MS_MIN <= instant < _YEAR_MS_MAX:
+    if not _YEAR_MS_MIN <= instant <= _YEAR_MS_MAX:  # the end too, because `to` is exclusive
         raise ValueError("must be a date or time between 2000 and 2100, such as 2026-11-22 or 2026-11-22T09:30:00Z")
     return instant
 
