@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich import box
-from rich.console import Group
+from rich.console import ConsoleDimensions, Group, JustifyMethod
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +35,11 @@ _COLUMNS: Final = (
     ("refused", "right"),
     ("last", "right"),
 )
+# A narrow terminal shortens names, and then does without these columns, in this order. It never shortens a number.
+_DROPPED_FIRST: Final = ("agent", "last", "budget", "of", "calls", "refused")
+_NAMES: Final = frozenset({"run", "workflow", "agent"})
+_NAME_CELLS_MIN: Final = 10
+_PADDING_CELLS: Final = 3
 
 
 def top(
@@ -65,14 +70,14 @@ async def _watch(
     with Live(console=terminal, screen=True, auto_refresh=False) as live:
         while True:
             runs, has_more = response["runs"], bool(response.get("next"))
-            live.update(
-                screen(runs, connection.location, time.time(), terminal.height, has_more=has_more), refresh=True
-            )
+            live.update(screen(runs, connection.location, time.time(), terminal.size, has_more=has_more), refresh=True)
             await asyncio.sleep(every_s)
             response = (await connection.request("GET", "/runs", query)).raise_for_error().value
 
 
-def screen(runs: list[dict[str, Any]], location: str, now_s: float, height: int, *, has_more: bool = False) -> Group:
+def screen(
+    runs: list[dict[str, Any]], location: str, now_s: float, size: ConsoleDimensions, *, has_more: bool = False
+) -> Group:
     """A line of totals, and as many runs as fit below it. `has_more`: there are older runs, which the totals leave out."""
     reserved_tokens = sum(run["tokens"]["reserved"] for run in runs)
     active = sum(run["state"] == "active" for run in runs)
@@ -84,12 +89,40 @@ def screen(runs: list[dict[str, Any]], location: str, now_s: float, height: int,
         f"   {reserved_tokens:,} tokens held",
         (f"   {sum(run['refused'] for run in runs):,} refused", "yellow"),
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
-    for heading, side in _COLUMNS:
-        table.add_column(heading, justify="right" if side == "right" else "left", no_wrap=True, overflow="ellipsis")
-    for run in runs[: max(1, height - 5)]:
-        table.add_row(*_cells(run, now_s))
-    return Group(head, table if runs else Text("\n  No matching runs yet.", style="dim"))
+    rows = [_cells(run, now_s) for run in runs[: max(1, size.height - 5)]]
+    return Group(head, _table(rows, size.width) if runs else Text("\n  No matching runs yet.", style="dim"))
+
+
+def _table(rows: list[list[Text]], width: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = _shown_widths(rows, width)
+    for at, cells in shown.items():
+        heading, side = _COLUMNS[at]
+        justify: JustifyMethod = "right" if side == "right" else "left"
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", width=cells)
+    for row in rows:
+        table.add_row(*(row[at] for at in shown))
+    return table
+
+
+def _shown_widths(rows: list[list[Text]], width: int) -> dict[int, int]:
+    """The columns that fit, by position, each with its width."""
+    widest = [max(len(heading), *(row[at].cell_len for row in rows)) for at, (heading, _) in enumerate(_COLUMNS)]
+    shown = {
+        at: min(widest[at], _NAME_CELLS_MIN) if heading in _NAMES else widest[at]
+        for at, (heading, _) in enumerate(_COLUMNS)
+    }
+    positions = {heading: at for at, (heading, _) in enumerate(_COLUMNS)}
+    spare = width - sum(shown.values()) - _PADDING_CELLS * len(shown)
+    for heading in _DROPPED_FIRST:
+        if spare >= 0:
+            break
+        spare += shown.pop(positions[heading]) + _PADDING_CELLS
+    for at in shown:
+        more = max(0, min(spare, widest[at] - shown[at]))
+        shown[at] += more
+        spare -= more
+    return shown
 
 
 def _cells(run: Mapping[str, Any], now_s: float) -> list[Text]:

@@ -135,8 +135,10 @@ def loop_detected(call: Call, *, run: str | None = None, repeated: str = "", occ
     message = f"Run '{run}' was stopped: its agent repeats itself."
     if occurrences:
         facts |= {"repeated": repeated, "times": occurrences}
-        repetition = "the same tool calls with the same results" if repeated == "tools" else "the very same request"
-        message = f"Run '{run}' was stopped: step '{call.tags.step}' came {occurrences} times with {repetition}."
+        repetition = (
+            "made the same tool calls with the same results" if repeated == "tools" else "sent the same request"
+        )
+        message = f"Run '{run}' was stopped: step '{call.tags.step}' {repetition} {occurrences} times."
     return BudgetRefusal(message, code="loop_detected", type="run_not_active", metadata=facts, headers=_NO_RETRY)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from gateway.cli.top_command import screen
 
@@ -17,9 +17,9 @@ def run(name: str, settled: int, reserved: int, limit: int | None, **more: Any) 
     return {"run": name, "tokens": tokens, "cost_usd": {"settled": 0.25}, "last_at": last, **fields, **more}
 
 
-def rendered(runs: list[dict[str, Any]], height: int = 40, **more: Any) -> str:
-    console = Console(width=150, record=True, file=io.StringIO())
-    console.print(screen(runs, "here", 100.0, height, **more))
+def rendered(runs: list[dict[str, Any]], height: int = 40, width: int = 150, **more: Any) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(screen(runs, "here", 100.0, ConsoleDimensions(width, height), **more))
     return console.export_text()
 
 
@@ -48,3 +48,15 @@ def test_header_says_that_its_totals_cover_the_latest_runs_only() -> None:
     runs = [run(f"r-{at}", 1, 2, 9) for at in range(100)]
     assert "of the latest 100 runs: 100 active   200 tokens held" in rendered(runs, has_more=True)
     assert "latest" not in rendered(runs)
+
+
+def test_narrow_terminal_shortens_names_and_drops_columns_but_no_number() -> None:
+    runs = [run("nightly-report-2026-11-29", 1_234_567, 0, 2_000_000, calls=12_345, refused=678)]
+    for width in (80, 100, 120):
+        screen_text = rendered(runs, width=width)
+        assert "nightly-r" in screen_text
+        assert "1,234,567" in screen_text, width
+        assert "0.2500" in screen_text
+        assert all(len(line) <= width for line in screen_text.splitlines())
+    assert "2,000,000" in rendered(runs, width=100)
+    assert "nightly-report-2026-11-29" in rendered(runs, width=150)
