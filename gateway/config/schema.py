@@ -184,7 +184,7 @@ class AlertConfig(Strict):
 
     @field_validator("webhook")
     @classmethod
-    def _may_be_told(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _check_address(cls, value: str | None, info: ValidationInfo) -> str | None:
         """Uses `private_networks`, which is therefore declared, and so validated, first."""
         allowed = info.data.get("private_networks", True)
         fault = None if value is None else fault_of_url(value, private_allowed=allowed)

@@ -81,9 +81,9 @@ class Alerts:
         self._count(call)
 
     def overran(self, call: Call, overrun: Amount) -> None:
-        self.tell("overrun", call.id, request=call.id, run=call.run, tokens=overrun.tokens, nano_usd=overrun.nano_usd)
+        self.report("overrun", call.id, request=call.id, run=call.run, tokens=overrun.tokens, nano_usd=overrun.nano_usd)
 
-    def tell(self, event: str, *occasion: object, **facts: Any) -> None:
+    def report(self, event: str, *occasion: object, **facts: Any) -> None:
         """Report once per `occasion`; the facts go to the log and to the webhook."""
         if (event, *occasion) in self._reported:
             return
@@ -104,7 +104,7 @@ class Alerts:
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         if calls == self._loop_calls:
             facts = {"project": key[0], "run": key[1], "step": key[2], "calls": calls, "seconds": _LOOP_WINDOW_S}
-            self.tell("loop_suspected", *key, **facts)
+            self.report("loop_suspected", *key, **facts)
 
     def _budget_reached(
         self, call: Call, scope: Scope, balance: Balance, unit: str, percent_before: int, percent_reached: int
@@ -112,7 +112,7 @@ class Alerts:
         mark = max(percent for percent in self._percent if percent <= percent_reached)
         if percent_before >= mark or (scope in _ONLY_AT_THE_END and mark < 100):
             return
-        self.tell(
+        self.report(
             "budget_reached",
             call.principal.project,
             balance.account,

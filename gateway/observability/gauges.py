@@ -103,13 +103,13 @@ class Gauges:
         parts = self._parts
         parts.telemetry.breaker.labels(engine).set(0 if is_available else 1)
         if is_available and engine in self._away:
-            parts.alerts.tell("breaker_closed", self._away.pop(engine), engine=engine)
+            parts.alerts.report("breaker_closed", self._away.pop(engine), engine=engine)
         elif not is_available and engine not in self._away:
             self._away[engine] = next(self._occasions)
-            parts.alerts.tell("breaker_opened", self._away[engine], engine=engine, reason=reason)
+            parts.alerts.report("breaker_opened", self._away[engine], engine=engine, reason=reason)
 
     def _warn_of_outbox(self) -> None:
-        flusher, tell = self._parts.flusher, self._parts.alerts.tell
+        flusher, tell = self._parts.flusher, self._parts.alerts.report
         if flusher.is_nearly_full and not self._was_nearly_full:
             facts = {"cap": self._parts.config.storage.outbox_cap, "store_error": flusher.last_error}
             tell("outbox_nearly_full", next(self._occasions), records=flusher.outbox_size, **facts)

@@ -87,7 +87,7 @@ class LoopBreaker:
         for key in turn.keys:
             self._entries.pop(key, None)
         run = call.run or ""
-        self._alerts.tell(
+        self._alerts.report(
             "loop_detected",
             call.id,
             project=call.principal.project,

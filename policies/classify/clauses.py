@@ -58,7 +58,7 @@ def _claim_start(words: list[str], index: int, grammar: Grammar) -> int | None:
     )
     if start_index is not None:
         return _include_preface(words, first + start_index)
-    if not grammar.label_words.isdisjoint(following[:1]) or _is_said_as_label(following, grammar):
+    if not grammar.label_words.isdisjoint(following[:1]) or _is_label(following, grammar):
         return _include_preface(words, max(first, index - 3))
     return None
 
@@ -77,7 +77,7 @@ def _is_claim_start(words_before: list[str], back: int, following: list[str], gr
     )
 
 
-def _is_said_as_label(following: list[str], grammar: Grammar) -> bool:
+def _is_label(following: list[str], grammar: Grammar) -> bool:
     """ "… as the intent": the word before it is claimed as the label."""
     return following[:1] in (["as"], ["for"]) and not grammar.label_words.isdisjoint(following)
 

@@ -22,7 +22,7 @@ class _LineIndex:
     """The lines of the texts so far, indexed by every three consecutive lines. One entry per line, so linear."""
 
     def __init__(self) -> None:
-        self.whole: dict[str, int] = {}
+        self.full_texts: dict[str, int] = {}
         self.lines: dict[int, list[str]] = {}
         self.known: set[str] = set()
         self.positions: dict[_Anchor, _Position] = {}
@@ -70,8 +70,8 @@ def without_duplicates(segments: Sequence[Segment], texts: Sequence[str]) -> lis
         copy_of = None if segment.fixed else _earlier_copy(index, text, changed)
         if copy_of is not None:
             changed = _whole_reference(segments[copy_of], result[copy_of])
-        index.whole.setdefault(text, number)
-        index.whole.setdefault(changed, number)
+        index.full_texts.setdefault(text, number)
+        index.full_texts.setdefault(changed, number)
         result.append(changed)
     return result
 
@@ -94,9 +94,9 @@ def _add_to_index(text: str, number: int, index: _LineIndex) -> str:
 
 def _earlier_copy(index: _LineIndex, text: str, changed: str) -> int | None:
     """The earlier text that was the same, or has become the same; None if there is none."""
-    copy = index.whole.get(text)
+    copy = index.full_texts.get(text)
     if copy is None and len(changed) >= _BLOCK_CHARACTERS_MIN:
-        copy = index.whole.get(changed)
+        copy = index.full_texts.get(changed)
     return copy
 
 
@@ -108,7 +108,7 @@ def _whole_reference(source: Segment, replacement: str) -> str:
 
 def _with_references(text: str, number: int, segments: Sequence[Segment], index: _LineIndex) -> str:
     lines = text.split("\n")
-    if text in index.whole:
+    if text in index.full_texts:
         return text
     if not _may_repeat(lines, index) or segments[number].exact or kind_of(text) in (TextKind.CODE, TextKind.JSON):
         return _add_to_index(text, number, index)

@@ -78,23 +78,23 @@ class QualityScorer:
 
     text: str
     facts: Facts
-    asked_records: tuple[str, ...]
+    relevant_records: tuple[str, ...]
     words: frozenset[str]
     reader: ContentReader
 
     @classmethod
     def of(cls, before: str, instruction: str, reader: ContentReader) -> "QualityScorer":
         terms = terms_of(before)
-        asked_records = tuple(_asked_records(before, instruction))
-        return cls(before, facts_of_terms(terms), asked_records, frozenset(map(str.lower, terms)), reader)
+        relevant_records = tuple(_relevant_records(before, instruction))
+        return cls(before, facts_of_terms(terms), relevant_records, frozenset(map(str.lower, terms)), reader)
 
     def score_rephrased(self, after: str) -> float:
         """The score of a text that says the same in other words or another form: a fact counts wherever it is."""
         words = _words(after)
         shares = _shares(self.facts, words)
-        asked_shares = _shares(facts_of("\n".join(self.asked_records)), words) if self.asked_records else []
-        if asked_shares:
-            shares.append((_ASKED_WEIGHT, _mean(asked_shares)))
+        relevant_shares = _shares(facts_of("\n".join(self.relevant_records)), words) if self.relevant_records else []
+        if relevant_shares:
+            shares.append((_ASKED_WEIGHT, _mean(relevant_shares)))
         return self._score(shares, words)
 
     def score_cut(self, after: str) -> float:
@@ -102,10 +102,10 @@ class QualityScorer:
         if after == self.text:
             return 1.0
         content = self.reader.parse(after)
-        asked_records = frozenset(terms for record in self.asked_records if (terms := self.reader.terms(record)))
+        relevant_records = frozenset(terms for record in self.relevant_records if (terms := self.reader.terms(record)))
         shares = _shares(self.facts, content.words)
         for weight, expected_terms in (
-            (_ASKED_WEIGHT, asked_records),
+            (_ASKED_WEIGHT, relevant_records),
             (_RECORDS_WEIGHT, self.reader.cached_content(self.text).records),
         ):
             if expected_terms:
@@ -133,7 +133,7 @@ def _shares(facts: Facts, words: frozenset[str]) -> list[tuple[float, float]]:
     return [(weight, len(terms & words) / len(terms)) for weight, terms in classes if terms]
 
 
-def _asked_records(text: str, instruction: str) -> list[str]:
+def _relevant_records(text: str, instruction: str) -> list[str]:
     """The lines, sentences and JSON records that are most relevant to the instruction."""
     terms = query_terms(instruction)
     if not terms:
