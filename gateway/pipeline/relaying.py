@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
@@ -20,6 +19,7 @@ from gateway.pipeline.ports import InFlightCalls, Judge
 from gateway.pipeline.response_headers import budget_note, call_headers, encoded
 from gateway.upstream.error_bodies import json_message
 from gateway.upstream.port import UpstreamAnswer, UpstreamBroken, UpstreamError
+from gateway.wire import lenient_json
 from gateway.wire.openai_errors import upstream_event_error
 from gateway.wire.protocol import BinaryProtocol, CounterFactory, Relay
 from policies.pricing import Usage
@@ -193,7 +193,7 @@ class Relaying:
             note = budget_note(call, settlement.balances)
             await exchange.write(stream.relay.close(note), more=False)
             return
-        body = orjson.dumps(call.protocol.assemble(b"".join([*stream.buffered, stream.relay.close(None)])))
+        body = lenient_json.dumps(call.protocol.assemble(b"".join([*stream.buffered, stream.relay.close(None)])))
         headers = [("content-type", "application/json"), *call_headers(call, settlement.balances)]
         await exchange.answer(200, encoded(headers), body)
 
@@ -226,11 +226,15 @@ def _usage_so_far(call: Call, relay: Relay, output_tokens_seen: int) -> Usage | 
 
 
 def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter: CounterFactory) -> Any:
-    """Take the usage that the provider reports; if it reports none, or no output, count the output. Returns the decoded body."""
+    """Take the usage that the provider reports; if it reports none, or no output, count the output. Returns the decoded body, None if
+    it is not JSON."""
     if call.protocol.is_binary:
         outcome.usage = cast(BinaryProtocol, call.protocol).usage_of_bytes(call.request, answer.body)
         return None
-    body = _decoded(answer.body)
+    try:
+        body = orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        body = _read_leniently(answer.body)
     if not isinstance(body, dict):
         return body
     outcome.usage = plausible_usage(call.request, call.price, call.protocol.usage(body))
@@ -243,16 +247,10 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
     return body
 
 
-def _decoded(body: bytes) -> Any:
-    """None if it is not JSON. NaN, huge numbers and half a surrogate pair are not JSON either, but some servers write them and most
-    clients read them."""
+def _read_leniently(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return lenient_json.loads(body)
+    except ValueError:
         return None
 
 

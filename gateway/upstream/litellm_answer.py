@@ -14,7 +14,7 @@ from gateway.upstream.error_bodies import json_message
 from gateway.upstream.litellm_connections import OpenResponses
 from gateway.upstream.litellm_errors import CUT_STREAM_MESSAGE, cleaned_message, failure_of
 from gateway.upstream.port import ProtocolName, UpstreamBroken, UpstreamTimeout
-from gateway.wire import sse
+from gateway.wire import lenient_json, sse
 
 _PROVIDER_PREFIX: Final = "llm_provider-"
 _ENDS_WITH_DONE: Final = frozenset({"chat", "completions"})
@@ -157,10 +157,10 @@ def event_bytes(protocol: ProtocolName, event: Any) -> bytes:
     if isinstance(event, str):
         return event.encode()
     if protocol in _ENDS_WITH_DONE:
-        return sse.event(orjson.dumps(_chunk(event)))
+        return sse.event(lenient_json.dumps(_chunk(event)))
     value = _json_value(event)
     name = str(value.get("type", "message")) if isinstance(value, Mapping) else "message"
-    return sse.event(orjson.dumps(value), name)
+    return sse.event(lenient_json.dumps(value), name)
 
 
 def _chunk(event: Any) -> dict[str, Any]:

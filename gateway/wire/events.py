@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.errors import StreamBroken
-from gateway.wire import sse
+from gateway.wire import lenient_json, sse
 
 DONE: Final = b"[DONE]"
 # No real answer has more choices, tool calls or content parts.
@@ -19,11 +19,18 @@ def object_of(data: bytes) -> dict[str, Any]:
     """Raises `StreamBroken` for anything but one JSON object."""
     try:
         value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise StreamBroken("The provider sent an event that is not JSON.") from error
+    except orjson.JSONDecodeError:
+        value = _read_leniently(data)
     if not isinstance(value, dict):
         raise StreamBroken("The provider sent an event that is no object.")
     return value
+
+
+def _read_leniently(data: bytes) -> Any:
+    try:
+        return lenient_json.loads(data)
+    except ValueError as error:
+        raise StreamBroken("The provider sent an event that is not JSON.") from error
 
 
 def objects_of(pieces: bytes) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.acceptance.serving import PROMPT_TOKENS, Served, model, serving
+from tests.acceptance.serving import PROMPT_TOKENS, Served, model, serving, text_of
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import Reply, tagged
 
@@ -244,6 +244,26 @@ def test_usage_is_booked_from_an_answer_that_strict_json_refuses(served: Served,
     reply, call = _answered_with(served, "chat/completions", body)
     assert (reply.status, reply.body.decode()) == (200, body)
     assert (call["input_tokens"], call["output_tokens"], call["usage_source"]) == (8, 4, "provider")
+
+
+def _stream_of(*texts: str) -> str:
+    """A whole streamed answer, with each text as it stands in the JSON."""
+    choice = '{{"index": 0, "delta": {{"content": "{}"}}, "finish_reason": {}}}'
+    choices = [choice.format(text, "null") for text in texts] + [choice.format("", '"stop"')]
+    events = [f'{{"choices": [{one}]}}' for one in choices] + [json.dumps({"choices": [], "usage": _USAGE}), "[DONE]"]
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    return head + "".join(f"data: {event}\n\n" for event in events)
+
+
+def test_stream_that_cuts_an_emoji_in_two_is_relayed_and_booked(served: Served) -> None:
+    """Servers that cut a text by UTF-16 units do this. Each half alone is no Unicode, but clients join them."""
+    served.provider.script(raw=_stream_of("It is ", "\\ud83d", "\\ude00."))
+    headers = tagged("wf", "r-half-emoji")
+    _, events = served.stream(headers, max_tokens=20)
+    assert text_of(events) == "It is \ud83d\ude00."
+    assert events[-1] == "[DONE]"
+    (call,) = served.gateway.get("/api/runs/r-half-emoji/calls").json()["calls"]
+    assert (call["status"], call["total_tokens"]) == ("ok", 12)
 
 
 def test_unreachable_provider_is_a_502_and_costs_nothing(served: Served) -> None:
