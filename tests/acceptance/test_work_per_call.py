@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from statistics import median
 from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -174,14 +175,19 @@ async def count_calls(work: Work, application: Application, headers: dict[str, s
     _watch_loop(work)
     bodies = [_body(number, fields) for number in range(CALLS + 5)]
     work.bodies.update(bodies)
+    functions: list[int] = []
     _count_functions(work)
     try:
         for number, body in enumerate(bodies):
             work.is_counting = number >= 5
+            functions_before = work.counts["functions"]
             assert await ask(application, headers, body) == 200
+            functions.append(work.counts["functions"] - functions_before)
     finally:
         sys.setprofile(None)
     work.is_counting = False
+    # How much of the flusher's work falls between these calls depends on the machine; most of them have none of it.
+    work.counts["functions"] = round(median(functions[5:]) * CALLS)
     print({what: amount / CALLS for what, amount in sorted(work.counts.items())})
     return work
 
@@ -206,7 +212,7 @@ async def test_tagged_call_uses_two_ledger_operations(tmp_path: Path, provider: 
     assert work.per_call("threads") <= 0.5
     assert work.per_call("tasks") <= 2
     assert work.per_call("loop turns") <= 14
-    assert work.per_call("functions") <= 640
+    assert work.per_call("functions") <= 620
 
 
 async def test_buffered_answer_is_one_write_to_the_client(
@@ -252,7 +258,7 @@ async def test_untagged_call_uses_no_ledger_operation(tmp_path: Path, provider: 
     assert work.per_call("threads") <= 0.5
     assert work.per_call("tasks") <= 2
     assert work.per_call("loop turns") <= 9
-    assert work.per_call("functions") <= 255
+    assert work.per_call("functions") <= 240
 
 
 async def test_orchestration_adds_no_ledger_operation_to_a_warm_step(
@@ -267,7 +273,7 @@ async def test_orchestration_adds_no_ledger_operation_to_a_warm_step(
     assert work.per_call("threads") <= 0.5
     assert work.per_call("tasks") <= 3
     assert work.per_call("loop turns") <= 18
-    assert work.per_call("functions") <= 665
+    assert work.per_call("functions") <= 645
 
 
 async def test_stream_of_200_tokens_uses_two_ledger_operations(
@@ -300,7 +306,7 @@ async def test_redis_runs_one_script_to_reserve_and_one_to_settle(
     assert work.per_call("threads") <= 0.5
     assert work.per_call("tasks") <= 3
     assert work.per_call("loop turns") <= 16
-    assert work.per_call("functions") <= 570
+    assert work.per_call("functions") <= 550
 
 
 def _scripts_run(server: RedisServer) -> int:
