@@ -93,7 +93,7 @@ def events_in_source() -> dict[str, set[str]]:
             if on.endswith("_log") and called in LEVELS:
                 for event in texts(node.args[0]) - {"event"}:
                     found.setdefault(event, set()).add(LEVELS[called])
-            elif called == "tell" and isinstance(node.args[0], ast.Constant):  # the alerts, which are logged and sent
+            elif called == "report" and isinstance(node.args[0], ast.Constant):  # the alerts, which are logged and sent
                 for event in texts(node.args[0]):
                     found.setdefault(event, set()).add("warning")
     return found
