@@ -109,12 +109,12 @@ class Gauges:
             parts.alerts.report("breaker_opened", self._away[engine], engine=engine, reason=reason)
 
     def _warn_of_outbox(self) -> None:
-        flusher, tell = self._parts.flusher, self._parts.alerts.report
+        flusher, report = self._parts.flusher, self._parts.alerts.report
         if flusher.is_nearly_full and not self._was_nearly_full:
             facts = {"cap": self._parts.config.storage.outbox_cap, "store_error": flusher.last_error}
-            tell("outbox_nearly_full", next(self._occasions), records=flusher.outbox_size, **facts)
+            report("outbox_nearly_full", next(self._occasions), records=flusher.outbox_size, **facts)
         elif self._was_nearly_full and not flusher.is_nearly_full:
-            tell("outbox_recovered", next(self._occasions), records=flusher.outbox_size)
+            report("outbox_recovered", next(self._occasions), records=flusher.outbox_size)
         self._was_nearly_full = flusher.is_nearly_full
 
     async def _run(self) -> None:
