@@ -19,7 +19,7 @@ async def provider() -> AsyncIterator[FakeProvider]:
 
 @pytest.fixture
 async def lane() -> AsyncIterator[LiteLLMLane]:
-    made = LiteLLMLane(environment=os.environ)
-    await made.ready()
-    yield made
-    await made.close()
+    litellm_lane = LiteLLMLane(environment=os.environ)
+    await litellm_lane.ready()
+    yield litellm_lane
+    await litellm_lane.close()

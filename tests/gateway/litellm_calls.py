@@ -40,11 +40,11 @@ async def events_of_stream(answer: UpstreamAnswer) -> list[tuple[str, dict[str, 
     assert answer.pieces is not None
     text = b"".join([piece async for piece in answer.pieces]).decode()
     assert text.endswith("\n\n")
-    found = []
+    events = []
     for block in text.strip().split("\n\n"):
         name, _, data = block.rpartition("data: ")
         if data == "[DONE]":
             assert text.endswith("data: [DONE]\n\n")
             continue
-        found.append((name.strip().removeprefix("event: "), json.loads(data)))
-    return found
+        events.append((name.strip().removeprefix("event: "), json.loads(data)))
+    return events

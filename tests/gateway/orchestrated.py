@@ -70,8 +70,8 @@ class Orchestrated:
 @asynccontextmanager
 async def orchestrated(folder: Path, more: str = "", **settings: Any) -> AsyncIterator[Orchestrated]:
     """`settings` without their prefix; orchestration is on."""
-    given = {"enabled": True, **settings}
-    written = "{" + ", ".join(f"orchestration_{name}: {str(value).lower()}" for name, value in given.items()) + "}"
+    values = {"enabled": True, **settings}
+    written = "{" + ", ".join(f"orchestration_{name}: {str(value).lower()}" for name, value in values.items()) + "}"
     config = parse_config(CONFIG.format(folder=folder, settings=written) + more, environ={})
     application = Application(config, environment={})
     await application.start()

@@ -50,8 +50,8 @@ async def test_failed_logins_lock_that_name_from_that_address_and_no_other(authe
 
 @pytest.mark.parametrize("by", ["names", "hosts"])
 async def test_100_failed_logins_lock_an_address_or_a_name_alone(authenticator: Authenticator, by: str) -> None:
-    many, one = [f"{at}" for at in range(300)], ["one"]
-    assert await guesses(authenticator, *((many, one) if by == "names" else (one, many))) == 100
+    many, single = [f"{at}" for at in range(300)], ["one"]
+    assert await guesses(authenticator, *((many, single) if by == "names" else (single, many))) == 100
 
 
 async def test_concurrent_failed_logins_are_counted(

@@ -21,7 +21,7 @@ def tokens(count: int) -> Amount:
     return Amount(tokens=count)
 
 
-def seen(limit: int | None, settled: int = 0, reserved: int = 0, gate: Gate = Gate.OPEN) -> Balance:
+def balance_of(limit: int | None, settled: int = 0, reserved: int = 0, gate: Gate = Gate.OPEN) -> Balance:
     return Balance(RUN, Limit(tokens=limit), tokens(settled), tokens(reserved), gate)
 
 
@@ -32,12 +32,12 @@ def fits(allowance: Allowance, request: Reserve) -> bool:
 @pytest.mark.parametrize(
     ("balance", "request_limit", "tighten", "processes", "most"),
     [
-        pytest.param(seen(100), None, None, 1, 100, id="full-limit"),
-        pytest.param(seen(100, 30, 20), None, None, 1, 50, id="less-settled-and-reserved"),
-        pytest.param(seen(100, 30, 20), None, None, 3, 16, id="divided-and-rounded-down"),
-        pytest.param(seen(100, 130), None, None, 1, 0, id="overrun"),
-        pytest.param(seen(100, 30), None, 60, 2, 15, id="tightened-by-this-call"),
-        pytest.param(seen(100), 500, None, 1, 100, id="last-balance-wins-over-configured-limit"),
+        pytest.param(balance_of(100), None, None, 1, 100, id="full-limit"),
+        pytest.param(balance_of(100, 30, 20), None, None, 1, 50, id="less-settled-and-reserved"),
+        pytest.param(balance_of(100, 30, 20), None, None, 3, 16, id="divided-and-rounded-down"),
+        pytest.param(balance_of(100, 130), None, None, 1, 0, id="overrun"),
+        pytest.param(balance_of(100, 30), None, 60, 2, 15, id="tightened-by-this-call"),
+        pytest.param(balance_of(100), 500, None, 1, 100, id="last-balance-wins-over-configured-limit"),
         pytest.param(None, 80, None, 4, 20, id="unknown-account"),
         pytest.param(None, 80, 40, 4, 10, id="unknown-account-tightened"),
     ],
@@ -49,9 +49,9 @@ def test_allowance_is_the_unspent_part_of_the_limit_divided_among_processes(
     if balance is not None:
         allowance.record_balances("p", [balance])
     allowance.start_outage(processes)
-    given, narrower = Limit(tokens=request_limit), Limit(tokens=tighten)
-    assert not fits(allowance, ask("more", most + 1, limit=given, tighten=narrower))
-    assert most == 0 or fits(allowance, ask("most", most, limit=given, tighten=narrower))
+    narrowed_limit, narrower = Limit(tokens=request_limit), Limit(tokens=tighten)
+    assert not fits(allowance, ask("more", most + 1, limit=narrowed_limit, tighten=narrower))
+    assert most == 0 or fits(allowance, ask("most", most, limit=narrowed_limit, tighten=narrower))
 
 
 def test_unlimited_account_grants_any_amount() -> None:
@@ -62,16 +62,16 @@ def test_unlimited_account_grants_any_amount() -> None:
 
 def test_observed_budget_grants_and_reports_the_breach() -> None:
     allowance = Allowance()
-    allowance.record_balances("p", [seen(100, 100)])
+    allowance.record_balances("p", [balance_of(100, 100)])
     allowance.start_outage(1)
-    got = allowance.reserve("p", ask("c1", 10, enforce=False), NOW_MS)
-    assert isinstance(got, Granted)
-    assert got.breaches == (RUN,)
+    decision = allowance.reserve("p", ask("c1", 10, enforce=False), NOW_MS)
+    assert isinstance(decision, Granted)
+    assert decision.breaches == (RUN,)
 
 
 def test_paused_run_is_refused() -> None:
     allowance = Allowance()
-    allowance.record_balances("p", [seen(100, gate=Gate.PAUSED)])
+    allowance.record_balances("p", [balance_of(100, gate=Gate.PAUSED)])
     allowance.start_outage(1)
     no = allowance.reserve("p", ask("c1", 1), NOW_MS)
     assert isinstance(no, Refused)
@@ -80,7 +80,7 @@ def test_paused_run_is_refused() -> None:
 
 def test_settled_amount_stays_used_and_the_rest_is_released() -> None:
     allowance = Allowance()
-    allowance.record_balances("p", [seen(100)])
+    allowance.record_balances("p", [balance_of(100)])
     allowance.start_outage(1)
     assert fits(allowance, ask("c1", 100))
     assert allowance.resolve("p", "c1", tokens(60)) == tokens(100)
@@ -90,7 +90,7 @@ def test_settled_amount_stays_used_and_the_rest_is_released() -> None:
 
 def test_overrun_reduces_the_allowance() -> None:
     allowance = Allowance()
-    allowance.record_balances("p", [seen(100)])
+    allowance.record_balances("p", [balance_of(100)])
     allowance.start_outage(1)
     assert fits(allowance, ask("c1", 50))
     allowance.resolve("p", "c1", tokens(70))
@@ -99,7 +99,7 @@ def test_overrun_reduces_the_allowance() -> None:
 
 def test_second_outage_counts_holds_still_open_from_the_first() -> None:
     allowance = Allowance()
-    allowance.record_balances("p", [seen(100)])
+    allowance.record_balances("p", [balance_of(100)])
     allowance.start_outage(1)
     assert fits(allowance, ask("c1", 70))
     allowance.start_outage(1)
@@ -112,7 +112,7 @@ def test_resolving_a_ledger_hold_releases_only_its_extension() -> None:
     """A hold of 40 that the ledger granted is extended by 30 here: resolving it releases 30 here, and 40 in the ledger."""
     allowance = Allowance()
     request = ask("c1", 40, limit=Limit(tokens=100))
-    balance = seen(100, reserved=40)
+    balance = balance_of(100, reserved=40)
     allowance.record_balances("p", [balance])
     allowance.start_outage(1)
     granted = Granted("c1", 40, tokens(40), NOW_MS + 60_000, NOW_MS, (balance,))
@@ -129,7 +129,7 @@ def test_resolving_a_ledger_hold_releases_only_its_extension() -> None:
 
 def test_projects_have_separate_allowances() -> None:
     allowance = Allowance()
-    allowance.record_balances("p", [seen(10)])
+    allowance.record_balances("p", [balance_of(10)])
     allowance.start_outage(1)
     assert not fits(allowance, ask("c1", 11, limit=Limit(tokens=100)))
     assert isinstance(allowance.reserve("q", ask("c1", 11, limit=Limit(tokens=100)), NOW_MS), Granted)

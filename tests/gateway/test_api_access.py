@@ -35,9 +35,9 @@ QUESTIONS = ("/classify", "/allocate", "/explain")
 @pytest.fixture
 async def keyed(tmp_path: Path) -> AsyncIterator[Api]:
     """A gateway with an admin key in its environment; requests carry none by themselves."""
-    made = await make_api(tmp_path, {"FAREBOX_ADMIN_KEY": ADMIN_KEY})
-    yield made
-    await close_api(made)
+    keyed_api = await make_api(tmp_path, {"FAREBOX_ADMIN_KEY": ADMIN_KEY})
+    yield keyed_api
+    await close_api(keyed_api)
 
 
 def with_key(key: str) -> dict[str, dict[str, str]]:
@@ -45,8 +45,8 @@ def with_key(key: str) -> dict[str, dict[str, str]]:
 
 
 async def new_key(api: Api, **fields: Any) -> str:
-    made = await api.post("/api/keys", {"name": "k", **fields}, **with_key(ADMIN_KEY))
-    return str(made["key"])
+    created = await api.post("/api/keys", {"name": "k", **fields}, **with_key(ADMIN_KEY))
+    return str(created["key"])
 
 
 async def test_every_route_admits_exactly_the_keys_its_role_requires(keyed: Api) -> None:
@@ -136,12 +136,12 @@ async def test_unauthenticated_request_is_401_before_its_body_and_query_are_chec
 
 async def test_creating_the_first_key_ends_local_mode(api: Api) -> None:
     await api.get("/api/settings")
-    made = await api.post("/api/keys", {"name": "app"})
-    assert "no admin key" in made["warning"]
+    created = await api.post("/api/keys", {"name": "app"})
+    assert "no admin key" in created["warning"]
     assert (await api.ask("GET", "/api/settings")).status_code == 401
-    assert (await api.ask("GET", "/api/settings", **with_key(made["key"]))).status_code == 403
+    assert (await api.ask("GET", "/api/settings", **with_key(created["key"]))).status_code == 403
     assert (await api.chat("r1")).status_code == 401
-    assert (await api.chat("r1", **with_key(made["key"])["headers"])).status_code == 200
+    assert (await api.chat("r1", **with_key(created["key"])["headers"])).status_code == 200
 
 
 FOREIGN = (
@@ -175,9 +175,9 @@ async def test_root_redirects_to_the_admin_pages(api: Api) -> None:
 
 
 async def test_local_mode_refuses_remote_peers(tmp_path: Path) -> None:
-    made = await make_api(tmp_path, peer="192.0.2.9")
-    assert (await made.ask("GET", "/api/settings")).status_code == 401
-    await close_api(made)
+    remote_api = await make_api(tmp_path, peer="192.0.2.9")
+    assert (await remote_api.ask("GET", "/api/settings")).status_code == 401
+    await close_api(remote_api)
 
 
 async def test_operator_token_file_is_private_and_grants_admin_access(keyed: Api, tmp_path: Path) -> None:
@@ -192,9 +192,9 @@ async def test_operator_token_file_is_private_and_grants_admin_access(keyed: Api
 
 
 async def test_operator_file_is_removed_at_shutdown(tmp_path: Path) -> None:
-    made = await make_api(tmp_path)
+    local_api = await make_api(tmp_path)
     assert operator_file(tmp_path / "store.db").exists()
-    await close_api(made)
+    await close_api(local_api)
     assert not operator_file(tmp_path / "store.db").exists()
 
 
@@ -203,8 +203,8 @@ async def test_audit_actor_is_the_key_and_the_user_header(keyed: Api) -> None:
     for key, user, actor in ((admin, "", "ops"), (admin, "anna", "ops/anna"), (ADMIN_KEY, "bob\t", "environment")):
         headers = {"authorization": f"Bearer {key}", "x-farebox-user": user}
         await keyed.put("/api/settings/orchestration_max_retry_attempts", {"value": 3}, headers=headers)
-        found = await keyed.get("/api/audit?action=setting.&limit=1", headers=headers)
-        assert found["events"][0]["actor"] == actor
+        audit = await keyed.get("/api/audit?action=setting.&limit=1", headers=headers)
+        assert audit["events"][0]["actor"] == actor
 
 
 def request(peer: str = "192.0.2.1", **headers: str) -> Any:

@@ -9,12 +9,19 @@ pytest_plugins = ("tests.api_fixtures",)
 
 async def test_budgets_of_file_and_store_are_listed_with_their_accounts(api: Api) -> None:
     used = (await api.chat("r1")).json()["usage"]["total_tokens"]
-    made = await api.post("/api/budgets", {"scope": "project", "match": "default", "tokens": 10_000, "window": "day"})
-    assert (made["origin"], made["scope"], made["tokens"], made["window"]) == ("store", "project", 10_000, "day")
+    created = await api.post(
+        "/api/budgets", {"scope": "project", "match": "default", "tokens": 10_000, "window": "day"}
+    )
+    assert (created["origin"], created["scope"], created["tokens"], created["window"]) == (
+        "store",
+        "project",
+        10_000,
+        "day",
+    )
     await api.chat("r1")
-    found = {one["id"]: one for one in (await api.get("/api/budgets"))["budgets"]}
-    assert [one["origin"] for one in found.values()] == ["file", "file", "store"]
-    (workflow,) = found["file:1"]["accounts"]
+    budgets = {budget["id"]: budget for budget in (await api.get("/api/budgets"))["budgets"]}
+    assert [budget["origin"] for budget in budgets.values()] == ["file", "file", "store"]
+    (workflow,) = budgets["file:1"]["accounts"]
     assert (workflow["scope_id"], workflow["tokens_settled"], workflow["tokens_limit"]) == (
         "nightly",
         2 * used,
@@ -22,9 +29,9 @@ async def test_budgets_of_file_and_store_are_listed_with_their_accounts(api: Api
     )
     assert workflow["tokens_remaining"] == 100_000 - 2 * used
     assert workflow["resets_at"] is not None
-    (project,) = found[made["id"]]["accounts"]
+    (project,) = budgets[created["id"]]["accounts"]
     assert project["tokens_settled"] == used  # usage counts from when the budget exists
-    assert found["file:0"]["accounts"] == []
+    assert budgets["file:0"]["accounts"] == []
 
 
 async def test_budgets_sharing_an_account_are_shown_with_their_own_limits(api: Api) -> None:
@@ -33,22 +40,24 @@ async def test_budgets_sharing_an_account_are_shown_with_their_own_limits(api: A
         await api.post("/api/budgets", {"scope": "workflow", "match": match, "tokens": tokens, "window": "day"})
     await api.chat("r1", workflow="two")
     await api.application.parts.flusher.drain(5_000)
-    found = {one["match"]: one["accounts"] for one in (await api.get("/api/budgets"))["budgets"]}
+    accounts_by_match = {budget["match"]: budget["accounts"] for budget in (await api.get("/api/budgets"))["budgets"]}
     for match, tokens in (("two", 100_000), ("t*", 100)):
-        (account,) = found[match]
+        (account,) = accounts_by_match[match]
         assert (account["tokens_limit"], account["tokens_remaining"]) == (tokens, tokens - used)
         assert account["used"] == round(used / tokens, 4)
 
 
 async def test_budget_changes_take_effect_at_the_next_call(api: Api) -> None:
-    made = await api.post("/api/budgets", {"scope": "run", "match": "nightly", "tokens": 5, "on_pressure": ["refuse"]})
+    created = await api.post(
+        "/api/budgets", {"scope": "run", "match": "nightly", "tokens": 5, "on_pressure": ["refuse"]}
+    )
     assert (await api.chat("r1")).status_code == 402
-    changed = await api.put(f"/api/budgets/{made['id']}", {"scope": "run", "match": "nightly", "tokens": 5000})
+    changed = await api.put(f"/api/budgets/{created['id']}", {"scope": "run", "match": "nightly", "tokens": 5000})
     assert changed["tokens"] == 5000
     assert (await api.chat("r1")).headers["x-budget-run-limit"] == "5000"
-    await api.delete(f"/api/budgets/{made['id']}")
+    await api.delete(f"/api/budgets/{created['id']}")
     assert (await api.chat("r1")).headers["x-budget-run-limit"] == "20000"
-    assert (await api.refused("DELETE", f"/api/budgets/{made['id']}"))[0] == 404
+    assert (await api.refused("DELETE", f"/api/budgets/{created['id']}"))[0] == 404
     assert (await api.refused("PUT", "/api/budgets/file:0", {"scope": "run", "tokens": 1}))[1][
         "code"
     ] == "budget_of_file"
@@ -77,7 +86,7 @@ async def test_audit_of_a_budget_shows_old_and_new_values(api: Api) -> None:
     where = f"/api/budgets/{budget['id']}"
     await api.put(where, {"scope": "workflow", "match": "w", "tokens": 5000, "window": "month", "mode": "observe"})
     await api.delete(where)
-    deleted, changed, created = (one["detail"] for one in (await api.get("/api/audit?action=budget."))["events"])
+    deleted, changed, created = (event["detail"] for event in (await api.get("/api/audit?action=budget."))["events"])
     assert (created["tokens"], created["window"], created["mode"]) == (5000, "day", "enforce")
     assert (changed["tokens"], changed["window"], changed["mode"]) == (5000, "month", "observe")
     assert changed["old"] == {"window": "day", "mode": "enforce"}
@@ -91,15 +100,20 @@ async def test_suggested_budgets_follow_past_usage_and_can_be_applied(api: Api) 
     for number in range(3):
         used = (await api.chat(f"r{number}", "draft")).json()["usage"]["total_tokens"]
         await api.post(f"/api/runs/r{number}/complete")
-    found = await api.get("/api/workflows/nightly/suggestions")
-    assert [(one["scope"], one["match"], one["samples"], one["p95_tokens"]) for one in found["suggestions"]] == [
+    suggested = await api.get("/api/workflows/nightly/suggestions")
+    assert [
+        (suggestion["scope"], suggestion["match"], suggestion["samples"], suggestion["p95_tokens"])
+        for suggestion in suggested["suggestions"]
+    ] == [
         ("run", "nightly", 3, used),
         ("step", "nightly/draft", 3, used),
     ]
-    assert all(one["tokens"] >= used * 1.2 and not one["is_sure"] for one in found["suggestions"])
+    assert all(
+        suggestion["tokens"] >= used * 1.2 and not suggestion["is_sure"] for suggestion in suggested["suggestions"]
+    )
     assert (await api.get("/api/budgets"))["budgets"][-1]["origin"] == "file"
     for _ in range(2):
         applied = await api.post("/api/workflows/nightly/suggestions")
-    stored = [one for one in (await api.get("/api/budgets"))["budgets"] if one["origin"] == "store"]
-    assert sorted(one["id"] for one in stored) == sorted(applied["applied"])
-    assert (await api.chat("r9", "draft")).headers["x-budget-run-limit"] == str(found["suggestions"][0]["tokens"])
+    stored = [budget for budget in (await api.get("/api/budgets"))["budgets"] if budget["origin"] == "store"]
+    assert sorted(budget["id"] for budget in stored) == sorted(applied["applied"])
+    assert (await api.chat("r9", "draft")).headers["x-budget-run-limit"] == str(suggested["suggestions"][0]["tokens"])

@@ -63,12 +63,12 @@ async def test_invalid_key_is_not_created(admin: Api, body: dict[str, Any]) -> N
 
 
 async def test_key_name_is_unique_within_its_project(admin: Api) -> None:
-    wanted = {"name": "ci", "limits": {"requests": 1}}
-    key = await admin.post("/api/keys", wanted)
-    status, error = await admin.refused("POST", "/api/keys", wanted)
+    new_key = {"name": "ci", "limits": {"requests": 1}}
+    key = await admin.post("/api/keys", new_key)
+    status, error = await admin.refused("POST", "/api/keys", new_key)
     assert (status, error["code"]) == (409, "key_name_taken")
     assert "'ci'" in error["message"]
-    same_name_elsewhere = await admin.post("/api/keys", wanted | {"project": "team"})
+    same_name_elsewhere = await admin.post("/api/keys", new_key | {"project": "team"})
     assert await statuses(admin, key, 2) == [200, 402]
     assert await statuses(admin, same_name_elsewhere, 2) == [200, 402]
 

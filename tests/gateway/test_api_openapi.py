@@ -17,8 +17,8 @@ pytest_plugins = ("tests.api_fixtures",)
 
 def test_every_route_is_documented_with_a_unique_operation_id() -> None:
     paths = document()["paths"]
-    found = {(method.upper(), path) for path, operations in paths.items() for method in operations}
-    assert found == {(route.method, f"/api{route.path}") for route in ROUTES}
+    documented = {(method.upper(), path) for path, operations in paths.items() for method in operations}
+    assert documented == {(route.method, f"/api{route.path}") for route in ROUTES}
     names = [operation["operationId"] for operations in paths.values() for operation in operations.values()]
     assert len(set(names)) == len(names)
 

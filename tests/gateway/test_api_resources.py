@@ -21,11 +21,16 @@ STEP = "orchestration_max_tokens_per_step"
 
 
 async def test_settings_are_listed_with_type_range_and_origin(api: Api) -> None:
-    found = (await api.get("/api/settings"))["settings"]
-    assert [setting["key"] for setting in found] == list(SETTINGS)
-    one = await api.get(f"/api/settings/{STEP}")
-    assert {"key", "value", "type", "range", "category", "description", "updated_at", "updated_by"} <= one.keys()
-    assert (one["value"], one["type"], one["category"], one["origin"]) == (4000, "integer", "budgets", "default")
+    listed = (await api.get("/api/settings"))["settings"]
+    assert [setting["key"] for setting in listed] == list(SETTINGS)
+    setting = await api.get(f"/api/settings/{STEP}")
+    assert {"key", "value", "type", "range", "category", "description", "updated_at", "updated_by"} <= setting.keys()
+    assert (setting["value"], setting["type"], setting["category"], setting["origin"]) == (
+        4000,
+        "integer",
+        "budgets",
+        "default",
+    )
 
 
 async def test_setting_change_takes_effect_at_once_and_can_be_reverted(api: Api) -> None:
@@ -113,8 +118,8 @@ async def test_invalid_queries_paths_and_methods_are_refused(api: Api) -> None:
         ("PATCH", "/api/settings", 405),
         ("DELETE", "/api/settings", 405),
     ):
-        found, error = await api.refused(method, path)
-        assert found == status, path
+        actual_status, error = await api.refused(method, path)
+        assert actual_status == status, path
         assert error["type"] == "invalid_request_error"
 
 
@@ -163,7 +168,7 @@ async def test_workflow_can_be_declared_read_replaced_and_deleted(api: Api) -> N
     }
     assert put["steps"][1]["steps"][0]["budget"] == {"tokens": 700}
     assert await api.get("/api/workflows/nightly") == put
-    assert [one["workflow"] for one in (await api.get("/api/workflows"))["workflows"]] == ["nightly"]
+    assert [workflow["workflow"] for workflow in (await api.get("/api/workflows"))["workflows"]] == ["nightly"]
     assert (await api.get("/api/workflows?project=other"))["workflows"] == []
     run = await api.post("/api/runs", {"workflow": "nightly", "run": "r"})
     assert run["tokens"]["limit"] == 9000
@@ -228,14 +233,14 @@ async def test_duplicate_step_ids_are_refused_by_every_endpoint(api: Api) -> Non
 
 async def test_classify_takes_one_step_or_several(api: Api) -> None:
     step = {"workflow": "w", "step": "summarize_thread", "prompt": "Summarize the following thread in three sentences."}
-    one = await api.post("/api/classify", step)
+    single = await api.post("/api/classify", step)
     french = {"prompt": "Translate this to French: hello", "response_format": {"seed": 2**64}}
     many = await api.post("/api/classify", {"steps": [step, french]})
-    assert one["classifications"] == many["classifications"][:1]
-    assert [found["intent"] for found in many["classifications"]] == ["summarize", "transform"]
-    for found in many["classifications"]:
-        assert found.keys() == {"intent", "confidence", "source", "reasoning", "alternatives"}
-        assert 0 < found["confidence"] <= 1
+    assert single["classifications"] == many["classifications"][:1]
+    assert [classification["intent"] for classification in many["classifications"]] == ["summarize", "transform"]
+    for classification in many["classifications"]:
+        assert classification.keys() == {"intent", "confidence", "source", "reasoning", "alternatives"}
+        assert 0 < classification["confidence"] <= 1
     await api.put("/api/workflows/w", {"steps": [{"id": "summarize_thread", "intent": "filter"}]})
     assert (await api.post("/api/classify", step))["classifications"][0]["source"] == "declared"
     bodies: tuple[dict[str, Any], ...] = ({}, {"steps": []}, {"steps": [{}]}, {"prompt": 5})
@@ -246,12 +251,15 @@ async def test_classify_takes_one_step_or_several(api: Api) -> None:
 async def test_allocate_tries_each_strategy_without_creating_a_run(api: Api) -> None:
     steps = [{"id": "a", "intent": "extract"}, {"id": "b", "intent": "generate", "priority": "critical"}]
     for strategy in ("equal", "proportional", "adaptive", "priority"):
-        found = await api.post("/api/allocate", {"strategy": strategy, "tokens": 2000, "ais": 0, "steps": steps})
-        assert found["strategy"] == strategy
-        assert found["pool_tokens"] == 2000
-        assert sum(one["tokens"] for one in found["allocations"]) == 2000
-        assert [one["step"] for one in found["allocations"]] == ["a", "b"]
-        assert all(one["hard_limit_tokens"] >= one["tokens"] and one["reason"] for one in found["allocations"])
+        plan = await api.post("/api/allocate", {"strategy": strategy, "tokens": 2000, "ais": 0, "steps": steps})
+        assert plan["strategy"] == strategy
+        assert plan["pool_tokens"] == 2000
+        assert sum(allocation["tokens"] for allocation in plan["allocations"]) == 2000
+        assert [allocation["step"] for allocation in plan["allocations"]] == ["a", "b"]
+        assert all(
+            allocation["hard_limit_tokens"] >= allocation["tokens"] and allocation["reason"]
+            for allocation in plan["allocations"]
+        )
     bodies: tuple[dict[str, Any], ...] = (
         {"steps": []},
         {"strategy": "best", "steps": steps},
@@ -290,7 +298,7 @@ async def test_intensity_of_an_unknown_agent_is_neutral_until_set(api: Api) -> N
     assert score["combined"] == 6.2
     again = await api.put("/api/agents/ada/intensity", {"execution": 4})
     assert (again["creation"], again["execution"], len(again["history"])) == (2.0, 4.0, 2)
-    assert [one["agent"] for one in (await api.get("/api/agents"))["agents"]] == ["ada"]
+    assert [agent["agent"] for agent in (await api.get("/api/agents"))["agents"]] == ["ada"]
     for body in ({}, {"creation": 11}, {"creation": -1}, {"combined": 5}):
         assert (await api.refused("PUT", "/api/agents/ada/intensity", body))[0] == 400, body
 
@@ -325,14 +333,14 @@ async def test_every_change_is_audited(api: Api) -> None:
     assert len((await api.get("/api/audit?actor=local&action=run."))["events"]) == 5
     assert len((await api.get("/api/audit?run=r&action=run.paused"))["events"]) == 1
     page = await api.get("/api/audit?actor=local&limit=6")
-    rest = await api.get(f"/api/audit?actor=local&limit=6&cursor={page['next']}")
-    assert [event["id"] for event in page["events"] + rest["events"]] == [event["id"] for event in events]
+    second_page = await api.get(f"/api/audit?actor=local&limit=6&cursor={page['next']}")
+    assert [event["id"] for event in page["events"] + second_page["events"]] == [event["id"] for event in events]
 
 
 async def test_doctor_reports_the_status_of_every_check(api: Api) -> None:
-    found = await api.get("/api/doctor")
-    by_check = {finding["check"]: finding for finding in found["findings"]}
-    assert found["is_fit"] is True
+    report = await api.get("/api/doctor")
+    by_check = {finding["check"]: finding for finding in report["findings"]}
+    assert report["is_fit"] is True
     for check in (
         "versions",
         "ledger",
@@ -358,9 +366,9 @@ async def test_reconcile_finds_and_repairs_drift(api: Api) -> None:
     assert isinstance(more, Amount)
     for account in accounts:
         await parts.ledger.restore("default", account, more, 10**9)
-    found = await api.post("/api/reconcile", {"repair": True})
-    assert [drift["difference"]["tokens"] for drift in found["drifts"]] == [7, 7]
-    assert found["repaired"] == 1  # the entry of the step is also one of its run
+    report = await api.post("/api/reconcile", {"repair": True})
+    assert [drift["difference"]["tokens"] for drift in report["drifts"]] == [7, 7]
+    assert report["repaired"] == 1  # the entry of the step is also one of its run
     assert (await api.post("/api/reconcile"))["drifts"] == []
 
 
@@ -384,10 +392,12 @@ async def test_unreachable_store_is_503_and_unexpected_error_is_500(api: Api, mo
 async def test_resource_as_shown_can_be_edited_and_put_back(api: Api) -> None:
     steps = [{"id": "draft", "description": "Write it.", "budget": 400}, {"id": "post", "prompt": "Post it."}]
     await api.put("/api/workflows/nightly", {"budget": {"usd": 0.5}, "on_pressure": [{"clamp": 0.5}], "steps": steps})
-    made = await api.post("/api/budgets", {"scope": "workflow", "match": "w", "tokens": 5, "usd": 0.1, "window": "day"})
+    created = await api.post(
+        "/api/budgets", {"scope": "workflow", "match": "w", "tokens": 5, "usd": 0.1, "window": "day"}
+    )
     for path, change, named in (
         ("workflows/nightly", {"mode": "observe"}, ("workflow", "project")),
-        (f"budgets/{made['id']}", {"tokens": 7}, ("id",)),
+        (f"budgets/{created['id']}", {"tokens": 7}, ("id",)),
     ):
         shown = await api.get(f"/api/{path}")
         put = await api.put(f"/api/{path}", {**shown, **change})

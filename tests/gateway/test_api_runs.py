@@ -33,8 +33,8 @@ async def ledger_matches_store(api: Api) -> bool:
 
     await flush()
     accounts = await reconcile.run_accounts(parts.store, "default", 0)
-    found = await reconcile.reconcile(parts.ledger, parts.store, "default", accounts, flush)
-    return not found.drifts and not found.moving and found.checked > 0
+    reconciliation = await reconcile.reconcile(parts.ledger, parts.store, "default", accounts, flush)
+    return not reconciliation.drifts and not reconciliation.moving and reconciliation.checked > 0
 
 
 async def test_announced_run_lists_nested_steps_flattened(api: Api) -> None:
@@ -57,8 +57,8 @@ async def test_run_belongs_to_the_first_workflow_that_names_it(api: Api) -> None
     assert await api.get("/api/runs/i1") == announced
     # A call may name it under another workflow: it is still the same run and spends from it.
     reply = await api.chat("i1", **{"x-workflow-id": "other"})
-    found = await api.get("/api/runs/i1")
-    assert (reply.status_code, found["workflow"], found["calls"]) == (200, "nightly", 1)
+    run = await api.get("/api/runs/i1")
+    assert (reply.status_code, run["workflow"], run["calls"]) == (200, "nightly", 1)
     # A run that calls created belongs to their workflow, too.
     await api.chat("called")
     assert (await api.refused("POST", "/api/runs", {"workflow": "other", "run": "called"}))[0] == 409
@@ -83,7 +83,7 @@ async def test_call_is_shown_at_once_in_run_list_and_call_list(api: Api) -> None
     assert run["steps"][0]["tokens"]["settled"] == used
     assert run["metrics"]["total_tokens"] == used
     listed = await api.get("/api/runs")
-    assert [(one["run"], one["tokens"]["settled"]) for one in listed["runs"]] == [("seen", used)]
+    assert [(run["run"], run["tokens"]["settled"]) for run in listed["runs"]] == [("seen", used)]
     calls = await api.get("/api/runs/seen/calls")
     assert [(call["total_tokens"], call["status"], call["model"]) for call in calls["calls"]] == [(used, "ok", "mock")]
 
@@ -166,14 +166,14 @@ async def test_reannounced_run_has_the_new_steps_and_those_with_calls(api: Api) 
 async def test_reannounced_run_keeps_omitted_fields(api: Api, is_other_process: bool) -> None:
     await api.put("/api/settings/orchestration_enabled", {"value": True})
     await api.post("/api/runs", {"workflow": "nightly", "run": "whole", "budget_tokens": 9000})
-    given = {**PLANNED, "agent": "a-7", "user": "u-3", "parent_run": "whole", "budget_usd": 2.5}
-    first = await api.post("/api/runs", given)
+    announced = {**PLANNED, "agent": "a-7", "user": "u-3", "parent_run": "whole", "budget_usd": 2.5}
+    first = await api.post("/api/runs", announced)
     await api.chat("r1", "draft")
     again = await api.post("/api/runs", {"workflow": "nightly", "run": "r1"})
     assert [_shares(step) for step in again["steps"]] == [_shares(step) for step in first["steps"]]
     assert [step["calls"] for step in (await api.get("/api/runs/r1"))["steps"]] == [0, 1, 0]
-    kept = ("agent", "user", "parent_run", "pool_tokens", "strategy")
-    assert [again[name] for name in kept] == [first[name] for name in kept]
+    omitted = ("agent", "user", "parent_run", "pool_tokens", "strategy")
+    assert [again[name] for name in omitted] == [first[name] for name in omitted]
     assert again["cost_usd"]["limit"] == 2.5
     if is_other_process:  # simulates a process that did not announce the run
         api.application.parts.orchestration.plans.forget()
@@ -396,16 +396,16 @@ async def test_invalid_announcement_is_refused_naming_the_field(api: Api) -> Non
 async def test_run_list_pages_contain_each_run_once(api: Api) -> None:
     for number in range(5):
         await api.post("/api/runs", {"workflow": "w", "run": f"r{number}"})
-    found: list[str] = []
+    listed: list[str] = []
     cursor = None
     for _ in range(5):
         page = await api.get("/api/runs", params={"limit": 2} | ({"cursor": cursor} if cursor else {}))
-        found += [run["run"] for run in page["runs"]]
+        listed += [run["run"] for run in page["runs"]]
         cursor = page["next"]
         if cursor is None:
             break
-    assert sorted(found) == [f"r{number}" for number in range(5)]
-    assert len(found) == 5
+    assert sorted(listed) == [f"r{number}" for number in range(5)]
+    assert len(listed) == 5
 
 
 async def test_run_view_shows_the_same_limits_as_the_answer_headers(api: Api) -> None:
@@ -418,7 +418,7 @@ async def test_run_view_shows_the_same_limits_as_the_answer_headers(api: Api) ->
             run = f"{workflow}-{step}-{enabled}"
             headers = (await api.chat(run, step, workflow)).headers
             shown = await api.get(f"/api/runs/{run}")
-            limits = {one["step"]: one["tokens"]["limit"] for one in shown["steps"]}
+            limits = {step["step"]: step["tokens"]["limit"] for step in shown["steps"]}
             assert str(shown["tokens"]["limit"]) == headers["x-budget-run-limit"], run
             assert (limits[step] or shown["tokens"]["limit"]) == int(headers["x-budget-step-limit"]), run
 

@@ -20,18 +20,18 @@ async def test_usage_totals_are_equal_in_every_grouping(api: Api) -> None:
         await api.chat(run, step)
     totals = None
     for group in ("workflow", "run", "step", "agent", "intent", "model", "key", "day", "savings"):
-        found = await api.get("/api/usage", params={"group_by": group})
-        assert sum(row["total_tokens"] for row in found["rows"]) == found["total"]["total_tokens"] > 0
-        assert all(group in row for row in found["rows"])
-        totals = totals or found["total"]
-        assert found["total"] == totals, group
+        report = await api.get("/api/usage", params={"group_by": group})
+        assert sum(row["total_tokens"] for row in report["rows"]) == report["total"]["total_tokens"] > 0
+        assert all(group in row for row in report["rows"])
+        totals = totals or report["total"]
+        assert report["total"] == totals, group
     rows = (await api.get("/api/usage?group_by=step&run=r1"))["rows"]
     assert {(row["step"], row["calls"]) for row in rows} == {("a", 1), ("b", 1)}
     assert (await api.get("/api/usage?from=2030-01-01"))["rows"] == []
     page = await api.get("/api/usage?group_by=run&limit=1")
-    rest = await api.get(f"/api/usage?group_by=run&limit=1&cursor={page['next']}")
-    assert {page["rows"][0]["run"], rest["rows"][0]["run"]} == {"r1", "r2"}
-    assert "next" not in rest
+    second_page = await api.get(f"/api/usage?group_by=run&limit=1&cursor={page['next']}")
+    assert {page["rows"][0]["run"], second_page["rows"][0]["run"]} == {"r1", "r2"}
+    assert "next" not in second_page
     for query in ("group_by=color", "from=2026-02-01&to=2026-01-01", "format=xml"):
         assert (await api.refused("GET", f"/api/usage?{query}"))[0] == 400, query
 
@@ -91,7 +91,7 @@ def test_holdout_comparison_counts_only_answered_calls() -> None:
     """A provider that fails for one side must not look like a saving. Shares come from exact sums."""
     treated = Sums(calls=15, errors=5, input_tokens=1_000, cost_nano_usd=1_004)
     holdout = Sums(calls=10, input_tokens=1_000, cost_nano_usd=2_008)
-    found = comparison_of([ReportRow("compress+treated", treated), ReportRow("holdout", holdout)])
-    assert found is not None
-    assert (found.treated.input_tokens_per_call, found.holdout.input_tokens_per_call) == (100, 100)
-    assert (found.input_tokens_saved_share, found.cost_saved_share) == (0, 0.5)
+    comparison = comparison_of([ReportRow("compress+treated", treated), ReportRow("holdout", holdout)])
+    assert comparison is not None
+    assert (comparison.treated.input_tokens_per_call, comparison.holdout.input_tokens_per_call) == (100, 100)
+    assert (comparison.input_tokens_saved_share, comparison.cost_saved_share) == (0, 0.5)

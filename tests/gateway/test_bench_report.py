@@ -19,18 +19,18 @@ def _result(**figures: Any) -> LoadResult:
 
 def _line(target: str, path: str, connections: int, *rounds: LoadResult, cpu_us: float = 0.0) -> Line:
     figures = dict.fromkeys(("calls_per_second", "quiet_cpu_us", "ratio", "quiet_ratio", "p50_ms", "p99_ms"), 1.0)
-    rest = {"first_byte_p50_ms": 1.0, "memory_mb": 1.0, "generator_share": 0.1, "failed": 0, "errors": ()}
-    return Line(path, connections, target, cpu_us=cpu_us, **figures, **rest, rounds=rounds)  # type: ignore[arg-type]
+    other_figures = {"first_byte_p50_ms": 1.0, "memory_mb": 1.0, "generator_share": 0.1, "failed": 0, "errors": ()}
+    return Line(path, connections, target, cpu_us=cpu_us, **figures, **other_figures, rounds=rounds)  # type: ignore[arg-type]
 
 
 def test_added_latency_is_relative_to_the_mock_in_the_same_round() -> None:
     direct = _line("mock", "1k", 1, _result(p50_ms=1.0, p99_ms=2.0), _result(p50_ms=3.0, p99_ms=8.0))
     tagged = _line("tagged", "1k", 1, _result(p50_ms=1.5, p99_ms=4.0), _result(p50_ms=3.7, p99_ms=10.0))
     busy = _line("tagged", "1k", 64, _result(p50_ms=90.0))
-    (found,) = added_latencies([direct, tagged, busy])
-    assert found.target == "tagged"
-    assert (round(found.added_p50_ms, 6), found.added_p99_ms) == (0.6, 2.0)
-    assert (found.noise_p50_ms, found.noise_p99_ms) == (1.0, 3.0)
+    (latency,) = added_latencies([direct, tagged, busy])
+    assert latency.target == "tagged"
+    assert (round(latency.added_p50_ms, 6), latency.added_p99_ms) == (0.6, 2.0)
+    assert (latency.noise_p50_ms, latency.noise_p99_ms) == (1.0, 3.0)
 
 
 def test_added_latency_omits_paced_streams_and_targets_without_a_mock_run() -> None:

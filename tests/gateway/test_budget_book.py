@@ -42,8 +42,8 @@ def test_changed_key_limits_apply_to_new_calls_and_not_to_earlier_ones() -> None
 
 def test_calls_with_the_same_key_share_its_link() -> None:
     book = BudgetBook((), first_snapshot)
-    one, other = (book.chain(call_of_key({"tokens": 100}), (), RunLimits(), NOW_MS) for _ in range(2))
-    assert one.links[-1] is other.links[-1], "the link of the key, which does not depend on the run"
+    first, second = (book.chain(call_of_key({"tokens": 100}), (), RunLimits(), NOW_MS) for _ in range(2))
+    assert first.links[-1] is second.links[-1], "the link of the key, which does not depend on the run"
 
 
 def test_tightened_limit_of_one_call_is_not_in_the_chain_of_the_next() -> None:

@@ -22,8 +22,8 @@ SEVERAL = {"FAREBOX_STORAGE_LEDGER": "redis://x", "FAREBOX_STORAGE_STORE": "post
 
 
 def test_environment_variable_overrides_the_file(file: Path) -> None:
-    found = {**SEVERAL, "FAREBOX_SERVER_PORT": "7", "FAREBOX_ALERTS_BUDGET_PERCENT": "[60, 70]"}
-    config = read_config(file, found)
+    environment = {**SEVERAL, "FAREBOX_SERVER_PORT": "7", "FAREBOX_ALERTS_BUDGET_PERCENT": "[60, 70]"}
+    config = read_config(file, environment)
     assert (config.server.port, config.server.workers, config.alerts.budget_percent) == (7, 2, (60, 70))
 
 
@@ -34,7 +34,7 @@ def test_setting_variable_may_omit_its_section(file: Path, name: str) -> None:
 
 
 def test_faults_name_the_environment_variable_or_the_place_in_the_file(file: Path) -> None:
-    found = {
+    environment = {
         **SEVERAL,
         "FAREBOX_SERVER_PORT": "abc",
         "FAREBOX_ORCHESTRATION_ENABLED": "maybe",
@@ -42,7 +42,7 @@ def test_faults_name_the_environment_variable_or_the_place_in_the_file(file: Pat
     }
     file.write_text("srver: 1\n" + file.read_text())
     with pytest.raises(ConfigError) as caught:
-        read_config(file, found)
+        read_config(file, environment)
     assert [fault.split(": ")[:2] for fault in caught.value.faults] == [
         [f"{file}:1:1", "srver"],
         ["FAREBOX_ORCHESTRATION_ENABLED (environment)", "settings.orchestration_enabled"],
@@ -72,7 +72,7 @@ def test_fault_of_an_option_names_the_option(
 )
 def test_unknown_farebox_variable_is_reported_as_ignored(file: Path, name: str, text: str, message: str) -> None:
     config = read_config(file, {**SEVERAL, name: text})
-    assert [one.startswith(f"{name} (environment): ignored: {message}") for one in config.ignored] == [True]
+    assert [notice.startswith(f"{name} (environment): ignored: {message}") for notice in config.ignored] == [True]
 
 
 def test_unrelated_variables_are_not_reported(file: Path) -> None:

@@ -165,12 +165,12 @@ ONE_FAULT: list[tuple[str, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "where", "what"), ONE_FAULT)
-def test_fault_names_its_place_and_the_remedy(text: str, where: str, what: str) -> None:
-    found = faults(text)
-    assert len(found) == 1, found
-    assert found[0].startswith(where), found
-    assert what in found[0], found
+@pytest.mark.parametrize(("text", "where", "remedy"), ONE_FAULT)
+def test_fault_names_its_place_and_the_remedy(text: str, where: str, remedy: str) -> None:
+    reported = faults(text)
+    assert len(reported) == 1, reported
+    assert reported[0].startswith(where), reported
+    assert remedy in reported[0], reported
 
 
 def test_yaml_anchor_bomb_is_refused() -> None:
@@ -185,8 +185,8 @@ def test_extremely_nested_file_is_a_fault() -> None:
 
 
 def test_faults_of_several_sections_are_reported_together() -> None:
-    found = faults("server: {prt: 1}\nbudgets:\n  - {scope: team, tokens: 1}\n  - {scope: run, tokens: -5}\n")
-    assert {fault.split(": ")[1] for fault in found} == {"budgets[0].scope", "budgets[1].tokens", "server.prt"}
+    reported = faults("server: {prt: 1}\nbudgets:\n  - {scope: team, tokens: 1}\n  - {scope: run, tokens: -5}\n")
+    assert {fault.split(": ")[1] for fault in reported} == {"budgets[0].scope", "budgets[1].tokens", "server.prt"}
 
 
 SCATTERED = """\
@@ -226,8 +226,8 @@ def test_every_fault_is_reported_in_order_of_its_line() -> None:
 
 
 def test_fault_of_a_metadata_address_does_not_suggest_private_networks() -> None:
-    found = faults("alerts: {webhook: 'http://169.254.169.254/'}\n")
-    assert "private_networks" not in found[0]
+    reported = faults("alerts: {webhook: 'http://169.254.169.254/'}\n")
+    assert "private_networks" not in reported[0]
 
 
 @pytest.mark.parametrize(
@@ -248,8 +248,8 @@ def test_os_environ_reference_is_resolved_and_a_missing_variable_is_a_fault() ->
     text = "model_list:\n  - model_name: a\n    litellm_params: {model: openai/a, api_key: os.environ/KEY}\n"
     config = parse_config(text, environ={"KEY": "secret"})
     assert config.model_list[0].litellm_params["api_key"] == "secret"
-    found = faults(text)
-    assert found == [
+    reported = faults(text)
+    assert reported == [
         "farebox.yaml:3:39: model_list[0].litellm_params.api_key: the environment has no variable KEY",
     ]
 
@@ -281,17 +281,17 @@ def test_budget_entry_becomes_a_budget_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "nano_usd"),
+    ("usd", "nano_usd"),
     [(0, 0), (0.1, 100_000_000), ("0.000000001", 1), (1, 10**9), ("9007199.254740991", 2**53 - 1)],
 )
-def test_usd_is_converted_to_whole_nano_usd(given: object, nano_usd: int) -> None:
-    assert usd_to_nano(given) == nano_usd
+def test_usd_is_converted_to_whole_nano_usd(usd: object, nano_usd: int) -> None:
+    assert usd_to_nano(usd) == nano_usd
 
 
-@pytest.mark.parametrize("given", [True, None, [], "1 USD", "1e999999999999", -1, "inf", 9007199.3, 1e-10])
-def test_invalid_usd_amount_is_refused(given: object) -> None:
+@pytest.mark.parametrize("usd", [True, None, [], "1 USD", "1e999999999999", -1, "inf", 9007199.3, 1e-10])
+def test_invalid_usd_amount_is_refused(usd: object) -> None:
     with pytest.raises(ValueError):
-        usd_to_nano(given)
+        usd_to_nano(usd)
 
 
 def test_unreadable_file_is_a_config_error(tmp_path: Path) -> None:

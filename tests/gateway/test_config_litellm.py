@@ -175,7 +175,7 @@ def test_example_configs_shipped_with_litellm_load(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("asked", "expected"),
     [
         ("openai/gpt-4o", [("openai", "gpt-4o")]),
         ("openai/org/model-x", [("openai", "org/model-x")]),
@@ -187,7 +187,7 @@ def test_example_configs_shipped_with_litellm_load(path: Path) -> None:
         ("openai/a?b", []),
     ],
 )
-def test_wildcard_entry_maps_a_name_to_its_providers_models(asked: str, found: list[tuple[str, str]]) -> None:
+def test_wildcard_entry_maps_a_name_to_its_providers_models(asked: str, expected: list[tuple[str, str]]) -> None:
     names = {
         "*": ["anthropic/*"],
         "openai/*": ["openai/*"],
@@ -197,10 +197,10 @@ def test_wildcard_entry_maps_a_name_to_its_providers_models(asked: str, found: l
     entries = [
         {"model_name": name, "litellm_params": {"model": model}} for name, models in names.items() for model in models
     ]
-    if asked.startswith("openai/") and not found:
+    if asked.startswith("openai/") and not expected:
         del entries[0]  # otherwise the entry "*" would match
     config = parse_config(str({"model_list": entries}))
     wildcards = Wildcards(config.model_list, PriceMap(installed_price_map()))
-    made = wildcards.deployments(asked)
-    assert [(item.provider, item.model) for item in made] == found
-    assert [item.id for item in made] == [f"{asked}/{position}" for position in range(len(found))]
+    deployments = wildcards.deployments(asked)
+    assert [(item.provider, item.model) for item in deployments] == expected
+    assert [item.id for item in deployments] == [f"{asked}/{position}" for position in range(len(expected))]

@@ -37,10 +37,10 @@ async def db(tmp_path: Path) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def control(db: Database) -> AsyncIterator[Control]:
-    found = Control(db, {ENABLED: True}, poll_ms=20)
-    await found.start()
-    yield found
-    await found.stop()
+    started = Control(db, {ENABLED: True}, poll_ms=20)
+    await started.start()
+    yield started
+    await started.stop()
 
 
 async def test_without_a_store_settings_come_from_file_and_defaults(tmp_path: Path) -> None:
@@ -79,15 +79,15 @@ async def test_file_value_applies_until_the_store_has_one(control: Control, db: 
 
 async def test_change_by_another_process_is_loaded_once_by_polling(control: Control, db: Database) -> None:
     before = control.snapshot
-    seen: list[Snapshot] = []
-    control.subscribe(seen.append)
+    snapshots: list[Snapshot] = []
+    control.subscribe(snapshots.append)
     await settings.put(db, STEP, 999, "ada", NOW_MS)
     await eventually(lambda: control.snapshot.settings.max_tokens_per_step == 999)
     assert before.settings.max_tokens_per_step == 4000  # a snapshot is immutable
     assert control.snapshot.generation == before.generation + 1
-    assert seen == [control.snapshot]
+    assert snapshots == [control.snapshot]
     await asyncio.sleep(0.1)
-    assert len(seen) == 1  # nothing changed, so nothing was reloaded
+    assert len(snapshots) == 1  # nothing changed, so nothing was reloaded
 
 
 async def test_snapshot_holds_keys_workflows_budgets_and_intensity_scores(control: Control, db: Database) -> None:

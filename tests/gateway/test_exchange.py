@@ -153,24 +153,24 @@ async def test_answer_sets_content_length_and_the_first_of_repeated_headers_wins
 
 async def streamed(exchange: Exchange, *pieces: bytes, broken: bool = False) -> list[SentAnswer]:
     """The answers kept after a stream of these pieces."""
-    kept: list[SentAnswer] = []
+    kept_answers: list[SentAnswer] = []
 
     async def keep(answered: SentAnswer) -> None:
-        kept.append(answered)
+        kept_answers.append(answered)
 
     exchange.keep_answer(keep)
     await exchange.start(200, [(b"content-type", b"text/event-stream")])
     for piece in pieces:
         await exchange.write(piece)
     await (exchange.abort(b"end") if broken else exchange.write(b"end", more=False))
-    return kept
+    return kept_answers
 
 
 async def test_stream_is_kept_whole_unless_broken_or_too_large() -> None:
     client = Client()
-    kept = await streamed(client.exchange(), b"a", b"b")
-    assert [one.body for one in kept] == [b"abend"]
-    assert kept[0].headers == ((b"content-type", b"text/event-stream"),)
+    kept_answers = await streamed(client.exchange(), b"a", b"b")
+    assert [answer.body for answer in kept_answers] == [b"abend"]
+    assert kept_answers[0].headers == ((b"content-type", b"text/event-stream"),)
     assert await streamed(Client().exchange(), b"a", broken=True) == []
     endless = Client()
     assert await streamed(endless.exchange(), b"x" * KEPT_BYTES_MAX, b"y") == []

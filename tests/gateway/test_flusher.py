@@ -46,7 +46,7 @@ class Sink:
         self.calls += 1
         if self.faults:
             raise self.faults.pop(0)
-        fresh = {one.id: one for one in entries if one.id not in self.stored}
+        fresh = {entry.id: entry for entry in entries if entry.id not in self.stored}
         self.stored |= fresh
         return InsertCounts(len(fresh), len(entries) - len(fresh), 0)
 
@@ -88,9 +88,9 @@ async def test_large_backlog_is_parsed_in_chunks_of_at_most_200(db: Database, mo
             turn += 1
             await asyncio.sleep(0)
 
-    def row_of(one: OutboxEntry) -> Any:
+    def row_of(entry: OutboxEntry) -> Any:
         read_in[turn] += 1
-        return usage_event.row_of(one)
+        return usage_event.row_of(entry)
 
     monkeypatch.setattr(usage, "row_of", row_of)
     counting = asyncio.create_task(count_turns())

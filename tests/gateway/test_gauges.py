@@ -63,12 +63,12 @@ async def test_name_with_several_budgets_shows_the_fullest(tmp_path: Path) -> No
 async def test_deleted_budget_is_removed_or_zeroed_with_several_processes(
     api: Api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, several: bool
 ) -> None:
-    made = [
+    budgets = [
         await api.post("/api/budgets", {"scope": "workflow", "match": name, "usd": 1, "window": "day"})
         for name in ("nightly", "weekly")
     ]
     assert await limits_shown(api) == {"nightly": 1.0, "weekly": 1.0}
-    await api.delete(f"/api/budgets/{made[0]['id']}")
+    await api.delete(f"/api/budgets/{budgets[0]['id']}")
     if several:
         # The process still holds the figures in memory. What is tested: it knows that others cannot remove theirs, and sets them to 0.
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))

@@ -14,8 +14,8 @@ HOST = (b"host", b"127.0.0.1:4000")
 def request(
     path: bytes = b"/v1/chat/completions", method: str = "POST", *headers: tuple[bytes, bytes]
 ) -> dict[str, Any]:
-    given = list(headers) or [HOST]
-    return {"type": "http", "method": method, "path": path.decode("latin-1"), "raw_path": path, "headers": given}
+    header_pairs = list(headers) or [HOST]
+    return {"type": "http", "method": method, "path": path.decode("latin-1"), "raw_path": path, "headers": header_pairs}
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,9 @@ async def test_long_call_is_renewed_with_its_prompt_and_output_until_it_ends() -
         await eventually(lambda: len(ledger.renewed) == 2)
         assert ledger.renewed[1] == Progress("a", Amount(42, 0, 1))
         heartbeat.finished(call)
-        seen = len(ledger.renewed)
+        renewals = len(ledger.renewed)
         await asyncio.sleep(0.2)
-        assert len(ledger.renewed) == seen
+        assert len(ledger.renewed) == renewals
 
 
 async def test_call_without_a_hold_is_not_renewed() -> None:
@@ -118,8 +118,8 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
         left.on_waiting()  # waiting again does not make it unsent
         await asyncio.sleep(0.12)
         assert {sign.id: sign.on_lost for sign in ledger.renewed} == {"never": OnLost.RELEASE, "left": OnLost.CHARGE}
-        now_ms, seen = 70_000, ledger.sweeps
-        await eventually(lambda: ledger.sweeps >= seen + 3)
+        now_ms, sweeps_before = 70_000, ledger.sweeps
+        await eventually(lambda: ledger.sweeps >= sweeps_before + 3)
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (2 * 62, 0)
 
@@ -136,8 +136,8 @@ async def test_request_is_not_sent_if_its_hold_cannot_be_confirmed(trouble: str)
         if trouble == "away":
             ledger.errors = [LedgerUnavailable("away")]
         else:
-            now_ms, seen = 70_000, ledger.sweeps
-            await eventually(lambda: ledger.sweeps >= seen + 3)
+            now_ms, sweeps_before = 70_000, ledger.sweeps
+            await eventually(lambda: ledger.sweeps >= sweeps_before + 3)
         confirmation = send_observer.before_send()
         assert confirmation is not None
         with pytest.raises(LedgerOutage):

@@ -131,8 +131,8 @@ async def test_slices_are_extended_ahead_up_to_the_clients_cap() -> None:
 async def test_slice_refused_ahead_of_need_is_asked_for_again_before_the_answer_is_cut() -> None:
     ledger = MemoryLedger()
     keeper = HoldKeeper(await held(ledger, 200, 64, kind=HoldKind.SLICES), reserving(ledger), slice_tokens=64)
-    rest = Reserve("other", "me", (Hold("run/r", Limit(200)),), Demand(126, 0, 0), 60_000, b"{}")
-    assert isinstance(await ledger.reserve("default", rest), Granted)
+    other_reserve = Reserve("other", "me", (Hold("run/r", Limit(200)),), Demand(126, 0, 0), 60_000, b"{}")
+    assert isinstance(await ledger.reserve("default", other_reserve), Granted)
     assert await keeper.covers(60), "the next slice is refused, but this one is not used up"
     assert keeper.allowed_tokens == 64
     await ledger.void("default", "other")

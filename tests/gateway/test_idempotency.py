@@ -60,8 +60,8 @@ def call(number: int = 1) -> Call:
 
 async def test_claim_is_renewed_while_the_call_lasts_even_after_a_failed_renewal() -> None:
     storage = FakeStorage()
-    async with Idempotency(storage, keep_ms=1000).once(exchange(), call()) as kept:
-        assert kept is None
+    async with Idempotency(storage, keep_ms=1000).once(exchange(), call()) as kept_answer:
+        assert kept_answer is None
         async with asyncio.timeout(10):
             while storage.renewed < 3:
                 await asyncio.sleep(0.01)
@@ -76,8 +76,8 @@ async def test_failed_call_frees_its_key() -> None:
     with pytest.raises(GatewayError, match="refused"):
         async with idempotency.once(exchange(), call()):
             raise GatewayError("refused")
-    async with idempotency.once(exchange(), call(2)) as kept:
-        assert kept is None
+    async with idempotency.once(exchange(), call(2)) as kept_answer:
+        assert kept_answer is None
 
 
 async def test_answer_is_kept_before_the_call_ends() -> None:
@@ -86,9 +86,9 @@ async def test_answer_is_kept_before_the_call_ends() -> None:
     first = exchange()
     async with idempotency.once(first, call()):
         await first.answer(200, [(b"content-type", b"application/json")], b"{}")
-        async with idempotency.once(exchange(), call(2)) as kept:
-            assert kept is not None
-            assert kept.body == b"{}"
+        async with idempotency.once(exchange(), call(2)) as kept_answer:
+            assert kept_answer is not None
+            assert kept_answer.body == b"{}"
 
 
 async def test_outage_while_keeping_loses_only_the_kept_answer() -> None:

@@ -11,10 +11,10 @@ from gateway.ids import Ids
 def test_ids_sort_by_time() -> None:
     clock = itertools.count(1_700_000_000_000)
     ids = Ids(lambda: next(clock))
-    made = [ids.new() for _ in range(1000)]
-    assert made == sorted(made)
-    assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in made)
-    assert int(made[0][:12], 16) == 1_700_000_000_000
+    new_ids = [ids.new() for _ in range(1000)]
+    assert new_ids == sorted(new_ids)
+    assert all(re.fullmatch(r"[0-9a-f]{32}", new_id) for new_id in new_ids)
+    assert int(new_ids[0][:12], 16) == 1_700_000_000_000
 
 
 def test_ids_of_one_millisecond_are_unique() -> None:

@@ -61,5 +61,5 @@ async def test_failed_creation_is_retried_at_the_next_request() -> None:
     [("/api", True), ("/api/runs", True), ("/api/", True), ("/apis", False), ("/", False), ("/x/api", False)],
 )
 def test_prefix_route_matches_the_prefix_and_paths_below_it(path: str, is_below: bool) -> None:
-    found, _ = PrefixRoute("/api", None).matches({"type": "http", "path": path})
-    assert found is (Match.FULL if is_below else Match.NONE)
+    match, _ = PrefixRoute("/api", None).matches({"type": "http", "path": path})
+    assert match is (Match.FULL if is_below else Match.NONE)

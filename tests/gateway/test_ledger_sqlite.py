@@ -20,10 +20,10 @@ from policies.reservation import Demand, Granted, Hold, OnLost, State
 
 @pytest.fixture
 async def ledger(tmp_path: Path) -> AsyncIterator[SqliteLedger]:
-    made = SqliteLedger(tmp_path / "ledger.db")
-    await made.open()
-    yield made
-    await made.close()
+    opened = SqliteLedger(tmp_path / "ledger.db")
+    await opened.open()
+    yield opened
+    await opened.close()
 
 
 def request(name: str, account: str = "run", tokens: int = 10) -> Reserve:
@@ -74,7 +74,11 @@ async def test_ids_newer_than_all_written_ones_need_no_lookup(tmp_path: Path) ->
     """Ids of new calls sort after all that were written, also by an earlier process."""
 
     def lookups(statements: list[str]) -> list[str]:
-        return [one for one in statements if one.startswith(("SELECT", "WITH")) and "JOIN reservation" in one]
+        return [
+            statement
+            for statement in statements
+            if statement.startswith(("SELECT", "WITH")) and "JOIN reservation" in statement
+        ]
 
     ledger = SqliteLedger(tmp_path / "ledger.db")
     await ledger.open()

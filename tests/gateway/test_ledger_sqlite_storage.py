@@ -71,20 +71,20 @@ def test_storage_reads_the_same_after_its_cache_is_dropped(connection: sqlite3.C
     book.current_run("p", "nightly", "r1", 10, 7)
     book.record("p", [OutboxEntry("", "c0", EntryKind.RECORDED, "p", Amount(1), 7, draft, draft)], 7)
 
-    def seen() -> tuple[object, ...]:
+    def contents() -> tuple[object, ...]:
         accounts, reservation = [storage.account("p", name) for name in ("run", "key")], storage.reservation("p", "c1")
         return accounts, reservation, storage.run("p", "nightly"), storage.outbox_size()
 
-    before = seen()
+    before = contents()
     assert before[-1] == 1
     if folded:
         storage.fold()
     storage.commit(8)
     storage.roll_back()
-    assert seen() == before
-    found = storage.account("p", "key")
-    assert found is not None
-    assert found.tightened is UNLIMITED
+    assert contents() == before
+    account = storage.account("p", "key")
+    assert account is not None
+    assert account.tightened is UNLIMITED
     (entry,) = storage.outbox()
     assert (entry.draft, entry.detail) == (draft, draft)
 
@@ -147,7 +147,9 @@ def test_every_change_is_persisted(connection: sqlite3.Connection, name: str) ->
     assert again.account("p", "run") == twin.account("p", "run")
     for reservation_id in ("c1", "c2"):
         assert again.reservation("p", reservation_id) == twin.reservation("p", reservation_id)
-    assert [replace(one, position="") for one in again.outbox()] == [replace(one, position="") for one in twin.outbox()]
+    assert [replace(entry, position="") for entry in again.outbox()] == [
+        replace(entry, position="") for entry in twin.outbox()
+    ]
 
 
 Step = Callable[[Book, int], object]
@@ -210,11 +212,11 @@ def test_committed_state_survives_a_crash_at_any_stage_of_folding(
             assert [entry.id for entry in storage.outbox()] == [entry.id for entry in twin.outbox()]
             assert storage.outbox_size() == twin.outbox_size()
             for n in CALLS:
-                assert seen(storage, n, now_ms) == seen(twin, n, now_ms)
+                assert records_of(storage, n, now_ms) == records_of(twin, n, now_ms)
             assert storage.due_reservations(now_ms, 100) == twin.due_reservations(now_ms, 100)
 
 
-def seen(storage: BookStorage, n: int, now_ms: int) -> tuple[object, ...]:
+def records_of(storage: BookStorage, n: int, now_ms: int) -> tuple[object, ...]:
     """Without what a purge may remove: the journal may bring it back."""
     account, reservation, run = (
         storage.account("p", f"run{n}"),

@@ -15,9 +15,9 @@ from tests.api_client import Api, close_api, make_persistent_api
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    made = await make_persistent_api(tmp_path)
-    yield made
-    await close_api(made)
+    persistent_api = await make_persistent_api(tmp_path)
+    yield persistent_api
+    await close_api(persistent_api)
 
 
 async def chat(api: Api, run: str, parent: str | None = None, **more: Any) -> httpx.Response:

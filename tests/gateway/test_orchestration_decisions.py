@@ -206,8 +206,8 @@ UNREADABLE: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("declaration", UNREADABLE)
 def test_readable_parts_of_an_invalid_declaration_apply(declaration: dict[str, Any]) -> None:
-    found = read(Workflow("default", "wf", "observe", {"budget_tokens": 7, **declaration}))
-    assert (found.limit.tokens, found.observes, found.ladder, dict(found.steps)) == (7, True, None, {})
+    declared = read(Workflow("default", "wf", "observe", {"budget_tokens": 7, **declaration}))
+    assert (declared.limit.tokens, declared.observes, declared.ladder, dict(declared.steps)) == (7, True, None, {})
 
 
 async def test_store_outage_fails_no_call_and_delays_the_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,8 @@ async def test_scoring_counts_tools_and_retries(tmp_path: Path) -> None:
         {
             "role": "assistant",
             "tool_calls": [
-                {"id": one, "type": "function", "function": {"name": "find", "arguments": "{}"}} for one in ("1", "2")
+                {"id": tool_call_id, "type": "function", "function": {"name": "find", "arguments": "{}"}}
+                for tool_call_id in ("1", "2")
             ],
         },
         {"role": "tool", "tool_call_id": "1", "content": "a"},
@@ -276,8 +277,8 @@ async def test_scoring_counts_tools_and_retries(tmp_path: Path) -> None:
         await runs_of(farebox, "handy", 5, body={"tools": tools, "messages": results})
         await caught_up(farebox)
         await farebox.orchestration.scoring.measure()
-        seen = (await farebox.ask("GET", "/api/agents/handy/intensity"))["metrics"]["seen"]
-        assert (seen["distinct_tools"], seen["tool_calls"], seen["retries"]) == (3, 10, 0)
+        observed = (await farebox.ask("GET", "/api/agents/handy/intensity"))["metrics"]["seen"]
+        assert (observed["distinct_tools"], observed["tool_calls"], observed["retries"]) == (3, 10, 0)
 
 
 async def test_on_pressure_of_a_declaration_beats_the_default(tmp_path: Path) -> None:
@@ -302,5 +303,5 @@ def test_tool_results_are_counted_in_every_protocol() -> None:
         [{"role": "user", "content": "hi"}],
         [{"role": "tool"}, {"role": "user"}],
     ]
-    assert [tool_results(given) for given in (chat, messages, responses)] == [2, 2, 1]
-    assert [tool_results(given) for given in nothing] == [0] * len(nothing)
+    assert [tool_results(request_body) for request_body in (chat, messages, responses)] == [2, 2, 1]
+    assert [tool_results(request_body) for request_body in nothing] == [0] * len(nothing)

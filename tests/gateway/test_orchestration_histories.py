@@ -46,9 +46,9 @@ async def test_history_by_intent_is_read_once_a_minute_per_project(
     clock: dict[str, Any] = {"ms": LATER_MS}
     histories = WorkflowHistories(store, lambda: clock["ms"])
     for workflow in ("one", "two", "one"):
-        found = (await histories.of("default", workflow, alike=True)).of("draft", "send")
-        assert found is not None
-        assert (found.samples, found.of) == (10, "intent"), "five samples of the workflow itself are too few"
+        history = (await histories.of("default", workflow, alike=True)).of("draft", "send")
+        assert history is not None
+        assert (history.samples, history.of) == (10, "intent"), "five samples of the workflow itself are too few"
     assert read == [LATER_MS]
     clock["ms"] += 60_000
     await histories.of("default", "three", alike=True)

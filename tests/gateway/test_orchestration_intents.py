@@ -139,20 +139,20 @@ async def test_unstorable_characters_are_removed_from_reasoning(store: Database)
     for number, step in enumerate(("work-on-it", "work-on-that"), 1):
         await intents.of(call_of(step), None, SURE)
         await settled(model, number)
-    kept = await intent_store.latest(store, clock())
-    assert [learned.reasoning for learned in kept] == ["half  and none"] * 2
+    latest = await intent_store.latest(store, clock())
+    assert [learned.reasoning for learned in latest] == ["half  and none"] * 2
     await intents.stop()
 
 
 async def test_system_prompt_in_parts_is_classified(store: Database) -> None:
     intents = await started(store, FakeModel(), Clock())
-    seen = []
+    classified = []
     for order in ("Translate the text into German.", "Summarize the text in three sentences."):
         system = [{"type": "text", "text": order, "cache_control": {"type": "ephemeral"}}]
         messages = [{"role": "user", "content": "Hi."}]
         call = call_with_body("/v1/messages", max_tokens=9, system=system, messages=messages)
-        seen.append((await intents.of(call, None, 0.3)).intent)
-    assert seen == ["transform", "summarize"]
+        classified.append((await intents.of(call, None, 0.3)).intent)
+    assert classified == ["transform", "summarize"]
     await intents.stop()
 
 

@@ -326,9 +326,10 @@ async def test_allocate_gives_the_same_plan_as_a_real_run(tmp_path: Path) -> Non
     async with orchestrated(tmp_path, max_tokens_per_workflow=4000) as farebox:
         real = await farebox.ask("POST", "/api/runs", {"workflow": "x", "run": "r1", "steps": STEPS})
         dry = await farebox.ask("POST", "/api/allocate", {"tokens": 4000, "steps": STEPS})
-        assert [(one["step"], one["tokens"], one["hard_limit_tokens"]) for one in dry["allocations"]] == [
-            (step["step"], step["allocation_tokens"], step["hard_limit_tokens"]) for step in real["steps"]
-        ]
+        assert [
+            (allocation["step"], allocation["tokens"], allocation["hard_limit_tokens"])
+            for allocation in dry["allocations"]
+        ] == [(step["step"], step["allocation_tokens"], step["hard_limit_tokens"]) for step in real["steps"]]
         assert dry["pool_tokens"] == real["pool_tokens"]
 
 

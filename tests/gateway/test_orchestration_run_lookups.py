@@ -47,18 +47,20 @@ async def test_lookups_made_during_a_query_share_the_next_one(store: FakeStore, 
     await asyncio.sleep(0.005)
     others = [asyncio.ensure_future(lookups.get("p", f"r{number}")) for number in range(1, 50)]
     others.append(asyncio.ensure_future(lookups.get("p", "r7")))
-    found = await asyncio.gather(first, *others)
-    assert [run.run if run else None for run in found] == [*(f"r{number}" for number in range(50)), "r7"]
+    runs = await asyncio.gather(first, *others)
+    assert [run.run if run else None for run in runs] == [*(f"r{number}" for number in range(50)), "r7"]
     assert store.queries == [("p", ["r0"]), ("p", [f"r{number}" for number in range(1, 50)])]
 
 
 async def test_projects_are_looked_up_separately_and_an_unknown_run_is_none(
     store: FakeStore, lookups: RunLookups
 ) -> None:
-    one, other, none = await asyncio.gather(lookups.get("a", "r"), lookups.get("b", "r"), lookups.get("a", "unknown"))
-    assert one is not None
-    assert other is not None
-    assert (one.project, other.project, none) == ("a", "b", None)
+    first, second, none = await asyncio.gather(
+        lookups.get("a", "r"), lookups.get("b", "r"), lookups.get("a", "unknown")
+    )
+    assert first is not None
+    assert second is not None
+    assert (first.project, second.project, none) == ("a", "b", None)
 
 
 async def test_hanging_store_delays_only_the_first_lookup(
@@ -74,8 +76,8 @@ async def test_hanging_store_delays_only_the_first_lookup(
     assert time.monotonic() - started < 0.9
     await asyncio.sleep(1.0)
     store.takes_s = 0.01
-    found = await lookups.get("p", "r")
-    assert found is not None
+    run = await lookups.get("p", "r")
+    assert run is not None
 
 
 async def test_store_outage_fails_all_waiting_lookups_and_is_retried_later(
@@ -83,7 +85,7 @@ async def test_store_outage_fails_all_waiting_lookups_and_is_retried_later(
 ) -> None:
     store.error = StoreUnavailable("away")
     errors = await asyncio.gather(lookups.get("p", "r"), lookups.get("p", "s"), return_exceptions=True)
-    assert [type(one) for one in errors] == [StoreUnavailable, StoreUnavailable]
+    assert [type(error) for error in errors] == [StoreUnavailable, StoreUnavailable]
     store.error = None
     assert await lookups.get("p", "r") is not None
 

@@ -116,7 +116,7 @@ class Scenario:
 
     @property
     def rungs(self) -> list[tuple[str, str]]:
-        return [(str(one["rung"]), one["result"]) for one in self.call.decisions if "rung" in one]
+        return [(str(decision["rung"]), decision["result"]) for decision in self.call.decisions if "rung" in decision]
 
 
 ALL = ("compress", "route", "clamp", "refuse")
@@ -191,7 +191,7 @@ def test_refused_call_fits_in_no_form_that_its_ladder_allows(
         demand = least + answer, least * PRICES[model][0] + answer * PRICES[model][1]
         limits = [(limit.tokens, limit.nano_usd) for limit in (run, step)]
         assert any(
-            most is not None and one > most for both in limits for one, most in zip(demand, both, strict=True)
+            most is not None and needed > most for both in limits for needed, most in zip(demand, both, strict=True)
         ), model
 
 

@@ -85,9 +85,9 @@ class System:
         accounts = await reconcile.run_accounts(self.db, "default", 0)
         return await reconcile.reconcile(self.ledger, self.db, "default", accounts, self.flush)
 
-    async def repair(self, found: Reconciliation) -> int:
+    async def repair(self, reconciliation: Reconciliation) -> int:
         accounts = await reconcile.run_accounts(self.db, "default", 0)
-        entries = await reconcile.repair(self.ledger, self.db, found, accounts)
+        entries = await reconcile.repair(self.ledger, self.db, reconciliation, accounts)
         await self.flush()
         return len(entries)
 
@@ -103,9 +103,9 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
 
 async def test_usage_rows_sum_up_to_the_account_of_every_run_and_step(system: System) -> None:
     await system.some_calls()
-    found = await system.check()
-    assert found.checked == 4 + 8
-    assert (found.drifts, found.moving, found.drift_nano_usd) == ((), (), 0)
+    reconciliation = await system.check()
+    assert reconciliation.checked == 4 + 8
+    assert (reconciliation.drifts, reconciliation.moving, reconciliation.drift_nano_usd) == ((), (), 0)
 
 
 async def test_drift_of_1_nano_usd_is_found_and_repaired_by_one_entry(system: System) -> None:
@@ -115,19 +115,19 @@ async def test_drift_of_1_nano_usd_is_found_and_repaired_by_one_entry(system: Sy
     async with system.db.begin() as connection:
         statement = "UPDATE token_usage SET cost_nano_usd = cost_nano_usd + 1 WHERE id = :id"
         await connection.execute(text(statement), {"id": call_id})
-    found = await system.check()
+    reconciliation = await system.check()
     # The step, its run and its ancestors: each is reported with its difference.
-    assert {drift.account: drift.difference for drift in found.drifts} == dict.fromkeys(
+    assert {drift.account: drift.difference for drift in reconciliation.drifts} == dict.fromkeys(
         ("step/r2/plan", "run/r2", "run/r1", "run/r0"), Amount(0, -1, 0)
     )
-    assert found.drift_nano_usd == 4
-    assert await system.repair(found) == 1
+    assert reconciliation.drift_nano_usd == 4
+    assert await system.repair(reconciliation) == 1
     assert (await system.check()).drifts == ()
     page = await usage_report.calls(system.db, UsageFilter(run="r2"))
     (row,) = [call for call in page.calls if call["status"] == "repair"]
     assert (row["step"], row["workflow"], row["cost_nano_usd"], row["requests"]) == ("plan", "wf", -1, 0)
     assert orjson.loads(row["detail"])["account"] == "step/r2/plan"
-    assert await system.repair(found) == 1  # the same finding repaired again: the same id
+    assert await system.repair(reconciliation) == 1  # the same finding repaired again: the same id
     assert (await system.check()).drifts == ()
 
 
@@ -136,9 +136,15 @@ async def test_deleted_rows_are_repaired_once_on_every_level(system: System) -> 
     await system.flush()
     async with system.db.begin() as connection:
         await connection.execute(text("DELETE FROM token_usage WHERE run IN ('r1', 'r9')"))
-    found = await system.check()
-    assert {drift.account for drift in found.drifts} >= {"run/r0", "run/r1", "run/r9", "step/r1/plan", "step/r9/draft"}
-    assert await system.repair(found) == 4  # two steps of two runs
+    reconciliation = await system.check()
+    assert {drift.account for drift in reconciliation.drifts} >= {
+        "run/r0",
+        "run/r1",
+        "run/r9",
+        "step/r1/plan",
+        "step/r9/draft",
+    }
+    assert await system.repair(reconciliation) == 4  # two steps of two runs
     again = await system.check()
     assert (again.drifts, again.moving) == ((), ())
 
@@ -163,8 +169,8 @@ async def test_account_that_changes_during_the_check_is_no_drift(system: System)
         await system.call("r0", "plan", Amount(5, 5, 1))
         return await system.flush()
 
-    found = await reconcile.reconcile(system.ledger, system.db, "default", accounts, busy)
-    assert (found.drifts, set(found.moving)) == ((), {"run/r0", "step/r0/plan"})
+    reconciliation = await reconcile.reconcile(system.ledger, system.db, "default", accounts, busy)
+    assert (reconciliation.drifts, set(reconciliation.moving)) == ((), {"run/r0", "step/r0/plan"})
 
 
 async def test_events_in_transit_are_no_drift(system: System) -> None:
@@ -176,8 +182,8 @@ async def test_events_in_transit_are_no_drift(system: System) -> None:
     async def elsewhere() -> bool:
         return True  # another gateway has read the entries and not committed them yet
 
-    found = await reconcile.reconcile(system.ledger, system.db, "default", accounts, elsewhere)
-    assert (found.drifts, set(found.moving)) == ((), {"run/r0", "step/r0/plan"})
+    reconciliation = await reconcile.reconcile(system.ledger, system.db, "default", accounts, elsewhere)
+    assert (reconciliation.drifts, set(reconciliation.moving)) == ((), {"run/r0", "step/r0/plan"})
 
 
 async def test_run_with_33000_child_runs_is_summed(db: Database) -> None:
@@ -185,16 +191,16 @@ async def test_run_with_33000_child_runs_is_summed(db: Database) -> None:
     names = {"project": "default", "parent_run": "r0", "first_at": NOW_MS, "last_at": NOW_MS}
     async with db.begin() as connection:
         await insert(connection, runs, [{"run": f"c{n}", **names} for n in range(33_000)], ignore_conflict)
-    found = await reconcile._stored(db, "default", {"run/r0": RunRows("r0")})
-    assert found == {"run/r0": Amount(100, 0, 2)}
+    stored = await reconcile._stored(db, "default", {"run/r0": RunRows("r0")})
+    assert stored == {"run/r0": Amount(100, 0, 2)}
 
 
 async def test_drift_equals_the_dead_lettered_amount(system: System) -> None:
     await system.call("r0", "plan", Amount(5, 6, 1))
     await system.call("r0", "x" * 600, Amount(7, 8, 1))
-    found = await system.check()
-    assert found.parked == Amount(7, 8, 1)
-    assert {drift.account: drift.difference for drift in found.drifts} == {"run/r0": Amount(7, 8, 1)}
+    reconciliation = await system.check()
+    assert reconciliation.parked == Amount(7, 8, 1)
+    assert {drift.account: drift.difference for drift in reconciliation.drifts} == {"run/r0": Amount(7, 8, 1)}
 
 
 async def test_rebuilt_ledger_has_the_balances_of_the_lost_one(system: System) -> None:
@@ -210,7 +216,7 @@ async def test_rebuilt_ledger_has_the_balances_of_the_lost_one(system: System) -
     ]
     now_ms = await new.now_ms()
     accounts = sorted(
-        {link.hold.account for one in subjects for link in chain_for(one, BUDGETS, RunLimits(), now_ms).links}
+        {link.hold.account for subject in subjects for link in chain_for(subject, BUDGETS, RunLimits(), now_ms).links}
     )
     count = await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", now_ms, BUDGETS, KEYS)
     assert count == len(accounts) == 4 + 8 + 1 + 2 + 1 + 1
@@ -225,8 +231,8 @@ async def test_accounts_of_limits_on_keys_are_rebuilt(system: System) -> None:
     limited = [ApiKey("k1", "ci", "default", "", "", limits={"tokens": 300}), KEYS[2]]
     new = MemoryLedger(clock_ms=lambda: NOW_MS)
     await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", NOW_MS, (), limited)
-    found = await new.balances("default", ["key/ci@total", "key/ops@total"])
-    assert [balance.settled.tokens for balance in found] == [300, 0]
+    balances = await new.balances("default", ["key/ci@total", "key/ops@total"])
+    assert [balance.settled.tokens for balance in balances] == [300, 0]
 
 
 @pytest.mark.parametrize("charged_in_the_run", [False, True], ids=["after-a-reset", "in-an-earlier-window"])
@@ -244,8 +250,8 @@ async def test_account_with_nothing_but_a_late_refund_is_rebuilt_as_unused(
     day = Budget(Scope.AGENT, Limit(tokens=1000), "ada", window=Window.DAY)
     await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", NOW_MS, [day])
     account = chain_for(Subject("default", agent="ada"), [day], RunLimits(), NOW_MS).links[0].hold.account
-    found = await new.balances("default", [account, "run/r1", "step/r1/draft"])
-    assert [balance.settled.tokens for balance in found] == [0, *([33, 33] if charged_in_the_run else [0, 0])]
+    balances = await new.balances("default", [account, "run/r1", "step/r1/draft"])
+    assert [balance.settled.tokens for balance in balances] == [0, *([33, 33] if charged_in_the_run else [0, 0])]
 
 
 async def test_gates_and_overrides_of_runs_are_rebuilt(system: System) -> None:
@@ -257,9 +263,9 @@ async def test_gates_and_overrides_of_runs_are_rebuilt(system: System) -> None:
     await runs_store.set_plan(system.db, "default", "r2", own)
     new = MemoryLedger(clock_ms=lambda: NOW_MS)
     await reconcile.rebuild(partial(new.restore, "default"), system.db, "default", NOW_MS)
-    found = await new.balances("default", ["run/r0", "run/r1", "run/r2"])
-    assert [balance.gate for balance in found] == [Gate.CANCELLED, Gate.PAUSED, Gate.OPEN]
-    assert found[2].limit == Limit(tokens=5000)
+    reconciliation = await new.balances("default", ["run/r0", "run/r1", "run/r2"])
+    assert [balance.gate for balance in reconciliation] == [Gate.CANCELLED, Gate.PAUSED, Gate.OPEN]
+    assert reconciliation[2].limit == Limit(tokens=5000)
 
 
 async def test_empty_store_rebuilds_nothing(system: System) -> None:

@@ -33,7 +33,7 @@ class UnreliableLedger(MemoryLedger):
             raise self.closed[project]
         if self.slow is not None:
             await self.slow.wait()
-        self.taken += [one.id for one in entries]
+        self.taken += [entry.id for entry in entries]
 
 
 async def test_events_are_written_once_and_in_order() -> None:

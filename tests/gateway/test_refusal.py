@@ -42,8 +42,8 @@ def refused(reason: Refusal, unit: Units = "tokens", gate: Gate = Gate.OPEN) -> 
     balance = Balance(
         "account",
         Limit(**{unit: figures["limit"]}),
-        Amount(*(figures["settled"] if unit == one else 0 for one in ("tokens", "nano_usd", "requests"))),
-        Amount(*(figures["reserved"] if unit == one else 0 for one in ("tokens", "nano_usd", "requests"))),
+        Amount(*(figures["settled"] if unit == name else 0 for name in ("tokens", "nano_usd", "requests"))),
+        Amount(*(figures["reserved"] if unit == name else 0 for name in ("tokens", "nano_usd", "requests"))),
         gate,
     )
     return Refused(reason, "account", unit, 412, balance, NOW_MS)

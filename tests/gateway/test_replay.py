@@ -10,9 +10,13 @@ EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"),)
 
 
 def test_successful_answer_is_kept_unchanged() -> None:
-    kept = storable_answer(SentAnswer(200, JSON, b': budget {"a":1}\n\n'), b"f")
-    assert kept is not None
-    assert (kept.fingerprint, kept.content_type, kept.body) == (b"f", b"application/json", b': budget {"a":1}\n\n')
+    stored_answer = storable_answer(SentAnswer(200, JSON, b': budget {"a":1}\n\n'), b"f")
+    assert stored_answer is not None
+    assert (stored_answer.fingerprint, stored_answer.content_type, stored_answer.body) == (
+        b"f",
+        b"application/json",
+        b': budget {"a":1}\n\n',
+    )
 
 
 def test_error_answer_is_not_kept() -> None:
@@ -21,9 +25,9 @@ def test_error_answer_is_not_kept() -> None:
 
 def test_stream_is_kept_without_its_budget_comment() -> None:
     stream = b'data: {"text":"\\n: budget {}"}\n\n: budget {"run":"r"}\n\ndata: [DONE]\n\n'
-    kept = storable_answer(SentAnswer(200, EVENTS, stream))
-    assert kept is not None
-    assert kept.body == b'data: {"text":"\\n: budget {}"}\n\ndata: [DONE]\n\n'
+    stored_answer = storable_answer(SentAnswer(200, EVENTS, stream))
+    assert stored_answer is not None
+    assert stored_answer.body == b'data: {"text":"\\n: budget {}"}\n\ndata: [DONE]\n\n'
 
 
 def test_canonical_form_ignores_key_order_and_keeps_types() -> None:

@@ -33,9 +33,9 @@ def headers_of(*links: tuple[Scope, str, Limit, bool]) -> dict[str, str]:
     )
     call = call_of(Tags("w", "r", "draft"), chain)
     balances = [Balance(link.hold.account, link.hold.limit, USED, HELD) for link in chain.links]
-    given = budget_headers(call, balances)
-    assert len(dict(given)) == len(given), "no header is repeated"
-    return dict(given)
+    headers = budget_headers(call, balances)
+    assert len(dict(headers)) == len(headers), "no header is repeated"
+    return dict(headers)
 
 
 def test_headers_give_tokens_of_step_and_run_and_money_of_the_run() -> None:

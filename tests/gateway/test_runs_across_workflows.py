@@ -14,10 +14,10 @@ LIMIT = 300
 
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    made = await make_persistent_api(tmp_path)
-    await made.post("/api/budgets", {"scope": "run", "match": "lim-*", "tokens": LIMIT})
-    yield made
-    await close_api(made)
+    persistent_api = await make_persistent_api(tmp_path)
+    await persistent_api.post("/api/budgets", {"scope": "run", "match": "lim-*", "tokens": LIMIT})
+    yield persistent_api
+    await close_api(persistent_api)
 
 
 async def run_limit(api: Api, workflow: str, run: str = "fx") -> str:
@@ -75,6 +75,6 @@ async def test_operators_budget_for_the_run_beats_the_budgets_of_all_workflows(a
 
 async def test_raised_budget_applies_to_a_run_of_one_workflow(api: Api) -> None:
     assert await run_limit(api, "lim-1") == str(LIMIT)
-    (budget,) = [one for one in (await api.get("/api/budgets"))["budgets"] if one["match"] == "lim-*"]
+    (budget,) = [budget for budget in (await api.get("/api/budgets"))["budgets"] if budget["match"] == "lim-*"]
     await api.put(f"/api/budgets/{budget['id']}", {"scope": "run", "match": "lim-*", "tokens": 900})
     assert await run_limit(api, "lim-1") == "900"

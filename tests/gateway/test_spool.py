@@ -188,8 +188,10 @@ async def test_kill_9_loses_no_appended_record(tmp_path: Path) -> None:
         child.send_signal(signal.SIGKILL)
         appended += [int(line) for line in child.stdout.read().splitlines()]
     async with spool_in(tmp_path) as spool:
-        kept = spool.pending()
+        pending = spool.pending()
     assert {f"c{number}" for number in appended} <= {
-        record.reservation_id for record in kept if isinstance(record, Settlement)
+        record.reservation_id for record in pending if isinstance(record, Settlement)
     }
-    assert all(isinstance(record, Settlement) and record.reservation_id == f"c{record.used.tokens}" for record in kept)
+    assert all(
+        isinstance(record, Settlement) and record.reservation_id == f"c{record.used.tokens}" for record in pending
+    )

@@ -51,16 +51,18 @@ async def by_alembic(file: Path) -> list[str]:
 
 
 async def test_snapshot_equals_the_schema_of_the_migrations(tmp_path: Path) -> None:
-    made = await by_alembic(tmp_path / "alembic.db")
+    statements = await by_alembic(tmp_path / "alembic.db")
     if os.environ.get("FAREBOX_WRITE_SNAPSHOT"):
-        embedded_schema_file().write_text("\n\n".join(made) + "\n", encoding="utf-8")
-    assert await migrated(tmp_path / "new.db") == made, "run `make snapshot` to regenerate migrations/embedded.sql"
+        embedded_schema_file().write_text("\n\n".join(statements) + "\n", encoding="utf-8")
+    assert await migrated(tmp_path / "new.db") == statements, (
+        "run `make snapshot` to regenerate migrations/embedded.sql"
+    )
 
 
 async def test_outdated_snapshot_is_migrated_to_the_current_schema(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = await by_alembic(tmp_path / "alembic.db")
+    statements = await by_alembic(tmp_path / "alembic.db")
     database = Database(f"sqlite:///{tmp_path / 'alembic.db'}")
     await database.open()
     async with database.begin() as connection:
@@ -69,7 +71,7 @@ async def test_outdated_snapshot_is_migrated_to_the_current_schema(
     older = tmp_path / "older.sql"
     older.write_text("\n\n".join(contents(tmp_path / "alembic.db")))
     monkeypatch.setattr(schema_snapshot, "embedded_schema_file", lambda: older)
-    assert sorted(await migrated(tmp_path / "new.db")) == sorted(made)
+    assert sorted(await migrated(tmp_path / "new.db")) == sorted(statements)
 
 
 async def test_file_with_other_tables_is_migrated_by_alembic(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ async def test_result_keeps_its_rows_and_row_count_after_the_transaction(db: Dat
     async with db.begin() as connection:
         changed = await connection.execute(text("INSERT INTO notes VALUES (:a), (:b)"), {"a": 1, "b": 2})
         assert changed.rowcount == 2
-        found = await connection.execute(text("SELECT number, number * 2 AS twice FROM notes"))
-    assert [dict(row) for row in found.mappings()] == [{"number": 1, "twice": 2}, {"number": 2, "twice": 4}]
+        result = await connection.execute(text("SELECT number, number * 2 AS twice FROM notes"))
+    assert [dict(row) for row in result.mappings()] == [{"number": 1, "twice": 2}, {"number": 2, "twice": 4}]
 
 
 async def test_event_loop_runs_while_sqlite_works(db: Database) -> None:

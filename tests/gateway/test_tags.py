@@ -23,9 +23,9 @@ PATHS: list[tuple[str, dict[str, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "tags", "rest"), PATHS)
-def test_path_prefix_is_split_into_tags_and_rest(path: str, tags: dict[str, str], rest: str) -> None:
-    assert split_path(path) == (tags, rest)
+@pytest.mark.parametrize(("path", "tags", "path_rest"), PATHS)
+def test_path_prefix_is_split_into_tags_and_rest(path: str, tags: dict[str, str], path_rest: str) -> None:
+    assert split_path(path) == (tags, path_rest)
 
 
 @pytest.mark.parametrize("path", ["/w//v1/x", "/w/a b/v1/x", "/w/a/r/\x00/v1/x", "/w/" + "x" * 129 + "/v1", "/w/é/v1"])

@@ -100,11 +100,11 @@ def test_assembled_events_equal_the_answer(name: ProtocolName) -> None:
     endpoint, answer = WHOLE[name]
     choices = {"n": 2, "stream_options": {"include_usage": True}} if "choices" in answer else {}
     relay, counter = relay_of(endpoint, **choices)
-    given = relay.feed(events_of(name, json.dumps(answer).encode())) + relay.close(None)
+    stream = relay.feed(events_of(name, json.dumps(answer).encode())) + relay.close(None)
     protocol = protocol_of(endpoint)
     assert relay.is_finished
     assert relay.usage == protocol.usage(answer)
-    assert protocol.assemble(given) == answer
+    assert protocol.assemble(stream) == answer
     assert ("text 0" if name == "completions" else "hi there") in counter.texts
 
 

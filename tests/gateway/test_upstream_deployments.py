@@ -39,9 +39,9 @@ def clock() -> Clock:
 
 
 def chosen(pool: DeploymentPool, name: str = "m", *exclude: str, include_cooling_down: bool = False) -> Deployment:
-    found = pool.choose(name, exclude, include_cooling_down=include_cooling_down)
-    assert found is not None
-    return found
+    deployment = pool.choose(name, exclude, include_cooling_down=include_cooling_down)
+    assert deployment is not None
+    return deployment
 
 
 def test_load_is_shared_by_weight(clock: Clock) -> None:
@@ -268,8 +268,8 @@ class Entry:
     ],
 )
 def test_provider_and_model_are_derived_from_the_entry(params: dict[str, Any], provider: str, model: str) -> None:
-    (made,) = deployments_of([Entry("m", params)], PriceMap(installed_price_map()))
-    assert (made.provider, made.model) == (provider, model)
+    (deployment,) = deployments_of([Entry("m", params)], PriceMap(installed_price_map()))
+    assert (deployment.provider, deployment.model) == (provider, model)
 
 
 def test_deployments_of_one_name_are_numbered() -> None:

@@ -37,15 +37,15 @@ PATHS = {
 
 @pytest.fixture
 async def lane() -> AsyncIterator[DirectLane]:
-    made = DirectLane(environment={})
-    yield made
-    await made.close()
+    direct_lane = DirectLane(environment={})
+    yield direct_lane
+    await direct_lane.close()
 
 
 def deployment(provider: FakeProvider, *, name: str = "openai", model: str = "gpt-x", **params: Any) -> Deployment:
     base = provider.anthropic_url if name == "anthropic" else provider.openai_url
-    given = {"api_base": base, "api_key": "sk-the-entrys-key", **params}
-    return Deployment("public-name/0", "public-name", name, model, "auto", given, {})
+    parameters = {"api_base": base, "api_key": "sk-the-entrys-key", **params}
+    return Deployment("public-name/0", "public-name", name, model, "auto", parameters, {})
 
 
 def call(protocol: ProtocolName = "chat", *, stream: bool = False, **fields: Any) -> UpstreamCall:
@@ -97,11 +97,11 @@ class RecordingObserver:
 
 async def test_request_is_sent_after_its_send_observer_agrees(provider: FakeProvider, lane: DirectLane) -> None:
     """Over a new connection, and over one that another call has used."""
-    for seen in (0, 1):
+    for connections_before in (0, 1):
         send_observer = RecordingObserver(provider)
         asked = replace(call(), send_observer=send_observer)
         assert (await lane.send(deployment(provider), asked)).status == 200
-        assert send_observer.events == [("on_waiting", seen), ("before_send", seen)]
+        assert send_observer.events == [("on_waiting", connections_before), ("before_send", connections_before)]
 
 
 async def test_nothing_is_sent_if_the_send_observer_refuses(provider: FakeProvider, lane: DirectLane) -> None:
@@ -137,9 +137,9 @@ async def test_only_listed_headers_are_sent_with_the_providers_credential(
         "host": "elsewhere",
     }
     await lane.send(deployment(provider, name="anthropic"), asked)
-    seen = provider.last.headers
-    assert seen.pop("host") == provider.url.removeprefix("http://")
-    assert seen == {
+    sent_headers = provider.last.headers
+    assert sent_headers.pop("host") == provider.url.removeprefix("http://")
+    assert sent_headers == {
         "accept": "application/json",
         "accept-encoding": "identity",
         "anthropic-beta": "tools-2026",

@@ -118,7 +118,7 @@ async def test_call_that_passed_8_gateways_is_508(hops: str, passes: bool) -> No
     async with FakeProvider() as provider:
         asked = UpstreamCall("chat", BODY, False, headers={"x-farebox-hops": hops} if hops else {})
         answer = await forwarding.send(deployment("openai", api_base=provider.openai_url), asked)
-        sent_hops = [seen.headers["x-farebox-hops"] for seen in provider.requests]
+        sent_hops = [request.headers["x-farebox-hops"] for request in provider.requests]
     assert sent_hops == ([str(int(hops or 0) + 1)] if passes else [])
     if passes:
         assert answer.status == 200

@@ -79,9 +79,9 @@ async def running(provider: Provider, serve: Serve | None = None) -> AsyncIterat
 
 @pytest.fixture
 async def client() -> AsyncIterator[HttpClient]:
-    made = HttpClient(ClientLimits(connections=2, keepalive_s=5.0))
-    yield made
-    await made.close()
+    http_client = HttpClient(ClientLimits(connections=2, keepalive_s=5.0))
+    yield http_client
+    await http_client.close()
 
 
 async def post(client: HttpClient, address: Address, body: bytes = b"{}", answer_s: float = 10.0) -> HttpAnswer:
@@ -152,13 +152,13 @@ async def test_idle_connection_closed_by_the_provider_is_not_reused(client: Http
 )
 async def test_chunks_trailers_and_informational_answers_are_read(client: HttpClient, answer: bytes) -> None:
     async with running(Provider(answer)) as address:
-        got = await post(client, address)
-        assert (got.status, await whole(got)) == (200, b"ok")
-        assert not {b"link", b"x-trailer"} & {name for name, _ in got.headers}
+        response = await post(client, address)
+        assert (response.status, await whole(response)) == (200, b"ok")
+        assert not {b"link", b"x-trailer"} & {name for name, _ in response.headers}
 
 
 @pytest.mark.parametrize(
-    ("framing", "rest"),
+    ("framing", "endless"),
     [
         (b"0\r\nx-trailer: ", b"a" * 10_000),
         (b"0\r\n", b"x-trailer: a\r\n" * 1_000),
@@ -166,7 +166,7 @@ async def test_chunks_trailers_and_informational_answers_are_read(client: HttpCl
         (b"3;", b"extension" * 1_000),
     ],
 )
-async def test_chunk_framing_and_trailers_are_bounded(client: HttpClient, framing: bytes, rest: bytes) -> None:
+async def test_chunk_framing_and_trailers_are_bounded(client: HttpClient, framing: bytes, endless: bytes) -> None:
     """The parser buffers a trailer until it is complete."""
 
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -174,7 +174,7 @@ async def test_chunk_framing_and_trailers_are_bounded(client: HttpClient, framin
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n" + framing)
         with contextlib.suppress(ConnectionError):
             while True:
-                writer.write(rest)
+                writer.write(endless)
                 await writer.drain()
         writer.close()
 
@@ -300,9 +300,9 @@ async def test_calls_above_the_connection_limit_wait_and_reuse_connections(clien
 
 async def test_idle_connection_to_another_origin_is_closed_to_make_room() -> None:
     client = HttpClient(ClientLimits(connections=1))
-    async with running(Provider()) as one, running(Provider()) as other:
-        assert await whole(await post(client, one)) == b"ok"
-        assert await whole(await post(client, other)) == b"ok"
+    async with running(Provider()) as first, running(Provider()) as second:
+        assert await whole(await post(client, first)) == b"ok"
+        assert await whole(await post(client, second)) == b"ok"
     await client.close()
 
 

@@ -32,20 +32,20 @@ async def test_litellm_records_no_calls(
     import litellm.utils
     from litellm.litellm_core_utils import litellm_logging
 
-    made: list[str] = []
+    records: list[str] = []
 
     async def queue(*_given: Any, **_fields: Any) -> None:
-        made.append("queued")
+        records.append("queued")
 
     monkeypatch.setattr(litellm.utils, "_client_async_logging_helper", queue)
     monkeypatch.setattr(
-        litellm_logging, "get_standard_logging_object_payload", lambda *_given, **_fields: made.append("recorded")
+        litellm_logging, "get_standard_logging_object_payload", lambda *_given, **_fields: records.append("recorded")
     )
     answer = await lane.send(deployment(provider, name), call(protocol, stream=stream))
     if stream:
         await events_of_stream(answer)
     await asyncio.sleep(0.05)  # for its background tasks
-    assert made == []
+    assert records == []
 
 
 async def test_litellm_computes_no_price(
@@ -62,11 +62,11 @@ async def test_litellm_computes_no_price(
 def costs(value: Any) -> list[Any]:
     """Every `cost` anywhere in an answer."""
     if isinstance(value, list):
-        return [found for one in value for found in costs(one)]
+        return [cost for item in value for cost in costs(item)]
     if not isinstance(value, dict):
         return []
     own = [value["cost"]] if "cost" in value else []
-    return own + [found for one in value.values() for found in costs(one)]
+    return own + [cost for item in value.values() for cost in costs(item)]
 
 
 @pytest.mark.parametrize("stream", [False, True])

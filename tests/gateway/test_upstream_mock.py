@@ -49,9 +49,9 @@ async def send(
 
 async def events(answer: UpstreamAnswer) -> list[dict[str, Any]]:
     """The data of the events; checks that every event is complete and has its protocol's name."""
-    found = await events_of_stream(answer)
-    assert all(name in ("", value.get("type")) for name, value in found)
-    return [value for _, value in found]
+    named_events = await events_of_stream(answer)
+    assert all(name in ("", value.get("type")) for name, value in named_events)
+    return [value for _, value in named_events]
 
 
 def parts_of_answer(protocol: ProtocolName, body: dict[str, Any]) -> tuple[str, str, int, int]:
@@ -96,25 +96,25 @@ async def test_mock_answers_its_text_up_to_the_output_cap(
 async def test_stream_has_the_text_and_usage_of_the_buffered_answer(lane: MockLane, protocol: ProtocolName) -> None:
     fields = {CAPS.get(protocol, "max_tokens"): 3, "stream_options": {"include_usage": True}}
     whole = json.loads((await send(lane, TEXT, protocol, fields)).body)
-    found = await events(await send(lane, TEXT, protocol, fields, stream=True))
+    sent = await events(await send(lane, TEXT, protocol, fields, stream=True))
     if protocol == "chat":
-        text = "".join(item["choices"][0]["delta"].get("content", "") for item in found if item["choices"])
-        assert found[-1]["choices"] == []
-        assert found[-1]["usage"] == whole["usage"]
-        assert found[-2]["choices"][0]["finish_reason"] == "length"
+        text = "".join(item["choices"][0]["delta"].get("content", "") for item in sent if item["choices"])
+        assert sent[-1]["choices"] == []
+        assert sent[-1]["usage"] == whole["usage"]
+        assert sent[-2]["choices"][0]["finish_reason"] == "length"
     elif protocol == "completions":
-        text = "".join(item["choices"][0]["text"] for item in found if item["choices"])
-        assert found[-1]["usage"] == whole["usage"]
+        text = "".join(item["choices"][0]["text"] for item in sent if item["choices"])
+        assert sent[-1]["usage"] == whole["usage"]
     elif protocol == "responses":
-        text = "".join(item["delta"] for item in found if item["type"] == "response.output_text.delta")
-        assert [item["sequence_number"] for item in found] == list(range(len(found)))
-        assert found[-1]["type"] == "response.incomplete"
-        assert found[-1]["response"]["usage"] == whole["usage"]
+        text = "".join(item["delta"] for item in sent if item["type"] == "response.output_text.delta")
+        assert [item["sequence_number"] for item in sent] == list(range(len(sent)))
+        assert sent[-1]["type"] == "response.incomplete"
+        assert sent[-1]["response"]["usage"] == whole["usage"]
     else:
-        text = "".join(item["delta"]["text"] for item in found if item["type"] == "content_block_delta")
-        assert found[0]["message"]["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
-        assert found[-2]["usage"] == whole["usage"]
-        assert found[-1] == {"type": "message_stop"}
+        text = "".join(item["delta"]["text"] for item in sent if item["type"] == "content_block_delta")
+        assert sent[0]["message"]["usage"]["input_tokens"] == whole["usage"]["input_tokens"]
+        assert sent[-2]["usage"] == whole["usage"]
+        assert sent[-1] == {"type": "message_stop"}
     assert text == "one two three" == parts_of_answer(protocol, whole)[0]
 
 
@@ -128,9 +128,9 @@ async def test_usage_is_streamed_only_if_requested(lane: MockLane) -> None:
 async def test_n_choices_multiply_completion_tokens(lane: MockLane, stream: bool) -> None:
     answer = await send(lane, TEXT, "chat", {"n": 3, "stream_options": {"include_usage": True}}, stream=stream)
     if stream:
-        found = await events(answer)
-        assert {item["choices"][0]["index"] for item in found if item["choices"]} == {0, 1, 2}
-        usage = found[-1]["usage"]
+        sent = await events(answer)
+        assert {item["choices"][0]["index"] for item in sent if item["choices"]} == {0, 1, 2}
+        usage = sent[-1]["usage"]
     else:
         body = json.loads(answer.body)
         assert len(body["choices"]) == 3
@@ -159,15 +159,17 @@ async def test_exception_names_become_error_answers(
 
 @pytest.mark.parametrize("protocol", list(BODIES))
 async def test_mock_streaming_error_ends_the_stream_with_an_error_event(lane: MockLane, protocol: ProtocolName) -> None:
-    found = await events(await send(lane, "Exception: mock_streaming_error", protocol, {}, stream=True))
-    assert len(found) == 4
-    assert "error" in found[-1] or found[-1]["type"] == "error"
+    sent = await events(await send(lane, "Exception: mock_streaming_error", protocol, {}, stream=True))
+    assert len(sent) == 4
+    assert "error" in sent[-1] or sent[-1]["type"] == "error"
 
 
 async def test_complete_answer_can_be_configured(lane: MockLane) -> None:
-    given = {"id": "x", "choices": [{"message": {"role": "assistant", "content": "a b c"}}], "extra": 1}
-    assert json.loads((await send(lane, given, "chat", {})).body) == given
-    assert parts_of_answer("messages", json.loads((await send(lane, given, "messages", {})).body))[0] == "a b c"
+    complete_answer = {"id": "x", "choices": [{"message": {"role": "assistant", "content": "a b c"}}], "extra": 1}
+    assert json.loads((await send(lane, complete_answer, "chat", {})).body) == complete_answer
+    assert (
+        parts_of_answer("messages", json.loads((await send(lane, complete_answer, "messages", {})).body))[0] == "a b c"
+    )
 
 
 async def test_embeddings_are_deterministic_unit_vectors(lane: MockLane) -> None:
@@ -215,7 +217,7 @@ async def test_delayed_stream_can_be_closed_twice(lane: MockLane) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens_max", "kept"),
+    ("text", "tokens_max", "expected"),
     [
         ("", 0, ("", "stop")),
         ("a b", None, ("a b", "stop")),
@@ -225,9 +227,9 @@ async def test_delayed_stream_can_be_closed_twice(lane: MockLane) -> None:
     ],
 )
 def test_text_is_cut_to_whole_words_within_the_token_limit(
-    text: str, tokens_max: int | None, kept: tuple[str, str]
+    text: str, tokens_max: int | None, expected: tuple[str, str]
 ) -> None:
-    assert truncate_to_tokens(text, tokens_max, count) == kept
+    assert truncate_to_tokens(text, tokens_max, count) == expected
 
 
 def test_too_long_word_is_cut_inside() -> None:

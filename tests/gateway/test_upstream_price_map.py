@@ -73,10 +73,10 @@ def deployment(
     ids=lambda value: f"{value.provider}/{value.model}" if isinstance(value, Deployment) else str(value),
 )
 def test_entry_is_found_by_provider_and_model(prices: PriceMap, entry: Deployment, key: str | None) -> None:
-    found = prices.entry(entry)
-    assert found.key == key
+    price_entry = prices.entry(entry)
+    assert price_entry.key == key
     expected = SMALL_MAP[key].get("input_cost_per_token") if key else None
-    assert found.raw.get("input_cost_per_token") == expected
+    assert price_entry.raw.get("input_cost_per_token") == expected
 
 
 def test_configuration_overrides_the_map_field_by_field(prices: PriceMap) -> None:
@@ -86,10 +86,10 @@ def test_configuration_overrides_the_map_field_by_field(prices: PriceMap) -> Non
         params={"output_cost_per_token": 9e-6, "input_cost_per_token": 8e-6, "api_key": "secret"},
         info={"input_cost_per_token": 7e-6, "max_output_tokens": 12, "mode": None},
     )
-    found = prices.entry(entry)
-    assert (found.raw["input_cost_per_token"], found.raw["output_cost_per_token"]) == (7e-6, 9e-6)
-    assert (found.max_output_tokens, found.max_input_tokens, found.mode) == (12, 1000, "chat")
-    assert "api_key" not in found.raw
+    price_entry = prices.entry(entry)
+    assert (price_entry.raw["input_cost_per_token"], price_entry.raw["output_cost_per_token"]) == (7e-6, 9e-6)
+    assert (price_entry.max_output_tokens, price_entry.max_input_tokens, price_entry.mode) == (12, 1000, "chat")
+    assert "api_key" not in price_entry.raw
 
 
 def test_container_price_of_a_provider_applies_to_its_known_models() -> None:
@@ -102,17 +102,21 @@ def test_container_price_of_a_provider_applies_to_its_known_models() -> None:
 
 
 def test_limits_and_capabilities_are_read(prices: PriceMap) -> None:
-    found = prices.entry(deployment("openai", "gpt-x"))
-    assert (found.max_output_tokens, found.supports("vision"), found.supports("tools")) == (50, True, None)
-    assert "source" not in found.raw
+    price_entry = prices.entry(deployment("openai", "gpt-x"))
+    assert (price_entry.max_output_tokens, price_entry.supports("vision"), price_entry.supports("tools")) == (
+        50,
+        True,
+        None,
+    )
+    assert "source" not in price_entry.raw
     old = prices.entry(deployment("openai", "old", info={"max_tokens": 77}))
     assert old.max_output_tokens == 77
     assert prices.entry(deployment("openai", "old")).max_output_tokens is None
 
 
 def test_without_a_map_only_the_configuration_applies() -> None:
-    found = PriceMap(None).entry(deployment("openai", "gpt-x", info={"input_cost_per_token": 1e-6}))
-    assert (found.key, dict(found.raw)) == (None, {"input_cost_per_token": 1e-6})
+    price_entry = PriceMap(None).entry(deployment("openai", "gpt-x", info={"input_cost_per_token": 1e-6}))
+    assert (price_entry.key, dict(price_entry.raw)) == (None, {"input_cost_per_token": 1e-6})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])
@@ -133,11 +137,11 @@ def test_installed_map_has_prices_of_common_models() -> None:
         ("mistral", "mistral-large-latest"),
         ("deepseek", "deepseek-chat"),
     ):
-        found = prices.entry(deployment(provider, model))
-        assert found.raw["input_cost_per_token"] > 0, model
-        assert found.mode == "chat"
-        assert found.max_output_tokens
-        assert found.supports("function_calling")
+        price_entry = prices.entry(deployment(provider, model))
+        assert price_entry.raw["input_cost_per_token"] > 0, model
+        assert price_entry.mode == "chat"
+        assert price_entry.max_output_tokens
+        assert price_entry.supports("function_calling")
 
 
 def test_reading_the_map_does_not_import_litellm() -> None:

@@ -232,7 +232,7 @@ def test_stop_reason_or_message_stop_finishes_the_stream(end: list[dict[str, Any
 )
 def test_cut_closes_the_open_block(events: int, closed: list[int]) -> None:
     relay, counter = relay_of("messages")
-    given = relayed(relay, STREAM[:events])
+    relayed_bytes = relayed(relay, STREAM[:events])
     relay.feed(STREAM[events])
     ending = events_of(relay.cut() + relay.close(None))
     assert [event["index"] for event in ending if event["type"] == "content_block_stop"] == closed
@@ -240,7 +240,7 @@ def test_cut_closes_the_open_block(events: int, closed: list[int]) -> None:
     assert ending[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
     assert ending[-2]["usage"] == {"output_tokens": counter.tokens}
     assert relay.is_finished
-    names = [name_of(event) for event in sse.EventSplitter().feed(given)]
+    names = [name_of(event) for event in sse.EventSplitter().feed(relayed_bytes)]
     assert names[0] == "message_start"
 
 

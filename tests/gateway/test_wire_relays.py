@@ -37,8 +37,8 @@ CHAT_LIKE = ("chat/completions", "completions")
 
 
 def cases() -> list[Any]:
-    made = [(endpoint, name) for endpoint in TEXT_ENDPOINTS for name in DIRECTIVES]
-    return [case for case in made if case != ("completions", "tool")]
+    pairs = [(endpoint, name) for endpoint in TEXT_ENDPOINTS for name in DIRECTIVES]
+    return [case for case in pairs if case != ("completions", "tool")]
 
 
 @pytest.mark.parametrize(("endpoint", "name"), cases())
@@ -50,8 +50,8 @@ def test_stream_is_relayed_whole_with_the_budget_comment_before_its_end(endpoint
     assert relay.is_finished
     data = passed + relay.close(NOTE)
     note = b": budget " + json.dumps(NOTE, separators=(",", ":")).encode() + b"\n\n"
-    head, found, tail = data.partition(note)
-    assert found
+    head, comment, tail = data.partition(note)
+    assert comment
     assert head + tail == b"".join(stream)
     assert tail == stream[-1]
 
@@ -104,12 +104,12 @@ def test_chunking_and_crlf_do_not_change_the_output(case: tuple[str, str], cuts:
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
 def test_output_tokens_are_counted_while_streaming(endpoint: str) -> None:
     relay, _ = relay_of(endpoint)
-    seen = []
+    counts = []
     for event in provider_stream(endpoint, DIRECTIVES["text"]):
         relay.feed(event)
-        seen.append(relay.output_tokens)
-    assert seen == sorted(seen)
-    assert set(seen) - {0} == {1, 2, 3, 4, 5}
+        counts.append(relay.output_tokens)
+    assert counts == sorted(counts)
+    assert set(counts) - {0} == {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
@@ -240,17 +240,17 @@ def test_cut_answer_matches_what_the_client_received(endpoint: str, withheld: in
     """The last piece is withheld, whatever it contains: the rest is a complete answer that says it was cut."""
     stream = provider_stream(endpoint, DIRECTIVES["text"])
     relay, _ = relay_of(endpoint)
-    given = relayed(relay, stream[:withheld])
+    relayed_bytes = relayed(relay, stream[:withheld])
     relay.feed(b"".join(stream[withheld : withheld + 2]))
-    data = given + relay.cut() + relay.close(NOTE)
+    data = relayed_bytes + relay.cut() + relay.close(NOTE)
     assert relay.is_finished
     answer = protocol_of(endpoint).assemble(data)
     full = protocol_of(endpoint).output_text(provider_answer(endpoint, DIRECTIVES["text"]))
-    kept = protocol_of(endpoint).output_text(answer)
-    assert full.startswith(kept)
-    assert _texts_of_deltas(data) == kept
+    received_text = protocol_of(endpoint).output_text(answer)
+    assert full.startswith(received_text)
+    assert _texts_of_deltas(data) == received_text
     assert _reason(endpoint, answer) in (_length(endpoint), _reason(endpoint, provider_answer(endpoint, Directive())))
-    if kept != full:
+    if received_text != full:
         assert _reason(endpoint, answer) == _length(endpoint)
 
 

@@ -93,8 +93,8 @@ def test_data_and_name_are_read_from_an_event(event: bytes, data: bytes | None, 
 
 
 def test_formatted_events_are_read_back() -> None:
-    made = sse.event(b'{"a":1}', "n") + sse.comment(b"budget {}") + sse.event(b"[DONE]")
-    events = sse.EventSplitter().feed(made)
+    stream = sse.event(b'{"a":1}', "n") + sse.comment(b"budget {}") + sse.event(b"[DONE]")
+    events = sse.EventSplitter().feed(stream)
     assert [(name_of(event), sse.data_of(event)) for event in events] == [
         ("n", b'{"a":1}'),
         (None, None),

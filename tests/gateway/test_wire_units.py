@@ -113,10 +113,10 @@ def test_unstreamed_protocols_have_no_relay_and_no_output_text(endpoint: str) ->
 
 
 @pytest.mark.parametrize(
-    "given", ["a", ["a", "b"], [1, 2, 3], [[1, 2], [3]], [{"type": "image_url", "image_url": {"url": "x"}}]]
+    "embedding_input", ["a", ["a", "b"], [1, 2, 3], [[1, 2], [3]], [{"type": "image_url", "image_url": {"url": "x"}}]]
 )
-def test_every_form_of_embedding_input_is_accepted(given: Any) -> None:
-    assert parse("embeddings", input=given).body["input"] == given
+def test_every_form_of_embedding_input_is_accepted(embedding_input: Any) -> None:
+    assert parse("embeddings", input=embedding_input).body["input"] == embedding_input
 
 
 def test_moderation_without_a_model_uses_the_apis_default() -> None:

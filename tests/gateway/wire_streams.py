@@ -26,8 +26,8 @@ TEXT_ENDPOINTS = tuple(BODIES)
 
 def name_of(event: bytes) -> str | None:
     """The name of a server-sent event."""
-    found = re.search(rb"^event:(.*)$", event, re.MULTILINE)
-    return None if found is None else found[1].strip().decode()
+    match = re.search(rb"^event:(.*)$", event, re.MULTILINE)
+    return None if match is None else match[1].strip().decode()
 
 
 class Words:
@@ -55,8 +55,8 @@ def parsed(endpoint: str, **fields: Any) -> Request:
 def provider_stream(endpoint: str, directive: Directive, **fields: Any) -> list[bytes]:
     """The events of a provider's stream, each with its blank line."""
     body = {**BODIES[endpoint], "stream_options": {"include_usage": True}, **fields}
-    made = answer(directive, "m", body, count_words)
-    events = [f"{text}\n\n".encode() for _, text in FORMS[endpoint].events(made, directive, body)]
+    completed = answer(directive, "m", body, count_words)
+    events = [f"{text}\n\n".encode() for _, text in FORMS[endpoint].events(completed, directive, body)]
     return [*events, b"data: [DONE]\n\n"] if endpoint in ENDS_WITH_DONE else events
 
 
