@@ -153,20 +153,20 @@ def _write(arguments: argparse.Namespace, lines: Sequence[Line], missing: dict[s
 
 def _command(arguments: Sequence[str]) -> str:
     """The command that repeats the measurement, without its output options."""
-    kept = [
+    kept_arguments = [
         word
         for position, word in enumerate(arguments)
         if word not in _WRITING and (position == 0 or arguments[position - 1] not in _WRITING)
     ]
-    return " ".join([".venv/bin/python -m bench", *kept])
+    return " ".join([".venv/bin/python -m bench", *kept_arguments])
 
 
 def allow_many_files() -> None:
     """Raises the limit to what the connections on both sides of a gateway need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    files_max = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < files_max:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, hard))
 
 
 if __name__ == "__main__":

@@ -42,5 +42,5 @@ def chunk_costs(lines: Sequence[Line]) -> list[ChunkCost]:
 def _cost(line: Line, base: Line | None) -> ChunkCost:
     chunks = PATHS[line.path].chunks
     pairs = zip(line.rounds, base.rounds if base is not None else (), strict=False)
-    beyond_us = measure.median((one.cpu_us - other.cpu_us) / chunks for one, other in pairs)
+    beyond_us = measure.median((own.cpu_us - base.cpu_us) / chunks for own, base in pairs)
     return ChunkCost(line.path, line.connections, line.target, line.cpu_us / chunks, beyond_us)

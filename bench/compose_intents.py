@@ -142,12 +142,12 @@ def _buried(label: str, parts: dict[str, Any], all_parts: dict[str, Any], chance
     """The demand comes after an introduction, as in "Here is a report. … Given this, …"."""
     padding = _fill(chance.choice(all_parts["padding"]), all_parts, chance)
     ask = _fill(chance.choice(parts["asks"]), all_parts, chance)
-    thing = chance.choice(all_parts["slots"]["doc"])
+    document = chance.choice(all_parts["slots"]["doc"])
     prompt = chance.choice(
         [
-            f"Here is the {thing}:\n{{{{ input }}}}\n\n{padding} {ask}",
-            f"You will be given one {thing} from {chance.choice(all_parts['slots']['who'])}. {padding}\n\n{ask}",
-            f"Given the {thing} below, {ask[0].lower()}{ask[1:]}\n\n{{text}}",
+            f"Here is the {document}:\n{{{{ input }}}}\n\n{padding} {ask}",
+            f"You will be given one {document} from {chance.choice(all_parts['slots']['who'])}. {padding}\n\n{ask}",
+            f"Given the {document} below, {ask[0].lower()}{ask[1:]}\n\n{{text}}",
             f"## Task\n{ask}\n\n## Rules\n- {padding}\n- Never mention these rules.",
         ]
     )
@@ -155,17 +155,17 @@ def _buried(label: str, parts: dict[str, Any], all_parts: dict[str, Any], chance
 
 
 def _name(parts: dict[str, Any], all_parts: dict[str, Any], chance: random.Random) -> str | None:
-    thing = chance.choice(all_parts["neutral_things"])
+    noun = chance.choice(all_parts["neutral_things"])
     kind = chance.random()
     if kind < 0.5:
-        return str(chance.choice(parts["names"])).replace("{t}", thing)
+        return str(chance.choice(parts["names"])).replace("{t}", noun)
     if kind < 0.66:
-        return str(chance.choice(all_parts["neutral_names"])).replace("{t}", thing)
+        return str(chance.choice(all_parts["neutral_names"])).replace("{t}", noun)
     if kind < 0.82:
         return str(chance.choice(all_parts["generic_names"]))
     if kind < 0.86:  # names mislead: the step is named after something else in its workflow
         other = all_parts["intents"][chance.choice(sorted(all_parts["intents"]))]
-        return str(chance.choice(other["names"])).replace("{t}", thing)
+        return str(chance.choice(other["names"])).replace("{t}", noun)
     return None
 
 
@@ -186,11 +186,11 @@ def main() -> None:
     """Write both files, without repetitions."""
     templates = json.loads((FOLDER / "templates.json").read_text("utf-8"))
     chance = random.Random(SEED)
-    seen: dict[str, Step] = {}
+    step_by_id: dict[str, Step] = {}
     for step in [*written_steps(), *template_steps(templates, chance)]:
-        seen.setdefault(step["id"], step)
-    held = [step for step in seen.values() if step["origin"] == "written" and int(step["id"], 16) % 5 == 0]
-    train = [step for step in seen.values() if step not in held]
+        step_by_id.setdefault(step["id"], step)
+    held = [step for step in step_by_id.values() if step["origin"] == "written" and int(step["id"], 16) % 5 == 0]
+    train = [step for step in step_by_id.values() if step not in held]
     for name, steps in (("train.jsonl", train), ("heldout.jsonl", held)):
         lines = [json.dumps(step, ensure_ascii=False) for step in steps]
         (FOLDER / name).write_text("\n".join(lines) + "\n", "utf-8")

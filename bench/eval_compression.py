@@ -162,17 +162,17 @@ def load_histories() -> tuple[list[History], list[str]]:
     """The histories, and what this machine lacks: missing sources, and questions that their versions do not answer."""
     logs = json.loads(gzip.decompress((DATA / "logs.json.gz").read_bytes()))
     histories, missing = [], []
-    for given in json.loads((DATA / "histories.json").read_text(encoding="utf-8")):
+    for recorded in json.loads((DATA / "histories.json").read_text(encoding="utf-8")):
         try:
-            messages = list(conversation(given, logs))
+            messages = list(conversation(recorded, logs))
         except (OSError, KeyError, ImportError, PackageNotFoundError) as reason:
-            missing.append(f"{given['id']}: {reason!r}")
+            missing.append(f"{recorded['id']}: {reason!r}")
             continue
-        questions = [Question(text, split(answer), split(near)) for text, answer, near in given["questions"]]
-        history = History(given["id"], messages, questions, given["near_characters"], given["goal"])
+        questions = [Question(text, split(answer), split(near)) for text, answer, near in recorded["questions"]]
+        history = History(recorded["id"], messages, questions, recorded["near_characters"], recorded["goal"])
         for question in questions:
             if not is_answerable(question, messages, history.near_characters):
-                missing.append(f"{given['id']}: {question.text}")
+                missing.append(f"{recorded['id']}: {question.text}")
         usable = [question for question in questions if is_answerable(question, messages, history.near_characters)]
         histories.append(History(history.name, messages, usable, history.near_characters, history.goal))
     return histories, missing
@@ -182,10 +182,10 @@ def split(alternatives: str) -> tuple[str, ...]:
     return tuple(alternatives.split("|"))
 
 
-def conversation(given: dict[str, Any], logs: dict[str, str]) -> Iterator[Message]:
+def conversation(recorded: dict[str, Any], logs: dict[str, str]) -> Iterator[Message]:
     yield {"role": "system", "content": "You are an agent that works with tools. Quote figures exactly."}
-    yield {"role": "user", "content": given["goal"]}
-    for number, step in enumerate(given["steps"]):
+    yield {"role": "user", "content": recorded["goal"]}
+    for number, step in enumerate(recorded["steps"]):
         call_id = f"call_{number}"
         function = {"name": step["tool"], "arguments": json.dumps(step["arguments"])}
         yield {
@@ -219,14 +219,14 @@ def truncated_json(text: str, data: dict[str, Any], step: dict[str, Any]) -> str
     if "limit" not in step or len(text) <= step["limit"]:
         return text
     (key,) = step["keys"]
-    kept: dict[str, Any] = {}
+    kept_fields: dict[str, Any] = {}
     size = 0
     for name, value in data[key].items():
         size += len(json.dumps(value, indent=2))
         if size > step["limit"]:
             break
-        kept[name] = value
-    return json.dumps({key: kept}, indent=2)
+        kept_fields[name] = value
+    return json.dumps({key: kept_fields}, indent=2)
 
 
 # Measuring
@@ -253,8 +253,8 @@ def is_near(answer: str, near: Sequence[str], text: str, characters: int) -> boo
     """`answer`, not as a part of a longer word or number, with one of `near` at most so many characters away."""
     before = r"(?<![A-Za-z0-9])" if answer[:1].isalnum() else ""
     after = r"(?![A-Za-z0-9])" if answer[-1:].isalnum() else ""
-    for found in re.finditer(before + re.escape(answer) + after, text):
-        around = text[max(0, found.start() - characters) : found.end() + characters]
+    for match in re.finditer(before + re.escape(answer) + after, text):
+        around = text[max(0, match.start() - characters) : match.end() + characters]
         if any(normalized_spaces(word) in around for word in near):
             return True
     return False
@@ -288,10 +288,10 @@ def compressed(row: Row, messages: list[Message], count: CountTokens, tally: Tal
 
 
 def record_question(question: Question, messages: Sequence[Message], history: History, tally: Tally) -> None:
-    kept = is_answerable(question, messages, history.near_characters)
+    answerable = is_answerable(question, messages, history.near_characters)
     tally.asked += 1
-    tally.kept += kept
-    if not kept:
+    tally.kept += answerable
+    if not answerable:
         tally.lost.append(f"{history.name}: {question.text}")
 
 
@@ -444,8 +444,8 @@ def one_turn_prompts(history: History, *, as_json: bool) -> Iterator[tuple[str, 
     texts = [message["content"] for message in history.messages if message["role"] == "tool"]
     texts = [text for text in texts if looks_like_json(text) is as_json]
     for question in history.questions:
-        found = (text for text in texts if holds_answer(question, text, history.near_characters))
-        yield from ((question.text, text, question) for text in list(found)[:1])
+        holding = (text for text in texts if holds_answer(question, text, history.near_characters))
+        yield from ((question.text, text, question) for text in list(holding)[:1])
     for text in texts:
         yield from ((task, text, None) for task in WHOLE_TASKS)
 

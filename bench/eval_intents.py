@@ -144,10 +144,10 @@ def calibration_error(pairs: Sequence[tuple[float, bool]]) -> float:
 def print_shares(judged: Sequence[JudgedCase]) -> None:
     """Strict and label-or-second, for all and for each part."""
     parts: dict[str, list[JudgedCase]] = {"all": list(judged)}
-    for one in judged:
-        parts.setdefault(f"difficulty {one.case.difficulty}", []).append(one)
-        parts.setdefault(f"kind {one.case.kind}", []).append(one)
-        parts.setdefault(f"answered by {one.answer.source}", []).append(one)
+    for judged_case in judged:
+        parts.setdefault(f"difficulty {judged_case.case.difficulty}", []).append(judged_case)
+        parts.setdefault(f"kind {judged_case.case.kind}", []).append(judged_case)
+        parts.setdefault(f"answered by {judged_case.answer.source}", []).append(judged_case)
     print(f"{'':34}{'n':>5}{'strict':>9}{'or second':>11}")
     for name in sorted(parts):
         held = parts[name]
@@ -155,8 +155,8 @@ def print_shares(judged: Sequence[JudgedCase]) -> None:
             f"{name:34}{len(held):5}{share(held, lambda one: one.strict):9.3f}{share(held, lambda one: one.either):11.3f}"
         )
     by_source: dict[str, list[JudgedCase]] = defaultdict(list)
-    for one in judged:
-        by_source[one.case.source].append(one)
+    for judged_case in judged:
+        by_source[judged_case.case.source].append(judged_case)
     for source, held in sorted(by_source.items(), key=lambda item: -len(item[1])):
         print(
             f"  {source:32}{len(held):5}{share(held, lambda one: one.strict):9.3f}{share(held, lambda one: one.either):11.3f}"
@@ -184,15 +184,15 @@ def print_reliability(judged: Sequence[JudgedCase]) -> None:
         held = [one for one in judged if low <= one.answer.confidence < high]
         if held:
             promised = statistics.fmean(one.answer.confidence for one in held)
-            kept = share(held, lambda one: one.strict), share(held, lambda one: one.either)
-            print(f"{low:.1f} to {min(high, 1):.1f} {len(held):8}{promised:11.3f}{kept[0]:9.3f}{kept[1]:12.3f}")
+            shares = share(held, lambda one: one.strict), share(held, lambda one: one.either)
+            print(f"{low:.1f} to {min(high, 1):.1f} {len(held):8}{promised:11.3f}{shares[0]:9.3f}{shares[1]:12.3f}")
     error = calibration_error([(one.answer.confidence, one.strict) for one in judged])
     print(f"expected calibration error {error:.3f}")
     for threshold in (0.5, 0.6, 0.7, 0.8):
         held = [one for one in judged if one.answer.confidence >= threshold]
-        kept = share(held, lambda one: one.strict), share(held, lambda one: one.either)
+        shares = share(held, lambda one: one.strict), share(held, lambda one: one.either)
         print(
-            f"at least {threshold}: answers {len(held) / len(judged):.0%} at {kept[0]:.3f} strict, {kept[1]:.3f} label or second"
+            f"at least {threshold}: answers {len(held) / len(judged):.0%} at {shares[0]:.3f} strict, {shares[1]:.3f} label or second"
         )
 
 

@@ -121,10 +121,10 @@ def score(case: Case) -> float:
 
 def by_router(case: Case) -> Tier:
     """The router's decision with everything on: score, the handler's minimum tier, capabilities, prices."""
-    found = routed(case)
-    if isinstance(found, NoRoute) or found.tier is None:
-        raise ValueError(f"{case.id}: {found.reason}")
-    return found.tier
+    choice = routed(case)
+    if isinstance(choice, NoRoute) or choice.tier is None:
+        raise ValueError(f"{case.id}: {choice.reason}")
+    return choice.tier
 
 
 def routed(case: Case) -> Route | NoRoute:
@@ -164,7 +164,7 @@ def cost(case: Case, tier: Tier) -> int:
 def print_ways(cases: Sequence[Case]) -> None:
     """Agreement with the labels, and what it costs."""
     dearest = sum(cost(case, Tier.POWERFUL) for case in cases)
-    wanted = sum(cost(case, case.tier) for case in cases)
+    labelled_cost = sum(cost(case, case.tier) for case in cases)
     print(f"{'':20} {'agrees':>7} {'too low':>8} {'too high':>9} {'off by 2':>9} {'cost':>7}")
     for name, way in WAYS.items():
         steps = [TIERS.index(way(case)) - TIERS.index(case.tier) for case in cases]
@@ -176,15 +176,15 @@ def print_ways(cases: Sequence[Case]) -> None:
             sum(abs(off) > 1 for off in steps),
         ]
         print(f"{name:20}", *(f"{share / len(cases):>8.0%}" for share in shares), f"{spent / dearest:>8.0%}")
-    print(f"{'(as labelled)':20} {'':35} {wanted / dearest:>8.0%}")
+    print(f"{'(as labelled)':20} {'':35} {labelled_cost / dearest:>8.0%}")
 
 
 def print_confusion(cases: Sequence[Case]) -> None:
     """Rows: the label; columns: the router."""
-    found = Counter((case.tier, by_router(case)) for case in cases)
+    counts = Counter((case.tier, by_router(case)) for case in cases)
     print(f"\n{'label':10}", *(f"{tier:>9}" for tier in TIERS))
     for row in TIERS:
-        print(f"{row:10}", *(f"{found[row, column]:>9}" for column in TIERS))
+        print(f"{row:10}", *(f"{counts[row, column]:>9}" for column in TIERS))
 
 
 def print_by_intent(cases: Sequence[Case]) -> None:
@@ -230,28 +230,28 @@ def print_conversations(cases: Sequence[Case], turns: int = 8) -> None:
 
 def _conversation(turns: Sequence[Case]) -> tuple[int, int, int]:
     """The cost with a cold cache after each change of model, the cost with a warm cache, and the number of changes."""
-    history, paid, kept, switches, last = 0, 0, 0, 0, ""
+    history, paid, kept_cost, switches, last = 0, 0, 0, 0, ""
     for turn in turns:
         needs = Needs(needed_abilities(turn.body), history + turn.prompt_tokens, turn.output_tokens)
-        found = route(RouteRequest("auto", score(turn), needs), FLEET, SETTINGS)
-        if isinstance(found, NoRoute) or found.tier is None:
-            raise ValueError(f"{turn.id}: {found.reason}")
+        choice = route(RouteRequest("auto", score(turn), needs), FLEET, SETTINGS)
+        if isinstance(choice, NoRoute) or choice.tier is None:
+            raise ValueError(f"{turn.id}: {choice.reason}")
         warm = Usage(history + turn.prompt_tokens, turn.output_tokens, cache_read_tokens=history)
-        used = warm if found.model == last else replace(warm, cache_read_tokens=0)
-        paid += cost_nano_usd(PRICE_OF[found.tier], used)
-        kept += cost_nano_usd(PRICE_OF[found.tier], warm)
-        switches += bool(last) and found.model != last
-        history, last = history + turn.prompt_tokens + turn.output_tokens, found.model
-    return paid, kept, switches
+        used = warm if choice.model == last else replace(warm, cache_read_tokens=0)
+        paid += cost_nano_usd(PRICE_OF[choice.tier], used)
+        kept_cost += cost_nano_usd(PRICE_OF[choice.tier], warm)
+        switches += bool(last) and choice.model != last
+        history, last = history + turn.prompt_tokens + turn.output_tokens, choice.model
+    return paid, kept_cost, switches
 
 
 def print_disagreements(cases: Sequence[Case]) -> None:
     """Where the router and the label differ, with the router's reason."""
     print("\ndisagreements")
     for case in cases:
-        found = routed(case)
-        if isinstance(found, Route) and found.tier is not case.tier:
-            print(f"  {case.id} {case.intent:11} label {case.tier:9} {found.reason}")
+        choice = routed(case)
+        if isinstance(choice, Route) and choice.tier is not case.tier:
+            print(f"  {case.id} {case.intent:11} label {case.tier:9} {choice.reason}")
 
 
 def main() -> None:

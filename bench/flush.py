@@ -112,12 +112,17 @@ async def reports(url: str, days: int) -> None:
     now_ms = time.time_ns() // 1_000_000
     month = UsageFilter(project="default", from_ms=now_ms - (days - 1) * DAY_MS + 1234, to_ms=now_ms - 987)
     day = UsageFilter(project="default", from_ms=now_ms - DAY_MS)
-    one = UsageFilter(project="default", run="run-00000007")
-    for label, wanted in (("everything", UsageFilter()), (f"{days - 1} days", month), ("a day", day), ("one run", one)):
+    one_run = UsageFilter(project="default", run="run-00000007")
+    for label, usage_filter in (
+        ("everything", UsageFilter()),
+        (f"{days - 1} days", month),
+        ("a day", day),
+        ("one run", one_run),
+    ):
         times = []
         for group_by in GroupBy:
             began = time.perf_counter()
-            await usage_report.report(store, group_by, wanted, limit=50)
+            await usage_report.report(store, group_by, usage_filter, limit=50)
             times.append((group_by.value, (time.perf_counter() - began) * 1000))
         print(f"  report, {label:>10}: " + "  ".join(f"{name} {ms:.0f} ms" for name, ms in times))
     began = time.perf_counter()

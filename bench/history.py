@@ -110,9 +110,9 @@ async def _purge(ledger: Ledger) -> int:
     """Nothing is old enough to be purged: this only measures that the search is cheap."""
     total = 0
     for _ in range(_PURGES_MAX):
-        found = await _patiently(lambda: ledger.purge(1_000))
-        total += found
-        if not found:
+        removed = await _patiently(lambda: ledger.purge(1_000))
+        total += removed
+        if not removed:
             break
     return total
 
@@ -176,25 +176,27 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=10, help="settled calls of each run")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     cores = measure.Cores.chosen()
     with (
         tempfile.TemporaryDirectory(prefix="farebox-history-") as folder,
-        ledger_urls(given.ledger, Path(folder), cores) as urls,
+        ledger_urls(options.ledger, Path(folder), cores) as urls,
         servers(Path(folder), cores) as running,
         generator(cores.rest) as load,
     ):
-        took_s, purged = asyncio.run(fill(urls[1], given.runs, given.calls))
-        print(f"{given.runs * given.calls:,} settled calls of {given.runs:,} runs in {took_s:.0f} s; purged: {purged}")
+        took_s, purged = asyncio.run(fill(urls[1], options.runs, options.calls))
+        print(
+            f"{options.runs * options.calls:,} settled calls of {options.runs:,} runs in {took_s:.0f} s; purged: {purged}"
+        )
         print(f"the ledger takes {_size_mb(urls[1]):.0f} MB")
-        pairs = measure_pairs(running, load, urls, given.rounds, given.seconds)
+        pairs = measure_pairs(running, load, urls, options.rounds, options.seconds)
     for empty, full in pairs:
         print(
             f"CPU per call: empty {empty.cpu_us:,.0f} µs, full {full.cpu_us:,.0f} µs; failed {empty.failed + full.failed}"
         )
     ratio = measure.median(full.quiet_cpu_us / empty.quiet_cpu_us for empty, full in pairs if empty.quiet_cpu_us)
     whole = measure.median(full.cpu_us / empty.cpu_us for empty, full in pairs if empty.cpu_us)
-    print(f"full ÷ empty, medians of {given.rounds} rounds: {whole:.2f}; in quiet windows {ratio:.2f}")
+    print(f"full ÷ empty, medians of {options.rounds} rounds: {whole:.2f}; in quiet windows {ratio:.2f}")
     return 0
 
 

@@ -55,21 +55,21 @@ async def _compare(url: str) -> dict[str, list[float]]:
             while await answer.readany():
                 pass
 
-        found: dict[str, list[float]] = {"aiohttp": [], "gateway.upstream.http_client": []}
+        cpu_us_by_client: dict[str, list[float]] = {"aiohttp": [], "gateway.upstream.http_client": []}
         for _ in range(_ROUNDS):
-            for name, call in zip(found, (with_aiohttp, with_ours), strict=True):
-                found[name].append(await _cpu_us(call))
+            for name, call in zip(cpu_us_by_client, (with_aiohttp, with_ours), strict=True):
+                cpu_us_by_client[name].append(await _cpu_us(call))
         await ours.close()
-    return found
+    return cpu_us_by_client
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, servers(Path(folder), measure.Cores.chosen()) as running:
         upstream = start_mock(running)
-        found = run(_compare(f"{upstream.url}/v1/chat/completions"))
-    for name, rounds in found.items():
+        cpu_us_by_client = run(_compare(f"{upstream.url}/v1/chat/completions"))
+    for name, rounds in cpu_us_by_client.items():
         print(f"{name:30s} {statistics.median(rounds):7.1f} µs a call")
-    theirs, ours = found.values()
+    theirs, ours = cpu_us_by_client.values()
     print(f"{'ratio, round by round':30s} {statistics.median(x / y for x, y in zip(theirs, ours, strict=True)):7.2f}")
 
 

@@ -45,8 +45,8 @@ def _added_latency(line: Line, direct: Line) -> AddedLatency:
         target=line.target,
         p50_ms=line.p50_ms,
         p99_ms=line.p99_ms,
-        added_p50_ms=_median_difference((one.p50_ms, base.p50_ms) for one, base in _pairs(line, direct)),
-        added_p99_ms=_median_difference((one.p99_ms, base.p99_ms) for one, base in _pairs(line, direct)),
+        added_p50_ms=_median_difference((own.p50_ms, base.p50_ms) for own, base in _pairs(line, direct)),
+        added_p99_ms=_median_difference((own.p99_ms, base.p99_ms) for own, base in _pairs(line, direct)),
         noise_p50_ms=_half_range([base.p50_ms for base in direct.rounds]),
         noise_p99_ms=_half_range([base.p99_ms for base in direct.rounds]),
     )
@@ -57,7 +57,7 @@ def _pairs(line: Line, direct: Line) -> Iterable[tuple[LoadResult, LoadResult]]:
 
 
 def _median_difference(pairs: Iterable[tuple[float, float]]) -> float:
-    return measure.median(one - base for one, base in pairs)
+    return measure.median(own - base for own, base in pairs)
 
 
 def _half_range(values: Sequence[float]) -> float:

@@ -109,11 +109,11 @@ async def run(names: list[str], redis_url: str | None, calls: int, at: list[int]
                 ledger = make_ledger(name, Path(folder), redis_url)
                 await ledger.open()
                 await measure(ledger, 20 * max(WINDOW_CALLS, at_once), at_once)
-                found = await measure(ledger, calls if name != "sqlite-strict" else calls // 4, at_once)
+                figures = await measure(ledger, calls if name != "sqlite-strict" else calls // 4, at_once)
                 await ledger.close()
             print(
-                f"{name:<14} {at_once:>7} {found.operations_a_second:>8.0f} {found.cpu_us:>10.1f} {found.slow_ms:>9.2f} "
-                f"{found.slowest_ms:>7.1f}"
+                f"{name:<14} {at_once:>7} {figures.operations_a_second:>8.0f} {figures.cpu_us:>10.1f} {figures.slow_ms:>9.2f} "
+                f"{figures.slowest_ms:>7.1f}"
             )
 
 
@@ -123,9 +123,9 @@ def main() -> None:
     parser.add_argument("--redis", metavar="URL", help="measure this Redis too; it is written to, in project `bench`")
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--at", default="1,64", help="calls in flight")
-    given = parser.parse_args()
-    names = given.engine.split(",") + (["redis"] if given.redis else [])
-    asyncio.run(run(names, given.redis, given.calls, [int(at) for at in given.at.split(",")]))
+    options = parser.parse_args()
+    names = options.engine.split(",") + (["redis"] if options.redis else [])
+    asyncio.run(run(names, options.redis, options.calls, [int(at) for at in options.at.split(",")]))
 
 
 if __name__ == "__main__":

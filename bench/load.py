@@ -143,9 +143,9 @@ class LoadRound:
         if not self._idle:
             self._done.set()
 
-    def record_failure(self, what: str) -> None:
+    def record_failure(self, failure: str) -> None:
         self.failed += 1
-        self.errors[what] += 1
+        self.errors[failure] += 1
 
     def _sample(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.is_measuring:
@@ -168,7 +168,7 @@ class LoadRound:
             first_byte_p50_ms=percentile(sorted(self.first_bytes_s), 0.5) * 1000,
             own_cpu_share=own_ns / 1e9 / seconds,
             failed=self.failed,
-            errors=[f"{times} × {what}" for what, times in self.errors.most_common(_ERRORS_SHOWN_MAX)],
+            errors=[f"{times} × {failure}" for failure, times in self.errors.most_common(_ERRORS_SHOWN_MAX)],
         )
 
     def _quiet_cpu_us(self) -> float:

@@ -39,10 +39,10 @@ def tree(process: int) -> list[int]:
                 # The name is in parentheses and may contain anything, even parentheses.
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(folder.name))
-    found = [process]
-    for one in found:
-        found.extend(children.get(one, []))
-    return found
+    processes = [process]
+    for parent in processes:
+        processes.extend(children.get(parent, []))
+    return processes
 
 
 def memory_bytes(processes: Iterable[int]) -> int:

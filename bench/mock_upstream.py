@@ -58,8 +58,8 @@ class Connection(asyncio.Protocol):
         if self._parser.get_method() == b"GET":
             self._transport.write(_LISTED)
             return
-        found = _MODEL.search(body)
-        path = PATHS.get(found[1].decode()) if found else None
+        match = _MODEL.search(body)
+        path = PATHS.get(match[1].decode()) if match else None
         if path is None:
             self._transport.write(_UNKNOWN)
         elif not path.streams or not _STREAM.search(body):

@@ -69,9 +69,9 @@ def spent_ms(work: Callable[[], object]) -> float:
     return (time.process_time_ns() - began_ns) / 1e6
 
 
-def figure(what: str, limit_ms: float, samples: Sequence[float]) -> Figure:
+def figure(title: str, limit_ms: float, samples: Sequence[float]) -> Figure:
     ranked = sorted(samples)
-    return Figure(what, statistics.median(ranked), ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))], limit_ms)
+    return Figure(title, statistics.median(ranked), ranked[min(len(ranked) - 1, int(0.99 * len(ranked)))], limit_ms)
 
 
 def classification() -> list[Figure]:
@@ -173,7 +173,7 @@ def document(figures: Sequence[Figure]) -> str:
         "",
         "| what | median | p99 | must stay below |",
         "|---|---:|---:|---:|",
-        *(f"| {one.what} | {one.median_ms:.3f} | {one.p99_ms:.3f} | {one.limit_ms:g} |" for one in figures),
+        *(f"| {line.what} | {line.median_ms:.3f} | {line.p99_ms:.3f} | {line.limit_ms:g} |" for line in figures),
         "",
         "*All of it* is what admission asks the orchestration before it counts and reserves: the intent, the step's share of the "
         "run, the model, and whether the prompt may be compressed, with routing and compression allowed. The prompt has 900 "
@@ -190,15 +190,17 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--calls", type=int, default=5_000)
     arguments.add_argument("--document", type=Path)
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="farebox-bench-") as folder:
-        figures = [*classification(), *allocation(), *asyncio.run(calls(Path(folder), given.calls))]
-    for one in figures:
-        verdict = "" if one.holds else "  TOO SLOW"
-        print(f"{one.what:70} median {one.median_ms:7.3f} ms   p99 {one.p99_ms:7.3f} ms   < {one.limit_ms:g}{verdict}")
-    if given.document:
-        given.document.write_text(document(figures))
-    if not all(one.holds for one in figures):
+        figures = [*classification(), *allocation(), *asyncio.run(calls(Path(folder), options.calls))]
+    for line in figures:
+        verdict = "" if line.holds else "  TOO SLOW"
+        print(
+            f"{line.what:70} median {line.median_ms:7.3f} ms   p99 {line.p99_ms:7.3f} ms   < {line.limit_ms:g}{verdict}"
+        )
+    if options.document:
+        options.document.write_text(document(figures))
+    if not all(line.holds for line in figures):
         raise SystemExit(1)
 
 

@@ -135,10 +135,10 @@ class Requests:
 def _single(path: Path, model: str) -> bytes:
     """A system message, as much history as needed, and the message that changes: a quarter of the whole, at most 2 KB."""
     last_bytes = min(2_048, path.request_bytes // 4)
-    rest = path.request_bytes - last_bytes - 160
-    pieces = max(1, rest // 4_096)
+    earlier_bytes = path.request_bytes - last_bytes - 160
+    pieces = max(1, earlier_bytes // 4_096)
     roles = ["system", *("assistant" if number % 2 else "user" for number in range(pieces - 1))]
-    messages = [_message(role, rest // pieces, _EARLIER, seed=number) for number, role in enumerate(roles)]
+    messages = [_message(role, earlier_bytes // pieces, _EARLIER, seed=number) for number, role in enumerate(roles)]
     messages.append(_message("user", last_bytes, _LAST, seed=99))
     return _body(model, messages, streams=path.streams)
 

@@ -29,8 +29,8 @@ class RedisStats:
     """A plain connection to Redis."""
 
     def __init__(self, url: str) -> None:
-        found = urlparse(url)
-        self._socket = socket.create_connection((found.hostname or "127.0.0.1", found.port or 6379))
+        address = urlparse(url)
+        self._socket = socket.create_connection((address.hostname or "127.0.0.1", address.port or 6379))
         self._file = self._socket.makefile("rb")
 
     def call(self, *words: str) -> object:
@@ -39,12 +39,12 @@ class RedisStats:
 
     def _answer(self) -> object:
         line = self._file.readline().strip()
-        kind, rest = line[:1], line[1:]
+        kind, content = line[:1], line[1:]
         if kind == b"*":
-            return [self._answer() for _ in range(int(rest))]
+            return [self._answer() for _ in range(int(content))]
         if kind == b"$":
-            return self._file.read(int(rest) + 2)[:-2].decode() if int(rest) >= 0 else None
-        return int(rest) if kind == b":" else rest.decode()
+            return self._file.read(int(content) + 2)[:-2].decode() if int(content) >= 0 else None
+        return int(content) if kind == b":" else content.decode()
 
     def memory_and_cpu(self) -> tuple[float, float]:
         """(bytes in use, seconds of CPU)."""
@@ -60,12 +60,12 @@ class RedisStats:
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """(keys, bytes) of each kind of key, which is the word after the project."""
-        found: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        sums_by_kind: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for key in self.call("KEYS", "*"):  # type: ignore[attr-defined]
             kind = re.sub(r"^farebox:\{[^}]*\}:?", "", str(key)).partition(":")[0]
-            found[kind][0] += 1
-            found[kind][1] += int(str(self.call("MEMORY", "USAGE", str(key), "SAMPLES", "0")))
-        return {kind: (keys, size) for kind, (keys, size) in sorted(found.items())}
+            sums_by_kind[kind][0] += 1
+            sums_by_kind[kind][1] += int(str(self.call("MEMORY", "USAGE", str(key), "SAMPLES", "0")))
+        return {kind: (keys, size) for kind, (keys, size) in sorted(sums_by_kind.items())}
 
 
 async def one_call(ledger: RedisLedger, run: str, step: int) -> None:

@@ -72,45 +72,45 @@ def print_tables(lines: Sequence[Line], console: Console) -> None:
 
 def _tables(lines: Sequence[Line]) -> Iterable[tuple[str, str, Sequence[str], list[list[str]]]]:
     """Tables over several lines: a title, a note, columns and rows."""
-    latencies = [_latency_cells(one) for one in latency.added_latencies(lines)]
+    latencies = [_latency_cells(added) for added in latency.added_latencies(lines)]
     yield "Latency added at one connection", _LATENCY_NOTE, latency.COLUMNS, latencies
     yield (
         "CPU of a relayed chunk",
         _CHUNK_NOTE,
         chunks.COLUMNS,
-        [_chunk_cells(one) for one in chunks.chunk_costs(lines)],
+        [_chunk_cells(chunk_cost) for chunk_cost in chunks.chunk_costs(lines)],
     )
 
 
-def _latency_cells(one: latency.AddedLatency) -> list[str]:
+def _latency_cells(added: latency.AddedLatency) -> list[str]:
     return [
-        f"{TARGETS[one.target].title}, {one.path}",
-        f"{one.added_p50_ms:.2f} ± {one.noise_p50_ms:.2f}",
-        f"{one.added_p99_ms:.2f} ± {one.noise_p99_ms:.2f}",
-        f"{one.p50_ms:.2f}",
-        f"{one.p99_ms:.2f}",
+        f"{TARGETS[added.target].title}, {added.path}",
+        f"{added.added_p50_ms:.2f} ± {added.noise_p50_ms:.2f}",
+        f"{added.added_p99_ms:.2f} ± {added.noise_p99_ms:.2f}",
+        f"{added.p50_ms:.2f}",
+        f"{added.p99_ms:.2f}",
     ]
 
 
-def _chunk_cells(one: chunks.ChunkCost) -> list[str]:
-    beyond = f"{one.beyond_us:.1f}" if one.target != BASELINE else "–"
-    return [f"{TARGETS[one.target].title}, {one.path} × {one.connections}", f"{one.cpu_us:.1f}", beyond]
+def _chunk_cells(cost: chunks.ChunkCost) -> list[str]:
+    beyond = f"{cost.beyond_us:.1f}" if cost.target != BASELINE else "–"
+    return [f"{TARGETS[cost.target].title}, {cost.path} × {cost.connections}", f"{cost.cpu_us:.1f}", beyond]
 
 
 def remarks(lines: Iterable[Line]) -> list[str]:
     """What a reader has to know before trusting a number."""
-    found: list[str] = []
+    lines_of_remarks: list[str] = []
     for line in lines:
         where = f"{TARGETS[line.target].title}, {line.path} × {line.connections}"
         if line.failed:
-            found.append(f"{where}: {line.failed} calls failed: {'; '.join(line.errors)}")
+            lines_of_remarks.append(f"{where}: {line.failed} calls failed: {'; '.join(line.errors)}")
         elif not line.calls_per_second:
-            found.append(f"{where}: no answer within the round")
+            lines_of_remarks.append(f"{where}: no answer within the round")
         if line.generator_share > _GENERATOR_BUSY:
-            found.append(
+            lines_of_remarks.append(
                 f"{where}: the load generator used {line.generator_share:.0%} of its core; calls/s are its limit"
             )
-    return found
+    return lines_of_remarks
 
 
 def as_json(lines: Sequence[Line], facts: Mapping[str, Any], missing: Mapping[str, str]) -> str:
@@ -218,5 +218,5 @@ def _cpu_model() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.machine()

@@ -68,12 +68,12 @@ class Generator:
         self._process = process
 
     def run(self, spec: LoadSpec) -> LoadResult:
-        given, taken = self._process.stdin, self._process.stdout
-        assert given is not None
-        assert taken is not None
-        given.write(json.dumps(asdict(spec)).encode() + b"\n")
-        given.flush()
-        line = taken.readline()
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(asdict(spec)).encode() + b"\n")
+        stdin.flush()
+        line = stdout.readline()
         if not line:
             raise RuntimeError(f"the load generator ended with {self._process.wait(_STOP_MAX_S)}")
         return LoadResult(**json.loads(line))
@@ -173,4 +173,8 @@ def _line(cell: Cell, target: str, results: Mapping[str, Sequence[LoadResult]], 
 
 def _ratio(own: Sequence[float], base: Sequence[float]) -> float:
     """The median over the rounds: two rounds of the same number were seconds apart, so the machine's conditions were similar."""
-    return measure.median(one / other for one, other in zip(own, base, strict=False) if one and other)
+    return measure.median(
+        own_figure / base_figure
+        for own_figure, base_figure in zip(own, base, strict=False)
+        if own_figure and base_figure
+    )

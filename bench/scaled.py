@@ -118,7 +118,7 @@ def main() -> None:
     for number in gateways:
         if arguments.one_core and number != least:
             pairs = zip(results[least], results[number], strict=True)
-            share = statistics.median(one.cpu_us / many.cpu_us for one, many in pairs)
+            share = statistics.median(single.cpu_us / several.cpu_us for single, several in pairs)
             print(
                 f"{number} processes on {number} free cores: {share:.2f} x {number} of what one serves, by the CPU of a call"
             )

@@ -94,14 +94,14 @@ class Soak:
                     await answer.content.readany()
                     answer.close()
                     return "left"
-                said = await answer.read()
+                content = await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             self.wrong.append(f"{kind}: {error!r}")
             return "lost"
         if kind in ("buffered", "streamed", "cached") and answer.status != 200:
-            self.wrong.append(f"{kind}: {answer.status} {said[:200]!r}")
-        if kind == "streamed" and not said.rstrip().endswith(b"data: [DONE]"):
-            self.wrong.append(f"streamed: ends with {said[-80:]!r}")
+            self.wrong.append(f"{kind}: {answer.status} {content[:200]!r}")
+        if kind == "streamed" and not content.rstrip().endswith(b"data: [DONE]"):
+            self.wrong.append(f"streamed: ends with {content[-80:]!r}")
         return str(answer.status)
 
     async def sample(self, session: aiohttp.ClientSession, started_s: float) -> None:
@@ -141,24 +141,26 @@ class Soak:
 
 
 def _figures(text: str) -> dict[str, float]:
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for line in text.splitlines():
         if line and not line.startswith("#"):
             name, value = line.rsplit(" ", 1)
-            found[name] = float(value)
-    return found
+            figures[name] = float(value)
+    return figures
 
 
 def slope_an_hour(samples: list[Sample], of: str) -> float:
     """Least squares over the given samples."""
-    line = statistics.linear_regression([one.at_s for one in samples], [getattr(one, of) for one in samples])
+    line = statistics.linear_regression(
+        [sample.at_s for sample in samples], [getattr(sample, of) for sample in samples]
+    )
     return line.slope * 3600
 
 
 def judge(soak: Soak, minutes: float, totals: dict[str, Any]) -> list[str]:
     """What is wrong, if anything."""
-    warm = [one for one in soak.samples[:-1] if one.at_s >= WARM_SHARE * 60 * minutes]
-    rest = soak.samples[-1]
+    warm = [sample for sample in soak.samples[:-1] if sample.at_s >= WARM_SHARE * 60 * minutes]
+    end = soak.samples[-1]
     faults = [f"{len(soak.wrong)} calls ended wrongly, such as {soak.wrong[0]}"] if soak.wrong else []
     slope = slope_an_hour(warm, "rss_mb")
     grown = slope * (warm[-1].at_s - warm[0].at_s) / 3600
@@ -166,12 +168,12 @@ def judge(soak: Soak, minutes: float, totals: dict[str, Any]) -> list[str]:
         faults.append(f"memory grows by {slope:.1f} MB an hour")
     for name in ("descriptors", "threads", "tasks"):
         half = len(warm) // 2
-        before = statistics.median(getattr(one, name) for one in warm[:half])
-        after = statistics.median(getattr(one, name) for one in warm[half:])
+        before = statistics.median(getattr(sample, name) for sample in warm[:half])
+        after = statistics.median(getattr(sample, name) for sample in warm[half:])
         if after > before + SLACK:
             faults.append(f"{name} grow from {before} to {after}")
-    if rest.in_flight or rest.connections > 2:
-        faults.append(f"after the load {rest.in_flight} calls and {rest.connections} connections are left")
+    if end.in_flight or end.connections > 2:
+        faults.append(f"after the load {end.in_flight} calls and {end.connections} connections are left")
     calls = sum(count for name, count in soak.ends.items() if not name.startswith("malformed"))
     if totals["events"] != calls:
         faults.append(f"{calls} calls left {totals['events']} events")
@@ -200,10 +202,10 @@ def ledger_totals(folder: Path) -> dict[str, Any]:
 
 
 def table(soak: Soak, minutes: float) -> str:
-    warm = [one for one in soak.samples[:-1] if one.at_s >= WARM_SHARE * 60 * minutes]
+    warm = [sample for sample in soak.samples[:-1] if sample.at_s >= WARM_SHARE * 60 * minutes]
     lines = ["| | warm | at the end | most | afterwards |", "|---|---|---|---|---|"]
     for name in ("rss_mb", "descriptors", "threads", "tasks", "connections"):
-        values = [round(getattr(one, name), 1) for one in warm]
+        values = [round(getattr(sample, name), 1) for sample in warm]
         lines.append(
             f"| {name} | {values[0]} | {values[-1]} | {max(values)} | {round(getattr(soak.samples[-1], name), 1)} |"
         )
@@ -230,7 +232,7 @@ async def soak(minutes: float, rate: float, folder: Path) -> int:
             code = await asyncio.to_thread(gateway.stop)
     totals = ledger_totals(folder)
     faults = judge(work, minutes, totals) + ([] if code == 0 else [f"it stopped with {code}"])
-    warm = [one for one in work.samples[:-1] if one.at_s >= WARM_SHARE * 60 * minutes]
+    warm = [sample for sample in work.samples[:-1] if sample.at_s >= WARM_SHARE * 60 * minutes]
     print(
         f"{minutes:g} minutes, {sum(work.ends.values())} calls, {sum(work.ends.values()) / minutes / 60:.1f} a second"
     )
@@ -255,9 +257,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--rate", type=float, default=20, help="calls per second")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="farebox-soak-") as folder:
-        sys.exit(asyncio.run(soak(given.minutes, given.rate, Path(folder))))
+        sys.exit(asyncio.run(soak(options.minutes, options.rate, Path(folder))))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def learned(features: dict[str, float]) -> dict[str, float]:
 
 def train(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Fit on these sentences and return the content of the weights file, with temperature 1."""
-    seen, labels, importance = [], [], []
+    feature_rows, labels, importance = [], [], []
     for row in rows:
         step = step_text(row)
         weight = WRITTEN_WEIGHT if row["origin"] == "written" else 1.0
@@ -56,13 +56,15 @@ def train(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if step.step and (step.prompt or step.system):
             shown.append((replace(step, step=None), weight * NAMELESS_WEIGHT))
         for version, counted in shown:
-            seen.append(learned(dict(evidence_of(version).features)))
+            feature_rows.append(learned(dict(evidence_of(version).features)))
             labels.append(row["label"])
             importance.append(counted)
-    counts = Counter(name for features in seen for name in features)
-    kept = [{name: value for name, value in features.items() if counts[name] >= STEPS_MIN} for features in seen]
+    counts = Counter(name for features in feature_rows for name in features)
+    frequent_rows = [
+        {name: value for name, value in features.items() if counts[name] >= STEPS_MIN} for features in feature_rows
+    ]
     vectorizer = DictVectorizer()
-    matrix = vectorizer.fit_transform(kept)
+    matrix = vectorizer.fit_transform(frequent_rows)
     model = LogisticRegression(C=REGULARIZATION, max_iter=1000).fit(
         matrix, np.array(labels), sample_weight=np.array(importance)
     )

@@ -38,8 +38,8 @@ class Api:
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
         headers = {**self.headers, **options.pop("headers", {})}
         content = options.pop("content", None)
-        given = {"json": body} if body is not None else {"content": content} if content is not None else {}
-        return await self.client.request(method, path, headers=headers, **given, **options)
+        content_option = {"json": body} if body is not None else {"content": content} if content is not None else {}
+        return await self.client.request(method, path, headers=headers, **content_option, **options)
 
     async def get(self, path: str, **options: Any) -> Any:
         return await self._good("GET", path, None, **options)

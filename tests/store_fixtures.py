@@ -23,9 +23,9 @@ from tests.store_events import NOW_MS
 @pytest.fixture(scope="session")
 def postgres_server_url() -> Iterator[str]:
     """URL of the server's maintenance database."""
-    given = os.environ.get("TEST_DATABASE_URL")
-    if given:
-        yield given
+    configured_url = os.environ.get("TEST_DATABASE_URL")
+    if configured_url:
+        yield configured_url
         return
     with private_server() as url:
         yield url

@@ -75,15 +75,15 @@ def test_every_metric_is_documented() -> None:
     page = (ROOT / "docs/observability.md").read_text()
     table = page[page.index("## Metrics") : page.index("## Spans")]
     # Several of one family share a line, where only their endings differ.
-    for name in {re.sub(r"_(bucket|sum|count)$", "", one) for one in metric_names()}:
+    for name in {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in metric_names()}:
         ending = re.sub(r"^farebox_budget", "", name)
         assert f"`{name}`" in table or f"`{ending}`" in table, name
 
 
 def faults_of(compose: Any) -> list[str]:
     """What is wrong by the schema of the Compose Specification."""
-    found = jsonschema.Draft202012Validator(COMPOSE_SCHEMA).iter_errors(compose)
-    return [f"{'/'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in found]
+    errors = jsonschema.Draft202012Validator(COMPOSE_SCHEMA).iter_errors(compose)
+    return [f"{'/'.join(map(str, fault.absolute_path))}: {fault.message}" for fault in errors]
 
 
 def test_compose_file_is_valid_by_the_specification() -> None:
@@ -131,9 +131,9 @@ def test_compose_gateways_differ_only_in_their_spool() -> None:
 
 def test_env_example_has_every_compose_variable() -> None:
     asked = set(_VARIABLE.findall((ROOT / "docker-compose.yml").read_text()))
-    given = {line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line}
-    given = {name for name in given if re.fullmatch(r"[A-Z_]+", name)}
-    assert asked == given
+    documented = {line.partition("=")[0] for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line}
+    documented = {name for name in documented if re.fullmatch(r"[A-Z_]+", name)}
+    assert asked == documented
 
 
 def test_compose_variables_configure_the_gateway() -> None:
@@ -166,8 +166,8 @@ async def test_redis_with_the_compose_options_opens_without_warnings() -> None:
 
 def test_make_env_writes_secrets_once_with_mode_600(tmp_path: Path) -> None:
     target = tmp_path / ".env"
-    made = subprocess.run([ROOT / "deploy/make-env.sh", target], capture_output=True, text=True, check=True)
-    assert str(target) in made.stdout
+    script = subprocess.run([ROOT / "deploy/make-env.sh", target], capture_output=True, text=True, check=True)
+    assert str(target) in script.stdout
     values = dict(line.split("=", 1) for line in target.read_text().splitlines() if "=" in line and line[0] != "#")
     secrets = [values[name] for name in ("FAREBOX_ADMIN_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD")]
     assert len(set(secrets)) == 3

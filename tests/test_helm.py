@@ -69,26 +69,28 @@ def rendered(name: str) -> tuple[dict[str, Any], ...]:
 def render(values: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     done = helm("template", "farebox", str(CHART), values=values)
     assert done.returncode == 0, done.stderr
-    return tuple(one for one in yaml.safe_load_all(done.stdout) if one)
+    return tuple(document for document in yaml.safe_load_all(done.stdout) if document)
 
 
-def one(documents: tuple[dict[str, Any], ...], kind: str, suffix: str = "") -> dict[str, Any]:
-    (found,) = (
+def document_of(documents: tuple[dict[str, Any], ...], kind: str, suffix: str = "") -> dict[str, Any]:
+    (document,) = (
         item for item in documents if item["kind"] == kind and item["metadata"]["name"].endswith(f"farebox{suffix}")
     )
-    return found
+    return document
 
 
 def container(document: dict[str, Any]) -> dict[str, Any]:
-    (found,) = document["spec"]["template"]["spec"]["containers"]
-    return dict(found)
+    (container_spec,) = document["spec"]["template"]["spec"]["containers"]
+    return dict(container_spec)
 
 
 def variables(document: dict[str, Any], secrets: dict[str, str]) -> dict[str, str]:
     """What the container is given, with a Secret's values put in."""
     return {
-        one["name"]: one["value"] if "value" in one else secrets[one["valueFrom"]["secretKeyRef"]["key"]]
-        for one in container(document)["env"]
+        variable["name"]: variable["value"]
+        if "value" in variable
+        else secrets[variable["valueFrom"]["secretKeyRef"]["key"]]
+        for variable in container(document)["env"]
     }
 
 
@@ -100,13 +102,15 @@ def test_helm_lint_reports_no_warning(name: str) -> None:
 
 
 def test_rendered_documents_are_valid_and_an_unknown_field_is_noticed() -> None:
-    wrong = json.loads(json.dumps(one(rendered("minimal"), "StatefulSet")))
+    wrong = json.loads(json.dumps(document_of(rendered("minimal"), "StatefulSet")))
     wrong["metadata"]["name"] = "slip"
     wrong["spec"]["template"]["spec"]["container"] = []
     all_of_them = [item for name in SETS for item in rendered(name)]
     documents = [item for item in all_of_them if "monitoring.coreos.com" not in item["apiVersion"]]
     faults = schema_faults([wrong, *documents], VERSIONS)
-    assert [fault.partition(": ")[0] for fault in faults] == [f"StatefulSet slip as of {one}" for one in VERSIONS]
+    assert [fault.partition(": ")[0] for fault in faults] == [
+        f"StatefulSet slip as of {version}" for version in VERSIONS
+    ]
 
 
 def test_documented_values_render() -> None:
@@ -129,18 +133,18 @@ def test_unsafe_or_unusable_values_do_not_render() -> None:
         ({**MINIMAL, "autoscaling": {"enabled": True, "min": 3, "max": 2}}, "autoscaling.min is above"),
         ({**MINIMAL, "replica": 3}, "replica"),
     ]
-    for values, said in wrong:
+    for values, message in wrong:
         done = helm("template", "farebox", str(CHART), values=values)
         assert done.returncode != 0, values
-        assert said in done.stderr, done.stderr
+        assert message in done.stderr, done.stderr
 
 
 def test_gateway_reads_the_rendered_variables_and_configuration(tmp_path: Path) -> None:
     documents = rendered("everything")
-    secrets = one(documents, "Secret")["stringData"]
-    found = variables(one(documents, "StatefulSet"), secrets)
-    (tmp_path / "config.yaml").write_text(one(documents, "ConfigMap")["data"]["config.yaml"])
-    config = read_config(tmp_path / "config.yaml", found)
+    secrets = document_of(documents, "Secret")["stringData"]
+    environment = variables(document_of(documents, "StatefulSet"), secrets)
+    (tmp_path / "config.yaml").write_text(document_of(documents, "ConfigMap")["data"]["config.yaml"])
+    config = read_config(tmp_path / "config.yaml", environment)
     assert config.storage.ledger == MINIMAL["storage"]["ledger"]
     assert config.storage.store == MINIMAL["storage"]["store"]
     assert config.storage.spool == "/data/spool"
@@ -150,9 +154,9 @@ def test_gateway_reads_the_rendered_variables_and_configuration(tmp_path: Path) 
     assert config.budgets[0].usd == 500_000_000
     known = {f"FAREBOX_SERVER_{field.upper()}" for field in type(config.server).model_fields}
     known |= {f"FAREBOX_STORAGE_{field.upper()}" for field in type(config.storage).model_fields}
-    ours = {name for name in found if name.startswith("FAREBOX_")}
+    ours = {name for name in environment if name.startswith("FAREBOX_")}
     assert ours - known == {"FAREBOX_CONFIG", "FAREBOX_ADMIN_KEY"}
-    embedded = read_config(None, variables(one(rendered("embedded"), "StatefulSet"), {"admin-key": "k" * 16}))
+    embedded = read_config(None, variables(document_of(rendered("embedded"), "StatefulSet"), {"admin-key": "k" * 16}))
     assert embedded.storage.ledger == "sqlite:////data/ledger.db"
     assert embedded.server.workers == 1
 
@@ -180,24 +184,27 @@ def test_pods_run_as_non_root_with_a_read_only_file_system(name: str) -> None:
 
 def test_migration_job_runs_before_install_and_upgrade() -> None:
     documents = rendered("minimal")
-    job = one(documents, "Job", "-migrate")
+    job = document_of(documents, "Job", "-migrate")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     assert container(job)["args"] == ["migrate"]
-    secret = one(documents, "Secret", "-migrate")
+    secret = document_of(documents, "Secret", "-migrate")
     assert secret["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     weights = [int(item["metadata"]["annotations"]["helm.sh/hook-weight"]) for item in (secret, job)]
     assert weights[0] < weights[1], "the job reads the secret"
-    given = variables(job, secret["stringData"])
-    assert given["FAREBOX_STORAGE_STORE"] == MINIMAL["storage"]["store"]
+    environment = variables(job, secret["stringData"])
+    assert environment["FAREBOX_STORAGE_STORE"] == MINIMAL["storage"]["store"]
     assert "serviceAccountName" not in job["spec"]["template"]["spec"], "the release's own does not exist yet"
     own = rendered("existing secret")
     assert [item["metadata"]["name"] for item in own if item["kind"] == "Secret"] == []
-    assert container(one(own, "Job", "-migrate"))["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "farebox-secrets"
+    assert (
+        container(document_of(own, "Job", "-migrate"))["env"][0]["valueFrom"]["secretKeyRef"]["name"]
+        == "farebox-secrets"
+    )
 
 
 def test_changed_configuration_or_secret_changes_the_pod_checksums() -> None:
     def checksums(values: dict[str, Any]) -> dict[str, str]:
-        return dict(one(render(values), "StatefulSet")["spec"]["template"]["metadata"]["annotations"])
+        return dict(document_of(render(values), "StatefulSet")["spec"]["template"]["metadata"]["annotations"])
 
     before = checksums(MINIMAL)
     assert checksums(MINIMAL) == before
@@ -209,14 +216,14 @@ def test_changed_configuration_or_secret_changes_the_pod_checksums() -> None:
 
 
 def test_termination_grace_period_covers_the_drain_time() -> None:
-    gateway = one(render({**MINIMAL, "server": {"drainSeconds": 120}}), "StatefulSet")
+    gateway = document_of(render({**MINIMAL, "server": {"drainSeconds": 120}}), "StatefulSet")
     assert gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 140
     assert container(gateway)["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "5"]}}
     assert variables(gateway, {"ledger": "", "store": "", "admin-key": ""})["FAREBOX_SERVER_DRAIN_SECONDS"] == "120"
 
 
 def test_request_bodies_fit_into_the_memory_limit_of_a_pod() -> None:
-    inside = container(gateway := one(rendered("minimal"), "StatefulSet"))
+    inside = container(gateway := document_of(rendered("minimal"), "StatefulSet"))
     bodies = int(variables(gateway, {"ledger": "", "store": "", "admin-key": ""})["FAREBOX_SERVER_BODIES_BYTES_MAX"])
     assert inside["resources"]["limits"]["memory"] == "1Gi"
     # A call holds two and a half times its body; one that is killed for it is charged with all that the others held.
@@ -225,43 +232,43 @@ def test_request_bodies_fit_into_the_memory_limit_of_a_pod() -> None:
 
 def test_selectors_match_the_gateways_and_not_the_migration_job() -> None:
     documents = rendered("everything")
-    labels = one(documents, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
-    of_job = one(documents, "Job", "-migrate")["spec"]["template"]["metadata"]["labels"]
-    service = one(documents, "Service")
+    labels = document_of(documents, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
+    of_job = document_of(documents, "Job", "-migrate")["spec"]["template"]["metadata"]["labels"]
+    service = document_of(documents, "Service")
     selectors = [
-        one(documents, "StatefulSet")["spec"]["selector"]["matchLabels"],
-        one(documents, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        document_of(documents, "StatefulSet")["spec"]["selector"]["matchLabels"],
+        document_of(documents, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
         service["spec"]["selector"],
-        one(documents, "Service", "-each")["spec"]["selector"],
+        document_of(documents, "Service", "-each")["spec"]["selector"],
     ]
     for selector in selectors:
         assert selector.items() <= labels.items()
         assert not selector.items() <= of_job.items()
-    monitored = one(documents, "ServiceMonitor")["spec"]
+    monitored = document_of(documents, "ServiceMonitor")["spec"]
     assert monitored["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    each = one(documents, "Service", "-each")["metadata"]["labels"]
+    each = document_of(documents, "Service", "-each")["metadata"]["labels"]
     assert not monitored["selector"]["matchLabels"].items() <= each.items(), "each gateway would be scraped twice"
     secret = {"credentials": {"name": "scraping", "key": "farebox"}}
     assert monitored["endpoints"] == [{"port": "http", "path": "/metrics", "interval": "15s", "authorization": secret}]
     assert service["spec"]["ports"][0]["name"] == "http"
-    assert one(documents, "ServiceMonitor")["metadata"]["labels"]["release"] == "prometheus"
+    assert document_of(documents, "ServiceMonitor")["metadata"]["labels"]["release"] == "prometheus"
 
 
 def test_autoscaler_replaces_the_replica_count() -> None:
     documents = rendered("everything")
-    target = one(documents, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
-    gateway = one(documents, "StatefulSet")
+    target = document_of(documents, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
+    gateway = document_of(documents, "StatefulSet")
     assert (target["kind"], target["name"]) == (gateway["kind"], gateway["metadata"]["name"])
     assert "replicas" not in gateway["spec"]
-    assert one(rendered("minimal"), "StatefulSet")["spec"]["replicas"] == 2
+    assert document_of(rendered("minimal"), "StatefulSet")["spec"]["replicas"] == 2
 
 
 def test_probes_and_ingress_paths_are_those_of_the_gateway() -> None:
     documents = rendered("everything")
-    inside = container(one(documents, "StatefulSet"))
+    inside = container(document_of(documents, "StatefulSet"))
     probes = {name: inside[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert probes == {"startupProbe": "/readyz", "livenessProbe": "/livez", "readinessProbe": "/livez"}
-    (rule,) = one(documents, "Ingress")["spec"]["rules"]
+    (rule,) = document_of(documents, "Ingress")["spec"]["rules"]
     assert [path["path"] for path in rule["http"]["paths"]] == ["/v1", "/w", "/api", "/admin"]
 
 
@@ -291,8 +298,10 @@ exec timeout -s TERM -k 30 60 "$2" -m gateway serve --port 0
 
 def test_gateway_runs_with_only_the_charts_writable_folders(tmp_path: Path) -> None:
     """The real one, on a file system that is read-only but for its data and temporary folders, from start to stop."""
-    given = variables(one(rendered("embedded"), "StatefulSet"), {"admin-key": "an-admin-key-of-some-length"})
-    moved = {name: value.replace("/data", "/mnt") for name, value in given.items() if name != "FAREBOX_CONFIG"}
+    environment = variables(
+        document_of(rendered("embedded"), "StatefulSet"), {"admin-key": "an-admin-key-of-some-length"}
+    )
+    moved = {name: value.replace("/data", "/mnt") for name, value in environment.items() if name != "FAREBOX_CONFIG"}
     with subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", _READ_ONLY, "sh", str(tmp_path), sys.executable],
         stderr=subprocess.PIPE,
@@ -308,14 +317,14 @@ def test_gateway_runs_with_only_the_charts_writable_folders(tmp_path: Path) -> N
         },
     ) as process:
         assert process.stderr is not None
-        said = []
+        lines = []
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if "Farebox listens on" in line:
                 process.terminate()
         code = process.wait(60)
-    if "Farebox listens on" not in "".join(said) and (code == 77 or "unshare" in "".join(said)):
+    if "Farebox listens on" not in "".join(lines) and (code == 77 or "unshare" in "".join(lines)):
         pytest.skip("no mount namespace of one's own is allowed here")
-    assert code in (0, 124), "".join(said)
-    assert (tmp_path / "ledger.db").exists(), "".join(said)
+    assert code in (0, 124), "".join(lines)
+    assert (tmp_path / "ledger.db").exists(), "".join(lines)
     assert (tmp_path / "store.db").exists()

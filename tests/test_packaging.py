@@ -50,8 +50,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only_wheel(folder: Path) -> Path:
-    (found,) = folder.glob("farebox-*.whl")
-    return found
+    (wheel,) = folder.glob("farebox-*.whl")
+    return wheel
 
 
 def names_in(wheel: Path) -> set[str]:
@@ -87,7 +87,7 @@ def test_wheel_metadata_agree_with_pyproject(dist: Path) -> None:
         scripts = files.read(f"{info}/entry_points.txt").decode()
     assert metadata["Version"] == PROJECT["version"] == gateway.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    needed = [one for one in metadata.get_all("Requires-Dist") or [] if "extra ==" not in one]
+    needed = [requirement for requirement in metadata.get_all("Requires-Dist") or [] if "extra ==" not in requirement]
     assert len(needed) == len(PROJECT["dependencies"])
     assert metadata.get_all("Provides-Extra") == list(PROJECT["optional-dependencies"])
     assert "farebox = gateway.cli:main" in scripts

@@ -22,21 +22,21 @@ IMPORT_CPU_S_MAX = 2.5
 
 def pins(lock: str) -> dict[str, tuple[str, int]]:
     """name → (version, number of hashes)"""
-    found: dict[str, tuple[str, int]] = {}
+    hashes_by_name: dict[str, tuple[str, int]] = {}
     name = ""
     for line in (ROOT / "requirements" / lock).read_text().splitlines():
         matched = re.match(r"([a-z0-9][a-z0-9._-]*)(?:\[[^]]*\])?==([^\s;\\]+)", line)
         if matched:
             name = matched[1]
-            found[name] = (matched[2], 0)
+            hashes_by_name[name] = (matched[2], 0)
         elif "--hash=sha256:" in line:
-            found[name] = (found[name][0], found[name][1] + 1)
-    return found
+            hashes_by_name[name] = (hashes_by_name[name][0], hashes_by_name[name][1] + 1)
+    return hashes_by_name
 
 
 def test_no_unknown_pth_file_runs_code_at_python_start() -> None:
-    found = {path.name for path in SITE_PACKAGES.glob("*.pth")}
-    assert found <= PTH_ALLOWED, f"{found - PTH_ALLOWED}: who put it there, and what does it do?"
+    pth_files = {path.name for path in SITE_PACKAGES.glob("*.pth")}
+    assert pth_files <= PTH_ALLOWED, f"{pth_files - PTH_ALLOWED}: who put it there, and what does it do?"
     assert not [name for name in ("sitecustomize", "usercustomize") if (SITE_PACKAGES / f"{name}.py").exists()]
     editable = SITE_PACKAGES / "_editable_impl_farebox.pth"
     if editable.exists():
@@ -45,15 +45,15 @@ def test_no_unknown_pth_file_runs_code_at_python_start() -> None:
 
 @pytest.mark.parametrize("lock", sorted(path.name for path in (ROOT / "requirements").glob("*.txt")))
 def test_every_pin_of_a_lock_has_hashes(lock: str) -> None:
-    found = pins(lock)
-    assert found
-    assert {name for name, (_, hashes) in found.items() if not hashes} == set()
+    pinned = pins(lock)
+    assert pinned
+    assert {name for name, (_, hashes) in pinned.items() if not hashes} == set()
 
 
 def test_locks_agree_and_pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     runtime, dev = pins("runtime.txt"), pins("dev.txt")
-    named = {re.match(r"[a-z0-9-]+", one)[0] for one in project["dependencies"]}  # type: ignore[index]
+    named = {re.match(r"[a-z0-9-]+", dependency)[0] for dependency in project["dependencies"]}  # type: ignore[index]
     assert named <= runtime.keys()
     assert {name for name in runtime.keys() & dev.keys() if runtime[name][0] != dev[name][0]} == set()
     assert "litellm" in runtime

@@ -100,12 +100,12 @@ def start_vllm_router(running: Servers, upstream: str) -> Server:
     environment = FOLDER / "vllm-router"
     program = environment / "bin" / "vllm-router"
     _install_from_pypi(environment, program, [f"vllm-router=={VLLM_ROUTER_VERSION}"], "vLLM's router")
-    told = ["--worker-urls", upstream, "--policy", "round_robin", "--health-check-endpoint", "/v1/models"]
+    options = ["--worker-urls", upstream, "--policy", "round_robin", "--health-check-endpoint", "/v1/models"]
     metrics = ["--prometheus-port", str(free_port())]
     return running.start(
         "vllm-router",
         lambda port: [
-            str(program), "--host", "127.0.0.1", "--port", str(port), *told, *metrics, "--log-level", "error",
+            str(program), "--host", "127.0.0.1", "--port", str(port), *options, *metrics, "--log-level", "error",
         ],
         ready_path="/health",
     )  # fmt: skip
@@ -124,13 +124,13 @@ def _installed_litellm() -> Path:
     return program
 
 
-def _install_from_pypi(environment: Path, program: Path, wanted: Sequence[str], what: str) -> None:
+def _install_from_pypi(environment: Path, program: Path, packages: Sequence[str], program_name: str) -> None:
     if program.exists():
         return
     _make_folder()
-    _run([sys.executable, "-m", "venv", str(environment)], what)
+    _run([sys.executable, "-m", "venv", str(environment)], program_name)
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run([str(environment / "bin" / "python"), *install, *wanted], what)
+    _run([str(environment / "bin" / "python"), *install, *packages], program_name)
 
 
 def _installed_portkey() -> Path:
@@ -152,10 +152,10 @@ def _make_folder() -> None:
     (FOLDER / ".gitignore").write_text("*\n")
 
 
-def _run(command: Sequence[str], what: str) -> None:
+def _run(command: Sequence[str], program_name: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, timeout=_INSTALL_SECONDS, cwd=ROOT, env=dict(os.environ))
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotStarted(f"{what} could not be installed: {error}") from error
+        raise NotStarted(f"{program_name} could not be installed: {error}") from error
     if done.returncode:
-        raise NotStarted(f"{what} could not be installed: {done.stderr.decode(errors='replace')[-1_500:]}")
+        raise NotStarted(f"{program_name} could not be installed: {done.stderr.decode(errors='replace')[-1_500:]}")

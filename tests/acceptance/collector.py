@@ -43,11 +43,11 @@ class Collector:
             self.resources.append(_attributes(group.resource.attributes))
             self.spans += [_seen(span) for scope in group.scope_spans for span in scope.spans]
 
-    def wait(self, wanted: Callable[[ReceivedSpan], bool]) -> ReceivedSpan:
+    def wait(self, matches: Callable[[ReceivedSpan], bool]) -> ReceivedSpan:
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             for span in list(self.spans):
-                if wanted(span):
+                if matches(span):
                     return span
             time.sleep(0.05)
         raise AssertionError(f"no such span among {[(span.name, span.attributes) for span in self.spans]}")
@@ -59,12 +59,12 @@ class Collector:
 
 
 def _attributes(pairs: Any) -> dict[str, Any]:
-    found = {}
+    attributes = {}
     for pair in pairs:
         kind = pair.value.WhichOneof("value")
         value = getattr(pair.value, kind)
-        found[pair.key] = [one.string_value for one in value.values] if kind == "array_value" else value
-    return found
+        attributes[pair.key] = [item.string_value for item in value.values] if kind == "array_value" else value
+    return attributes
 
 
 def _seen(span: Span) -> ReceivedSpan:

@@ -63,7 +63,7 @@ async def ask(application: Application, headers: dict[str, str], body: bytes) ->
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    given = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body)), **headers}
+    all_headers = {"host": "localhost", "content-type": "application/json", "content-length": str(len(body)), **headers}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -74,7 +74,7 @@ async def ask(application: Application, headers: dict[str, str], body: bytes) ->
         "raw_path": b"/v1/chat/completions",
         "root_path": "",
         "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "headers": [(name.encode(), value.encode()) for name, value in all_headers.items()],
         "client": ("127.0.0.1", 40_000),
         "server": ("127.0.0.1", 4_000),
     }

@@ -114,8 +114,8 @@ class MixedLoad:
                 answer.close()
                 self.ends["left"] += 1
                 return
-            said = await answer.read()
-        self._judge(answer, said, path, bool(body.get("stream")), fault)
+            content = await answer.read()
+        self._judge(answer, content, path, bool(body.get("stream")), fault)
 
     def _headers(self, chance: random.Random) -> dict[str, str]:
         headers: dict[str, str] = {}
@@ -136,19 +136,19 @@ class MixedLoad:
         return headers
 
     def _judge(
-        self, answer: aiohttp.ClientResponse, said: bytes, path: str, streamed: bool, fault: dict[str, Any]
+        self, answer: aiohttp.ClientResponse, content: bytes, path: str, streamed: bool, fault: dict[str, Any]
     ) -> None:
-        what = f"{path} {fault}: {answer.status} {said[-300:]!r}"
+        description = f"{path} {fault}: {answer.status} {content[-300:]!r}"
         if answer.status == 200:
             self.ends["200"] += 1
             self.answered.append(answer.headers["x-request-id"])
-            if streamed and not _is_ended(path, said):
-                self.wrong.append(f"ended silently: {what}")
+            if streamed and not _is_ended(path, content):
+                self.wrong.append(f"ended silently: {description}")
             return
-        error = json.loads(said)["error"]
+        error = json.loads(content)["error"]
         self.ends[f"{answer.status} {error.get('code') or error['type']}"] += 1
         if answer.status >= 500 and not _BREAKING & fault.keys():
-            self.wrong.append(what)
+            self.wrong.append(description)
 
     async def _operate(self, session: aiohttp.ClientSession, chance: random.Random) -> None:
         """A child run's budget is never its parent's, so the parents, number 0, are left alone."""
@@ -162,13 +162,13 @@ class MixedLoad:
         elif act in ("look", "report"):
             request = session.get(f"{self.url()}/api/{'runs/' + run if act == 'look' else 'usage?group_by=run'}")
         else:
-            given = {"budget_tokens": RAISED_TOKENS} if act == "budget" else None
-            request = session.post(f"{self.url()}/api/runs/{run}/{act}", json=given)
+            change = {"budget_tokens": RAISED_TOKENS} if act == "budget" else None
+            request = session.post(f"{self.url()}/api/runs/{run}/{act}", json=change)
         async with request as answer:
-            said = await answer.text()
+            reply_text = await answer.text()
         self.ends[f"{act} {answer.status}"] += 1
         if answer.status >= 500:
-            self.wrong.append(f"{act}: {answer.status} {said[:300]}")
+            self.wrong.append(f"{act}: {answer.status} {reply_text[:300]}")
 
 
 def _request(chance: random.Random, text: str) -> tuple[str, dict[str, Any]]:
@@ -197,7 +197,7 @@ def _user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def _is_ended(path: str, said: bytes) -> bool:
+def _is_ended(path: str, content: bytes) -> bool:
     """Properly, or with an error event."""
     last = {"/v1/messages": b"message_stop", "/v1/responses": b"response."}.get(path, b"[DONE]")
-    return last in said[-2_000:] or b'"error"' in said
+    return last in content[-2_000:] or b'"error"' in content

@@ -138,11 +138,11 @@ class Crowd:
         started = time.monotonic()
         try:
             async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
-                said = await answer.json()
+                reply = await answer.json()
         except (aiohttp.ClientError, OSError):
             return 0, "connection"
         self.slowest_s = max(self.slowest_s, time.monotonic() - started)
-        return answer.status, "" if answer.status == 200 else said["error"]["code"]
+        return answer.status, "" if answer.status == 200 else reply["error"]["code"]
 
     @property
     def granted(self) -> int:
@@ -157,10 +157,10 @@ async def rows_of(store: str, run: str) -> list[asyncpg.Record]:
         await connection.close()
 
 
-async def until(holds: Callable[[], Awaitable[bool]], within_s: float, what: str) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], within_s: float, description: str) -> None:
     deadline = time.monotonic() + within_s
     while not await holds():
-        assert time.monotonic() < deadline, f"not within {within_s} s: {what}"
+        assert time.monotonic() < deadline, f"not within {within_s} s: {description}"
         await asyncio.sleep(0.1)
 
 

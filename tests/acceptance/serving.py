@@ -110,12 +110,12 @@ def text_of(events: list[str]) -> str:
 
 
 def finish_of(events: list[str]) -> str | None:
-    found = None
+    finish_reason = None
     for event in events:
         if event.startswith("{"):
             for choice in json.loads(event).get("choices") or ():
-                found = choice.get("finish_reason") or found
-    return found
+                finish_reason = choice.get("finish_reason") or finish_reason
+    return finish_reason
 
 
 def budget_comment(events: list[str]) -> dict[str, Any]:
@@ -124,8 +124,8 @@ def budget_comment(events: list[str]) -> dict[str, Any]:
     assert len(comments) == 1, events[-4:]
     assert events[-1] == "[DONE]", events[-4:]
     assert events[-2] == comments[0], events[-4:]
-    found: dict[str, Any] = json.loads(comments[0].removeprefix(": budget "))
-    return found
+    comment: dict[str, Any] = json.loads(comments[0].removeprefix(": budget "))
+    return comment
 
 
 def action_names(reply: Reply) -> list[str]:

@@ -111,10 +111,10 @@ def test_400_for_an_invalid_field_names_the_field(served: Served, field: str, ra
 def test_duplicate_of_a_key_that_affects_the_price_is_refused(served: Served, field: str) -> None:
     values = {"model": '"fake"', "stream": "false"}
     value = values.get(field, "1")
-    rest = "" if field == "model" else '"model": "fake", '
+    other_field = "" if field == "model" else '"model": "fake", '
     escaped = "\\u00" + f"{ord(field[0]):02x}" + field[1:]
     for second in (field, escaped):
-        reply = post(served, f'{{{rest}"{field}": {value}, {HI}, "{second}": {value}}}')
+        reply = post(served, f'{{{other_field}"{field}": {value}, {HI}, "{second}": {value}}}')
         assert reply.status == 400, (second, reply.body)
         assert reply.json()["error"]["code"] == "duplicate_key"
     assert served.seen() == 0

@@ -37,8 +37,8 @@ async def burst(gateway: FareboxProcess, run: str) -> Counter[str]:
 
     async def call() -> str:
         async with session.post("/v1/chat/completions", json=body, headers=tagged("crowd", run)) as answer:
-            said = await answer.json()
-            return "answered" if answer.status == 200 else str(said["error"]["code"])
+            reply = await answer.json()
+            return "answered" if answer.status == 200 else str(reply["error"]["code"])
 
     async with aiohttp.ClientSession(gateway.url, connector=connector) as session:
         return Counter(await asyncio.gather(*(call() for _ in range(CALLS))))

@@ -144,11 +144,11 @@ def test_prompt_of_a_model_counted_by_a_factor_is_compressed_no_further_than_nee
 
 
 @pytest.mark.parametrize(
-    ("cap", "took"),
+    ("cap", "actions"),
     [(100, ["route"]), (1000, ["route", "clamp"]), (4000, ["route", "clamp"]), (None, ["route", "clamp"])],
 )
 def test_cheaper_model_is_used_when_tokens_were_short_before_money(
-    served: Served, cap: int | None, took: list[str]
+    served: Served, cap: int | None, actions: list[str]
 ) -> None:
     body = {"model": "large"} | ({"max_tokens": cap} if cap is not None else {})
     headers = tagged("purse", f"purse-{cap}", "draft")
@@ -156,7 +156,7 @@ def test_cheaper_model_is_used_when_tokens_were_short_before_money(
     explained = served.gateway.request("POST", "/api/explain", question).json()
     assert (explained["verdict"], explained["model"]) == ("forward", "medium"), explained
     reply = ask(served, headers, LETTER, **body)
-    assert (reply.status, action_names(reply)) == (200, took), reply.body
+    assert (reply.status, action_names(reply)) == (200, actions), reply.body
     assert served.last.model == "gpt-4o"
 
 

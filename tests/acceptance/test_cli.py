@@ -171,7 +171,7 @@ def test_commands_control_a_run_and_report_its_usage(served: tuple[Cli, FareboxP
     assert "r1" in cli("top", "--once").out
     assert "r1" not in cli("top", "--once", "--state", "active").out
     assert cli("reconcile").code == 0
-    assert [one["action"] for one in cli("audit", "--action", "run.", "--limit", "9", "--json").json()["events"]][
+    assert [event["action"] for event in cli("audit", "--action", "run.", "--limit", "9", "--json").json()["events"]][
         :2
     ] == ["run.completed", "run.reset"]
 
@@ -196,11 +196,11 @@ def test_workflows_budgets_and_suggest_commands_work_without_a_gateway(cli: Cli)
     (cli.folder / "again.yaml").write_text(shown)
     assert cli("workflows", "put", "copy", "again.yaml").code == 0
     listed = cli("workflows", "list", "--json").json()["workflows"]
-    assert [one["steps"] for one in listed] == [listed[0]["steps"]] * 2
-    made = cli("budgets", "create", "workflow", "nightly", "--usd", "0.5", "--window", "day", "--json").json()
-    assert made["usd"] == 0.5
-    assert made["id"] in cli("budgets", "list").out
-    assert cli("budgets", "delete", made["id"]).code == 0
+    assert [workflow["steps"] for workflow in listed] == [listed[0]["steps"]] * 2
+    budget = cli("budgets", "create", "workflow", "nightly", "--usd", "0.5", "--window", "day", "--json").json()
+    assert budget["usd"] == 0.5
+    assert budget["id"] in cli("budgets", "list").out
+    assert cli("budgets", "delete", budget["id"]).code == 0
     assert "nothing to go by" in cli("suggest", "nightly").out
     unlimited = cli("budgets", "create", "run", "nightly")
     assert (unlimited.code, "--tokens" in unlimited.err) == (1, True)
@@ -217,20 +217,20 @@ def test_budget_without_accounts_of_its_own_says_where_they_are_or_that_nothing_
     assert cli("budgets", "show", "file:0").out == (
         "Each run that * matches has an account of its own; `farebox runs list` shows them.\n"
     )
-    made = cli("budgets", "create", "agent", "support-*", "--requests", "5", "--json").json()
-    assert cli("budgets", "show", made["id"]).out == (
+    budget = cli("budgets", "create", "agent", "support-*", "--requests", "5", "--json").json()
+    assert cli("budgets", "show", budget["id"]).out == (
         "No agent that support-* matches has made a call yet, so there is no account.\n"
     )
-    assert cli("budgets", "show", made["id"], "--json").json()["accounts"] == []
+    assert cli("budgets", "show", budget["id"], "--json").json()["accounts"] == []
 
 
 def test_classify_reads_an_argument_or_stdin(cli: Cli) -> None:
-    found = cli(
+    classification = cli(
         "classify", "Summarize the following thread in three sentences.", "--step", "summarize", "--json"
     ).json()
-    assert found["intent"] == "summarize"
-    said = cli("classify", "-", stdin="Translate this into French: hello")
-    assert said.out.startswith("transform  confidence 0.")
+    assert classification["intent"] == "summarize"
+    translation = cli("classify", "-", stdin="Translate this into French: hello")
+    assert translation.out.startswith("transform  confidence 0.")
 
 
 FAULTY = """model_list:
@@ -280,16 +280,17 @@ def test_check_and_doctor_report_unsafe_redis_settings(cli: Cli) -> None:
         settings["storage"]["ledger"] = server.url
         (cli.folder / "redis.yaml").write_text(json.dumps(settings))
         assert cli("migrate", config="redis.yaml").code == 0
-        for said in (cli("check", config="redis.yaml"), cli("doctor", config="redis.yaml")):
-            assert said.code == 1
-            assert "maxmemory-policy is allkeys-lru" in said.out + said.err
-            assert "Traceback" not in said.out + said.err
+        for output in (cli("check", config="redis.yaml"), cli("doctor", config="redis.yaml")):
+            assert output.code == 1
+            assert "maxmemory-policy is allkeys-lru" in output.out + output.err
+            assert "Traceback" not in output.out + output.err
         server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
         fit = cli("check", "--json", config="redis.yaml").json()["ledger"]
         assert (fit["fault"], fit["unreached"], len(fit["warnings"])) == ("", "", 1)
         assert "appendonly is off" in fit["warnings"][0]
         by_check = {
-            one["check"]: one["status"] for one in cli("doctor", "--json", config="redis.yaml").json()["findings"]
+            finding["check"]: finding["status"]
+            for finding in cli("doctor", "--json", config="redis.yaml").json()["findings"]
         }
         assert (by_check["ledger"], by_check["ledger policy"]) == ("ok", "warn")
     away = cli("check", config="redis.yaml")
@@ -300,15 +301,15 @@ def test_migrate_and_doctor_report_the_state_without_a_gateway(cli: Cli) -> None
     assert cli("migrate", "--check").code == 1
     assert cli("migrate").code == 0
     assert cli("migrate", "--check", "--json").json()["is_current"] is True
-    found = cli("doctor", "--json").json()
-    assert found["is_fit"] is True
+    report = cli("doctor", "--json").json()
+    assert report["is_fit"] is True
     assert {"versions", "ledger", "ledger clock", "store", "store schema"} <= {
-        one["check"] for one in found["findings"]
+        finding["check"] for finding in report["findings"]
     }
     (cli.folder / "ledger.db").write_bytes(b"this is no ledger" * 100)
     ill = cli("doctor", "--json")
     assert ill.code == 1
-    by_check = {one["check"]: one["status"] for one in json.loads(ill.out)["findings"]}
+    by_check = {finding["check"]: finding["status"] for finding in json.loads(ill.out)["findings"]}
     assert (by_check["ledger"], by_check["store schema"]) == ("fail", "ok")
     assert "farebox explain gateway, or docs/errors.md" in cli("doctor").out
 
@@ -334,7 +335,7 @@ def test_commands_find_a_gateway_on_another_port_by_its_store(cli: Cli, tmp_path
     gateway.start()
     try:
         assert cli("keys", "create", "app").code == 0
-        assert [one["name"] for one in cli("keys", "list", "--json").json()["keys"]] == ["app"]
+        assert [key["name"] for key in cli("keys", "list", "--json").json()["keys"]] == ["app"]
         assert cli("keys", "list", "--url", gateway.url).code == 0
         assert cli("doctor").code == 0
         assert f"{gateway.url}/v1" in cli("env", "--client", "curl").out
@@ -349,7 +350,7 @@ def test_commands_find_a_gateway_on_another_port_by_its_store(cli: Cli, tmp_path
     finally:
         gateway.kill()
     # What it left behind is no gateway: the files are free.
-    assert [one["name"] for one in cli("keys", "list", "--json").json()["keys"]] == ["app"]
+    assert [key["name"] for key in cli("keys", "list", "--json").json()["keys"]] == ["app"]
 
 
 def test_commands_do_not_use_another_configurations_gateway(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
@@ -395,9 +396,11 @@ def test_command_succeeds_while_a_gateway_starts(cli: Cli, tmp_path: Path) -> No
     gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
     starting = threading.Thread(target=gateway.start)
     starting.start()
-    made = cli("keys", "create", "app")
+    created = cli("keys", "create", "app")
     starting.join()
-    assert (made.code, gateway.chat("hi", {"authorization": f"Bearer {made.out.strip()}"}).status) == (0, 200), made.err
+    assert (created.code, gateway.chat("hi", {"authorization": f"Bearer {created.out.strip()}"}).status) == (0, 200), (
+        created.err
+    )
     gateway.stop()
 
 
@@ -427,9 +430,9 @@ def test_env_prints_snippets_with_the_configured_address(cli: Cli) -> None:
     assert cli("env", "--client", "nobody").code == 1
     assert cli("env", "--client", "claude").out == cli("env", "--client", "claude-code").out
     assert "openai-python, openai-node, openai-agents." in cli("env", "--client", "openai").err
-    wanted = ["openai-python", "openai-node", "langchain", "llamaindex", "crewai", "openai-agents", "pydantic-ai"]
-    wanted += ["vercel-ai", "claude-code", "codex", "aider", "llm", "cursor", "open-webui", "litellm", "n8n", "curl"]
-    assert set(wanted) <= {one["client"] for one in cli("env", "--json").json()["clients"]}
+    expected = ["openai-python", "openai-node", "langchain", "llamaindex", "crewai", "openai-agents", "pydantic-ai"]
+    expected += ["vercel-ai", "claude-code", "codex", "aider", "llm", "cursor", "open-webui", "litellm", "n8n", "curl"]
+    assert set(expected) <= {client["client"] for client in cli("env", "--json").json()["clients"]}
 
 
 def test_env_prints_snippets_with_the_running_gateways_address(served: tuple[Cli, FareboxProcess]) -> None:
@@ -440,12 +443,12 @@ def test_env_prints_snippets_with_the_running_gateways_address(served: tuple[Cli
     assert f"{gateway.url}/v1" in cli("env", "--client", "openai-python").out
 
 
-@pytest.mark.parametrize("given", [["--config", "other.yaml"], ["--config=other.yaml"]])
-def test_config_option_is_accepted_before_or_after_the_command(cli: Cli, given: list[str]) -> None:
+@pytest.mark.parametrize("option", [["--config", "other.yaml"], ["--config=other.yaml"]])
+def test_config_option_is_accepted_before_or_after_the_command(cli: Cli, option: list[str]) -> None:
     (cli.folder / "other.yaml").write_text("tiers: {fast: [none]}\n")
-    for arguments in ([*given, "check"], ["check", *given], ["check", "--json", *given]):
-        said = cli(*arguments)
-        assert (said.code, "other.yaml:1" in said.out + said.err) == (2, True), arguments
+    for arguments in ([*option, "check"], ["check", *option], ["check", "--json", *option]):
+        output = cli(*arguments)
+        assert (output.code, "other.yaml:1" in output.out + output.err) == (2, True), arguments
 
 
 def test_arguments_after_a_double_dash_are_not_options(cli: Cli) -> None:
@@ -453,11 +456,11 @@ def test_arguments_after_a_double_dash_are_not_options(cli: Cli) -> None:
 
 
 def test_serve_without_keys_refuses_a_public_host(cli: Cli) -> None:
-    said = cli("serve", "--host", "0.0.0.0", "--port", "0")
-    assert said.code == 1
-    lines = [line for line in said.err.splitlines() if "--allow-anonymous" in line]
+    output = cli("serve", "--host", "0.0.0.0", "--port", "0")
+    assert output.code == 1
+    lines = [line for line in output.err.splitlines() if "--allow-anonymous" in line]
     assert len(lines) == 1
-    assert "Traceback" not in said.err
+    assert "Traceback" not in output.err
 
 
 def test_usage_errors_exit_with_2(cli: Cli) -> None:

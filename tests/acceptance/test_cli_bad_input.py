@@ -34,16 +34,16 @@ def test_values_that_json_cannot_carry_are_refused_and_change_nothing(served: tu
 )
 def test_invalid_declaration_is_refused_with_its_fault(cli: Cli, declared: str, fault: str) -> None:
     (cli.folder / "w.yaml").write_text(declared)
-    said = cli("workflows", "put", "w", "w.yaml")
-    assert (said.code, said.err) == (1, f"farebox: {fault}\n")
+    output = cli("workflows", "put", "w", "w.yaml")
+    assert (output.code, output.err) == (1, f"farebox: {fault}\n")
 
 
 def test_unusable_url_is_reported_with_its_reason(served: tuple[Cli, FareboxProcess]) -> None:
     farebox, gateway = served
     assert farebox("runs", "list", "--url", "127.0.0.1:4000").err.endswith("must begin with http:// or https://.\n")
-    said = farebox("runs", "list", "--url", gateway.url.replace("http:", "https:"))
-    assert "SSL" in said.err
-    assert "not permitted" not in said.err
+    output = farebox("runs", "list", "--url", gateway.url.replace("http:", "https:"))
+    assert "SSL" in output.err
+    assert "not permitted" not in output.err
 
 
 def test_piped_tables_end_and_note_truncation_on_stderr(served: tuple[Cli, FareboxProcess]) -> None:

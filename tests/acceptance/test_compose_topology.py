@@ -44,16 +44,16 @@ CALLS = 40
 def variables(gateway: str, redis: RedisServer, store: str) -> dict[str, str]:
     """The environment of a gateway's service, with this machine's addresses instead of the services' names."""
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][gateway]
-    given = {
-        name: re.sub(r"\$\{(\w+)[^}]*\}", lambda found: SECRETS.get(found[1], ""), value)
+    variables_of_file = {
+        name: re.sub(r"\$\{(\w+)[^}]*\}", lambda match: SECRETS.get(match[1], ""), value)
         for name, value in service["environment"].items()
     }
-    ledger = given["FAREBOX_STORAGE_LEDGER"].replace("redis:6379", f"127.0.0.1:{redis.port}")
+    ledger = variables_of_file["FAREBOX_STORAGE_LEDGER"].replace("redis:6379", f"127.0.0.1:{redis.port}")
     own = {"FAREBOX_STORAGE_LEDGER": ledger, "FAREBOX_STORAGE_STORE": store, "FAREBOX_SERVER_HOST": "127.0.0.1"}
     # The configuration file and the spool's volume are the test's.
     return {
         name: value
-        for name, value in {**given, **own}.items()
+        for name, value in {**variables_of_file, **own}.items()
         if value and "CONFIG" not in name and "SPOOL" not in name
     }
 
@@ -160,9 +160,9 @@ def gateways(redis_server: RedisServer, empty_postgres_url: str, tmp_path: Path)
 
 def key_for_clients(front: FareboxProcess) -> dict[str, str]:
     admin = {"authorization": f"Bearer {SECRETS['FAREBOX_ADMIN_KEY']}"}
-    made = front.request("POST", "/api/keys", {"name": "ci"}, admin)
-    assert made.status in (200, 201), made.body
-    return {"authorization": f"Bearer {made.json()['key']}"}
+    created = front.request("POST", "/api/keys", {"name": "ci"}, admin)
+    assert created.status in (200, 201), created.body
+    return {"authorization": f"Bearer {created.json()['key']}"}
 
 
 def served_by(gateway: FareboxProcess) -> float:

@@ -84,10 +84,10 @@ def error_of(reply: Reply, protocol: str, status: int, code: str) -> dict[str, A
 
 
 def figures(error: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = error["metadata"]
-    assert set(found) >= FIGURES
-    assert found["remaining"] == max(0, found["limit"] - found["settled"] - found["reserved"])
-    return found
+    detail: dict[str, Any] = error["metadata"]
+    assert set(detail) >= FIGURES
+    assert detail["remaining"] == max(0, detail["limit"] - detail["settled"] - detail["reserved"])
+    return detail
 
 
 def may_retry(reply: Reply) -> tuple[str | None, str | None]:
@@ -100,12 +100,12 @@ def test_exhausted_run_step_or_total_budget_is_402_without_retry(served: Served,
     ask(served, protocol, headers)
     reply = ask(served, protocol, headers)
     error = error_of(reply, protocol, 402, f"{scope}_budget_exceeded")
-    found = figures(error)
+    detail = figures(error)
     assert may_retry(reply) == ("false", None)
-    assert (found["scope"], found["unit"], found["limit"], found["settled"]) == (scope, "requests", 1, 1)
-    assert (found["remaining"], found["needed"], found["transient"], found["reset_at"]) == (0, 1, False, None)
-    assert (found["workflow"], found["run"], found["step"]) == (f"of-{scope}", headers["x-workflow-run-id"], "s")
-    assert found["scope_id"] in (found["run"], found["step"], found["workflow"])
+    assert (detail["scope"], detail["unit"], detail["limit"], detail["settled"]) == (scope, "requests", 1, 1)
+    assert (detail["remaining"], detail["needed"], detail["transient"], detail["reset_at"]) == (0, 1, False, None)
+    assert (detail["workflow"], detail["run"], detail["step"]) == (f"of-{scope}", headers["x-workflow-run-id"], "s")
+    assert detail["scope_id"] in (detail["run"], detail["step"], detail["workflow"])
     if protocol != "messages":
         assert error["type"] == "budget_exceeded"
 
@@ -119,8 +119,8 @@ def test_call_blocked_only_by_sibling_holds_is_429_run_budget_busy(served: Serve
         reply = ask(served, protocol, headers)
         error = error_of(reply, protocol, 429, "run_budget_busy")
         assert may_retry(reply) == (None, "1")
-        found = figures(error)
-        assert (found["settled"], found["reserved"], found["transient"]) == (0, 1, True)
+        detail = figures(error)
+        assert (detail["settled"], detail["reserved"], detail["transient"]) == (0, 1, True)
         assert first.result().status == 200
 
 
@@ -146,10 +146,10 @@ def test_exhausted_window_is_429_with_retry_after_its_reset(
 def test_call_above_the_whole_budget_is_402_request_exceeds_budget(served: Served, protocol: str) -> None:
     reply = ask(served, protocol, tagged("tight", "r-never"), content=words(500))
     error = error_of(reply, protocol, 402, "request_exceeds_budget")
-    found = figures(error)
+    detail = figures(error)
     assert may_retry(reply) == ("false", None)
-    assert (found["limit"], found["settled"]) == (400, 0)
-    assert found["needed"] > 500
+    assert (detail["limit"], detail["settled"]) == (400, 0)
+    assert detail["needed"] > 500
 
 
 def test_unpriced_model_under_a_usd_budget_is_400_unpriced_model(served: Served, protocol: str) -> None:

@@ -53,14 +53,14 @@ def settled(served: Served, run: str) -> int:
 
 
 def call_of(served: Served, run: str) -> dict[str, Any]:
-    found: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
 
     def is_recorded() -> bool:
-        found[:] = served.gateway.request("GET", f"/api/runs/{run}/calls").json()["calls"]
-        return bool(found)
+        calls[:] = served.gateway.request("GET", f"/api/runs/{run}/calls").json()["calls"]
+        return bool(calls)
 
     until(is_recorded, 3, f"the call of {run} is recorded")
-    return found[0]
+    return calls[0]
 
 
 def test_answer_that_ends_at_its_cap_is_not_cut_by_an_estimate_of_its_tokens(served: Served) -> None:

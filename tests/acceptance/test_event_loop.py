@@ -70,8 +70,8 @@ class LoopProbe:
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[FakeProvider]:
-    with ProviderThread() as made:
-        yield made
+    with ProviderThread() as provider_thread:
+        yield provider_thread
 
 
 def _text(characters: int, seed: int) -> str:

@@ -63,8 +63,8 @@ def chat(content: str = "hi", **fields: Any) -> dict[str, Any]:
 def explain(served: Served, body: Any, headers: dict[str, str] | None = None, query: str = "") -> dict[str, Any]:
     reply = served.gateway.request("POST", f"/api/explain{query}", body, headers)
     assert reply.status == 200, reply.body
-    found: dict[str, Any] = reply.json()
-    return found
+    explanation: dict[str, Any] = reply.json()
+    return explanation
 
 
 def send(served: Served, body: Any, headers: dict[str, str], path: str = "/v1/chat/completions") -> Reply:
@@ -92,18 +92,21 @@ def test_explain_predicts_the_answer_of_the_call(served: Served) -> None:
     assert explained["intent"]["intent"] == "generate"
     assert explained["intent"]["source"] == "header"
     assert explained["prompt_tokens_sent"] == int(reply.headers["x-workflow-prompt-tokens"])
-    by_scope = {one["scope"]: one for one in explained["budgets"]}
+    by_scope = {budget["scope"]: budget for budget in explained["budgets"]}
     assert by_scope["step"]["tokens"]["limit"] == int(reply.headers["x-budget-step-limit"])
     assert by_scope["run"]["tokens"]["limit"] == int(reply.headers["x-budget-run-limit"]) == 5000
     assert explained["allocation"]["hard_limit_tokens"] == by_scope["step"]["tokens"]["limit"]
     assert explained["hold"]["tokens"] > 116
-    for one in explained["budgets"]:
-        figures = [*one["tokens"].values(), *one["requests"].values()]
-        assert all(figure is None or type(figure) is int for figure in figures), one
+    for budget in explained["budgets"]:
+        figures = [*budget["tokens"].values(), *budget["requests"].values()]
+        assert all(figure is None or type(figure) is int for figure in figures), budget
     assert explained["on_pressure"] == ["compress", "route", "clamp", "refuse"]
     again = explain(served, body, headers)
     spent = reply.json()["usage"]["total_tokens"]
-    assert {one["scope"]: one["tokens"]["settled"] for one in again["budgets"]} == {"step": spent, "run": spent}
+    assert {budget["scope"]: budget["tokens"]["settled"] for budget in again["budgets"]} == {
+        "step": spent,
+        "run": spent,
+    }
 
 
 def test_integer_above_64_bits_has_the_same_status_as_in_the_call(served: Served) -> None:
@@ -153,7 +156,7 @@ def test_decisions_list_every_rung_with_its_reason(served: Served) -> None:
     headers = tagged("small", "rungs-1", "s", intent="extract")
     explained = explain(served, chat(words(450), max_tokens=200, model="able"), headers)
     assert explained["on_pressure"] == ["compress", {"route": 0.2}, "refuse"]
-    assert [(one["rung"], one["result"]) for one in explained["decisions"] if "rung" in one] == [
+    assert [(decision["rung"], decision["result"]) for decision in explained["decisions"] if "rung" in decision] == [
         ("whole", "does not fit"),
         ("compress", "changed nothing"),
         ("route", "changed nothing"),
@@ -168,8 +171,8 @@ def test_tags_are_read_from_headers_tags_field_or_metadata(served: Served) -> No
     by_field = explain(served, chat() | {"tags": {"workflow": "small", "run": "f-1", "step": "a", "intent": "send"}})
     by_metadata = explain(served, chat(metadata={"workflow_id": "small", "run_id": "f-1", "step": "a"}))
     by_both = explain(served, chat() | {"tags": {"workflow": "small", "run": "f-1"}}, tagged("letters", "f-2", "b"))
-    assert [one["tags"]["workflow"] for one in (by_field, by_metadata, by_both)] == ["small", "small", "letters"]
-    assert [one["run"] for one in (by_field, by_metadata, by_both)] == ["f-1", "f-1", "f-2"]
+    assert [reply["tags"]["workflow"] for reply in (by_field, by_metadata, by_both)] == ["small", "small", "letters"]
+    assert [reply["run"] for reply in (by_field, by_metadata, by_both)] == ["f-1", "f-1", "f-2"]
     assert by_field["intent"]["intent"] == "send"
     untagged = explain(served, chat())
     assert (untagged["tags"], untagged["run"], untagged["budgets"], untagged["verdict"]) == ({}, None, [], "forward")
@@ -189,7 +192,7 @@ def test_explain_respects_a_raised_budget_and_a_paused_run(served: Served) -> No
     # A caller's own budget above that loosens nothing, however often it is told.
     loose = {**headers, "x-workflow-budget-tokens": "100000"}
     assert send(served, large, loose).status == 200
-    run = {one["scope"]: one for one in explain(served, large, headers)["budgets"]}["run"]
+    run = {budget["scope"]: budget for budget in explain(served, large, headers)["budgets"]}["run"]
     assert run["tokens"]["limit"] == 4000
     assert served.gateway.request("POST", "/api/runs/steered-1/pause").status == 200
     assert explain(served, large, headers)["error"]["code"] == "run_paused"
@@ -199,14 +202,14 @@ def test_explain_reports_a_wait_without_waiting(served: Served) -> None:
     headers = tagged("patient", "patient-1", "s")
     slow = chat('{"fake": {"delay_ms": 1500}}', max_tokens=400)
     with ThreadPoolExecutor(1) as pool:
-        seen = served.seen()
+        requests_before = served.seen()
         held = pool.submit(send, served, slow, headers)
-        until(lambda: served.seen() > seen, 5, "the sibling at the provider")
+        until(lambda: served.seen() > requests_before, 5, "the sibling at the provider")
         explained = explain(served, chat(words(50), max_tokens=200), headers)
         assert not held.done()
         assert held.result().status == 200
     assert explained["error"]["code"] == "step_budget_busy"
-    assert [one["result"] for one in explained["decisions"]] == ["does not fit", "does not fit"]
+    assert [decision["result"] for decision in explained["decisions"]] == ["does not fit", "does not fit"]
     assert explained["actions"] == ["wait=30000ms"]
 
 

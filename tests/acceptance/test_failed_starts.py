@@ -73,9 +73,9 @@ def test_unusable_ledger_url_ends_the_start_with_a_sentence(tmp_path: Path, ledg
 
 def check_sentence(code: int, lines: list[str], *words: str) -> None:
     assert code != 0
-    said = [line for line in lines if line.startswith("farebox: ")]
-    assert len(said) == 1, lines
-    assert all(word in said[0] for word in words), said
+    sentences = [line for line in lines if line.startswith("farebox: ")]
+    assert len(sentences) == 1, lines
+    assert all(word in sentences[0] for word in words), sentences
     assert not any("Traceback" in line for line in lines), lines
 
 

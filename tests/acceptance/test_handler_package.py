@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def block_of(page: str, language: str) -> str:
-    found = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
-    assert len(found) == 1
-    return str(found[0])
+    code_blocks = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    assert len(code_blocks) == 1
+    return str(code_blocks[0])
 
 
 def install(folder: Path) -> None:

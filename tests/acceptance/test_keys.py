@@ -50,9 +50,9 @@ def api(served: Served, method: str, path: str, body: Any = None, key: str = ADM
 def make(served: Served, name: str, **fields: Any) -> dict[str, Any]:
     reply = api(served, "POST", "/keys", {"name": name, **fields})
     assert reply.status in (200, 201), reply.body
-    made: dict[str, Any] = reply.json()
-    SECRETS_SEEN.append(made["key"])
-    return made
+    created: dict[str, Any] = reply.json()
+    SECRETS_SEEN.append(created["key"])
+    return created
 
 
 def call(served: Served, key: str | None, **fields: Any) -> Reply:
@@ -80,44 +80,44 @@ def test_revoking_the_last_key_does_not_restore_local_mode(tmp_path: Path) -> No
     """Whoever creates a key wants to keep people out: local mode never comes back, even if the key is lost."""
     with serving(tmp_path) as running:
         assert running.chat().status == 200
-        made = running.gateway.request("POST", "/api/keys", {"name": "only", "role": "admin"}).json()
-        assert api(running, "DELETE", f"/keys/{made['id']}", key=made["key"]).status == 200
+        created = running.gateway.request("POST", "/api/keys", {"name": "only", "role": "admin"}).json()
+        assert api(running, "DELETE", f"/keys/{created['id']}", key=created["key"]).status == 200
         for restarts in (False, True):
             if restarts:
                 running.gateway.stop()
                 running.gateway.start()
-            for key in (None, made["key"]):
+            for key in (None, created["key"]):
                 assert running.chat(bearer(key) if key else None).status == 401
                 assert running.gateway.get("/api/keys", bearer(key) if key else None).status == 401
                 assert running.gateway.get("/v1/models", bearer(key) if key else None).status == 401
 
 
 def test_key_is_shown_only_when_created_and_never_forwarded(served: Served) -> None:
-    made = make(served, "caller")
-    assert call(served, made["key"]).status == 200
+    created = make(served, "caller")
+    assert call(served, created["key"]).status == 200
     assert served.last.credential == "upstream-key", "the caller's own key is not forwarded"
-    shown = api(served, "GET", f"/keys/{made['id']}").body + api(served, "GET", "/keys").body
-    assert made["key"].encode() not in shown
-    assert made["prefix"].encode() in shown
+    shown = api(served, "GET", f"/keys/{created['id']}").body + api(served, "GET", "/keys").body
+    assert created["key"].encode() not in shown
+    assert created["prefix"].encode() in shown
     for header in ("x-api-key", "api-key"):
-        assert served.chat({header: made["key"]}, max_tokens=16).status == 200
+        assert served.chat({header: created["key"]}, max_tokens=16).status == 200
 
 
 def test_revoked_key_is_refused_and_not_repeated_in_the_error(served: Served) -> None:
-    made = make(served, "doomed")
-    assert call(served, made["key"]).status == 200
-    assert api(served, "DELETE", f"/keys/{made['id']}").status == 200
-    until(lambda: call(served, made["key"]).status == 401, 5, "the key is refused")
-    reply = call(served, made["key"])
-    assert made["key"].encode() not in reply.body
-    assert made["prefix"].encode() not in reply.body
+    created = make(served, "doomed")
+    assert call(served, created["key"]).status == 200
+    assert api(served, "DELETE", f"/keys/{created['id']}").status == 200
+    until(lambda: call(served, created["key"]).status == 401, 5, "the key is refused")
+    reply = call(served, created["key"])
+    assert created["key"].encode() not in reply.body
+    assert created["prefix"].encode() not in reply.body
 
 
 def test_expired_key_is_refused(served: Served) -> None:
-    made = make(served, "short", expires_in_days=1.2 / 86_400)
-    assert call(served, made["key"]).status == 200
+    created = make(served, "short", expires_in_days=1.2 / 86_400)
+    assert call(served, created["key"]).status == 200
     time.sleep(1.3)
-    assert call(served, made["key"]).status == 401
+    assert call(served, created["key"]).status == 401
 
 
 STRANGE = [
@@ -186,14 +186,16 @@ def test_key_limits_models_sets_default_tags_and_has_its_own_budget(served: Serv
 
 
 def test_concurrency_limits_of_key_and_project_are_enforced(served: Served) -> None:
-    one, other = (make(served, f"busy-{n}", project="busy", limits={"concurrency": 1})["key"] for n in range(2))
+    first_key, second_key = (
+        make(served, f"busy-{n}", project="busy", limits={"concurrency": 1})["key"] for n in range(2)
+    )
     third = make(served, "busy-3", project="busy")["key"]
     served.provider.script(delay_ms=1500, times=2)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(call, served, one)
+        first = pool.submit(call, served, first_key)
         until(lambda: served.seen() == 1, 10, "the first call is with the provider")
-        assert "This key has as many" in call(served, one).json()["error"]["message"]
-        second = pool.submit(call, served, other)
+        assert "This key has as many" in call(served, first_key).json()["error"]["message"]
+        second = pool.submit(call, served, second_key)
         until(lambda: served.seen() == 2, 10, "the second call is with the provider")
         refused = call(served, third)
         assert (refused.status, refused.headers["retry-after"]) == (429, "1")

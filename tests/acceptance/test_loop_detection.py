@@ -43,8 +43,8 @@ def send_turn(served: Served, run: str, at: int, result: str) -> Reply:
 
 
 def run_of(served: Served, run: str) -> dict[str, Any]:
-    found: dict[str, Any] = served.gateway.get(f"/api/runs/{run}").json()
-    return found
+    run_view: dict[str, Any] = served.gateway.get(f"/api/runs/{run}").json()
+    return run_view
 
 
 def test_identical_requests_pause_the_run_with_loop_detected(served: Served) -> None:
@@ -61,12 +61,12 @@ def test_identical_requests_pause_the_run_with_loop_detected(served: Served) -> 
         REPEATS + 1,
     )
     assert (facts["workflow"], facts["run"], facts["step"]) == ("circles", "r-same", "s")
-    seen = served.seen()
+    requests_before = served.seen()
     other = ask(served, "r-same", "something else")
     assert (other.status, other.json()["error"]["code"]) == (402, "loop_detected"), (
         "the run is stopped, not the request"
     )
-    assert served.seen() == seen
+    assert served.seen() == requests_before
 
 
 def test_paused_loop_is_reported_and_resuming_resets_the_count(served: Served) -> None:
@@ -76,7 +76,7 @@ def test_paused_loop_is_reported_and_resuming_resets_the_count(served: Served) -
     run = run_of(served, "r-resumed")
     assert (run["state"], run["state_reason"]) == ("paused", "loop_detected")
     listed = served.gateway.get("/api/runs?state=paused&limit=100").json()["runs"]
-    assert "r-resumed" in {one["run"] for one in listed}
+    assert "r-resumed" in {listed_run["run"] for listed_run in listed}
     assert served.metric("farebox_admissions_total", result="refused", reason="loop_detected") >= 1
     assert "loop_detected" in served.gateway.log
     page = served.gateway.get("/admin/runs/r-resumed").body.decode()
@@ -98,12 +98,12 @@ def test_same_tool_calls_with_new_results_are_no_loop(served: Served) -> None:
     assert {reply.status for reply in replies} == {200}
 
 
-@pytest.mark.parametrize("what", ["step", "run", "workflow"])
-def test_repeats_are_counted_per_step_run_and_workflow(served: Served, what: str) -> None:
+@pytest.mark.parametrize("scope", ["step", "run", "workflow"])
+def test_repeats_are_counted_per_step_run_and_workflow(served: Served, scope: str) -> None:
     headers = {"step": "x-workflow-step", "run": "x-workflow-run-id", "workflow": "x-workflow-id"}
     for at in range(2 * REPEATS):
-        changed = {headers[what]: f"other-{what}-{at}"}
-        if what == "workflow":
+        changed = {headers[scope]: f"other-{scope}-{at}"}
+        if scope == "workflow":
             changed["x-workflow-run-id"] = f"w-{at}"
         assert ask(served, "r-place", headers=changed).status == 200
 

@@ -86,15 +86,15 @@ def settled(served: Served, run: str) -> float:
 
 def wav(seconds: float) -> bytes:
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as made:
-        made.setparams((1, 2, 8_000, 0, "NONE", ""))
-        made.writeframes(b"\x00\x00" * int(8_000 * seconds))
+    with wave.open(buffer, "wb") as wav_file:
+        wav_file.setparams((1, 2, 8_000, 0, "NONE", ""))
+        wav_file.writeframes(b"\x00\x00" * int(8_000 * seconds))
     return buffer.getvalue()
 
 
 def is_for(model: str) -> Any:
-    def holds(seen: Received) -> bool:
-        return seen.body.get("model") == model
+    def holds(received: Received) -> bool:
+        return received.body.get("model") == model
 
     return holds
 
@@ -138,7 +138,7 @@ def test_more_expensive_image_fallback_is_used_only_if_its_price_fits(served: Se
     served.provider.script(status=503, times=None, when=is_for("cheap-image"))
     with pytest.raises(openai.InternalServerError):
         client.images.generate(model="cheap-image", prompt="a tram", n=2, extra_headers=budgeted("m-expensive"))
-    assert [seen.body["model"] for seen in served.provider.requests] == ["cheap-image"]
+    assert [received.body["model"] for received in served.provider.requests] == ["cheap-image"]
     assert settled(served, "m-expensive") == 0
     client.images.generate(model="cheap-image", prompt="a tram", extra_headers=budgeted("m-expensive"))
     assert served.last.body["model"] == "expensive-image"

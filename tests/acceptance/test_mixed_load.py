@@ -80,7 +80,7 @@ async def test_usage_rows_and_accounts_agree_after_a_mixed_load(tmp_path: Path, 
             until, lambda: served.metric("farebox_calls_in_flight") == 0, timeout_s=30, what="calls that end"
         )
         await asyncio.sleep(TTL_SECONDS + 2 if is_killed else 0)
-        found = await asyncio.to_thread(run_reconcile, served)
-        assert found.returncode == 0, found.stdout + found.stderr
+        reconciled = await asyncio.to_thread(run_reconcile, served)
+        assert reconciled.returncode == 0, reconciled.stdout + reconciled.stderr
         assert await asyncio.to_thread(gateway.stop) == 0
         check_accounts(tmp_path, load)

@@ -48,7 +48,7 @@ def api(gateway: FareboxProcess, method: str, path: str, body: Any = None) -> An
 
 
 def classifier_requests(served: Served) -> int:
-    return sum(one.model == "teller" for one in served.provider.requests)
+    return sum(received.model == "teller" for received in served.provider.requests)
 
 
 STEPS = [
@@ -68,8 +68,8 @@ def test_allocate_dry_run_does_not_ask_the_classifier_model(served: Served) -> N
     assert classifier_requests(served) == 0
     api(served.gateway, "POST", "/runs", {"workflow": "dry", "run": "dry-1", "steps": [real]})
     until(lambda: classifier_requests(served) > 0, what="the announced step is asked about")
-    said = json.dumps([one.body for one in served.provider.requests if one.model == "teller"])
-    assert ("earnest" in said, "guesswork" in said) == (True, False)
+    questions = json.dumps([received.body for received in served.provider.requests if received.model == "teller"])
+    assert ("earnest" in questions, "guesswork" in questions) == (True, False)
 
 
 def test_run_from_headers_alone_gets_the_allocations_of_an_announced_run(served: Served) -> None:
@@ -77,15 +77,15 @@ def test_run_from_headers_alone_gets_the_allocations_of_an_announced_run(served:
     announced = api(served.gateway, "POST", "/runs", {"workflow": "letters", "run": "announced"})
     planned = {step["step"]: step for step in announced["steps"]}
     assert sum(step["allocation_tokens"] for step in planned.values()) == announced["pool_tokens"] == 4000
-    seen: dict[str, list[tuple[str, ...]]] = {"announced": [], "headers": []}
+    limits_by_run: dict[str, list[tuple[str, ...]]] = {"announced": [], "headers": []}
     names = ("x-budget-step-limit", "x-budget-run-limit", "x-budget-step-remaining", "x-budget-run-remaining")
-    for run, lines in seen.items():
+    for run, lines in limits_by_run.items():
         for step in planned:
             reply = served.chat(tagged("letters", run, step), words(20), max_tokens=32)
             assert reply.status == 200, reply.body
             lines.append(tuple(reply.headers[name] for name in names))
             assert reply.headers["x-workflow-intent"].startswith(f"{planned[step]['intent']}; confidence=1.00")
-    assert seen["announced"] == seen["headers"]
+    assert limits_by_run["announced"] == limits_by_run["headers"]
 
 
 def test_step_is_flagged_with_overage_and_refused_at_its_hard_limit(served: Served) -> None:
@@ -125,14 +125,14 @@ def test_observed_workflow_counts_would_refuse_and_refuses_nothing(served: Serve
 
 
 def test_observed_run_budget_does_not_reduce_step_allocations(served: Served) -> None:
-    made = api(served.gateway, "POST", "/budgets", {"scope": "run", "match": "seen", "tokens": 20, "mode": "observe"})
+    budget = api(served.gateway, "POST", "/budgets", {"scope": "run", "match": "seen", "tokens": 20, "mode": "observe"})
     try:
         reply = served.chat(tagged("seen", "w-1", "send", intent="send"), words(60), max_tokens=16)
         assert reply.status == 200, reply.body
         assert "observe=would_refuse" in reply.headers["x-budget-actions"]
         assert int(reply.headers["x-budget-step-limit"]) > 20
     finally:
-        api(served.gateway, "DELETE", f"/budgets/{made['id']}")
+        api(served.gateway, "DELETE", f"/budgets/{budget['id']}")
 
 
 def test_decisions_are_in_the_audit_trail(served: Served) -> None:
@@ -140,10 +140,14 @@ def test_decisions_are_in_the_audit_trail(served: Served) -> None:
     served.chat(headers, max_tokens=16)
     assert served.chat(headers, words(3000), max_tokens=16).status == 402
 
-    def found() -> set[str]:
+    def recorded_kinds() -> set[str]:
         return {event["action"] for event in api(served.gateway, "GET", "/audit?run=n-1")["events"]}
 
-    until(lambda: found() >= {"intent.classified", "budget.allocated", "call.refused"}, 3.0, "three kinds of events")
+    until(
+        lambda: recorded_kinds() >= {"intent.classified", "budget.allocated", "call.refused"},
+        3.0,
+        "three kinds of events",
+    )
 
 
 def test_unclear_step_is_classified_by_a_model_once_and_charged_to_orchestration(served: Served) -> None:
@@ -158,7 +162,7 @@ def test_unclear_step_is_classified_by_a_model_once_and_charged_to_orchestration
 
     until(lambda: intent_header() == "enrich; confidence=0.90; source=cache", 3.0, "the answer")
     assert classifier_requests(served) == before + 1
-    question = [one for one in served.provider.requests if one.model == "teller"][-1]
+    question = [received for received in served.provider.requests if received.model == "teller"][-1]
     assert "x-workflow-id" not in question.headers
     assert "BEGIN STEP" in question.body["messages"][-1]["content"]
     run = api(served.gateway, "GET", "/runs/v-1")
@@ -179,11 +183,11 @@ def test_classified_intent_is_kept_across_restarts(tmp_path_factory: pytest.Temp
         with running_farebox(folder, config) as gateway:
             first = gateway.chat("Please proceed.", headers, max_tokens=16)
             assert first.headers["x-workflow-intent"] == "enrich; confidence=0.90; source=llm"
-        seen = len(provider.requests)
+        requests_before = len(provider.requests)
         with running_farebox(folder, config) as gateway:
             again = gateway.chat("Please proceed.", headers, max_tokens=16)
             assert again.headers["x-workflow-intent"] == "enrich; confidence=0.90; source=cache"
-        assert [one.model for one in provider.requests[seen:]] == ["gpt-4o-mini"]
+        assert [received.model for received in provider.requests[requests_before:]] == ["gpt-4o-mini"]
 
 
 def test_failing_classifier_fails_no_call(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -196,4 +200,4 @@ def test_failing_classifier_fails_no_call(tmp_path_factory: pytest.TempPathFacto
                 reply = gateway.chat("Please proceed.", tagged("vague", "v-1", "work-on-it"), max_tokens=16)
                 assert reply.status == 200
                 assert "source=llm" not in reply.headers["x-workflow-intent"]
-        assert sum(one.model == "teller" for one in provider.requests) == 1
+        assert sum(received.model == "teller" for received in provider.requests) == 1

@@ -142,8 +142,8 @@ def test_30_s_redis_stall_delays_no_call_beyond_its_deadline(
                 return answers
 
             with ThreadPoolExecutor(16) as pool:
-                answers = [one for client in pool.map(ask, range(16)) for one in client]
-            took_ms = sorted(took for took, _ in answers)
+                answers = [answer for client in pool.map(ask, range(16)) for answer in client]
+            took_ms = sorted(duration_s for duration_s, _ in answers)
             p50, p99 = statistics.median(took_ms), took_ms[int(len(took_ms) * 0.99)]
             print(
                 f"{len(answers)} calls in a stall of 30 s: p50 {p50:.1f} ms, p99 {p99:.1f} ms, most {took_ms[-1]:.1f} ms"

@@ -91,11 +91,11 @@ def api(served: Served, path: str) -> Any:
 
 def story(number: int, sentences: int = 60) -> str:
     """Prose with little content, and its facts at the end."""
-    said = " ".join(
+    text = " ".join(
         f"In the {number}th year and on day {day} the harbour was quiet and the keeper wrote nothing of note down."
         for day in range(sentences)
     )
-    return f"{said} {CONDENSED}"
+    return f"{text} {CONDENSED}"
 
 
 def asking_for(number: int, question: str = "When does the ferry leave?") -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def asking_for(number: int, question: str = "When does the ferry leave?") -> lis
 
 
 def requests_to(served: Served, name: str) -> int:
-    return sum(one.model.startswith(name) for one in served.provider.requests)
+    return sum(received.model.startswith(name) for received in served.provider.requests)
 
 
 def calls_of(served: Served, run: str) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ def spend(served: Served, headers: dict[str, str], tokens: int) -> None:
 
 
 def rung_results(call: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(one["rung"], one["result"]) for one in call["decisions"] if "rung" in one]
+    return [(decision["rung"], decision["result"]) for decision in call["decisions"] if "rung" in decision]
 
 
 def test_rungs_with_a_share_are_taken_in_turn_as_the_budget_is_spent(served: Served) -> None:
@@ -224,23 +224,23 @@ def test_decisions_about_a_call_that_did_not_fit_name_every_rung(served: Served)
     forbidden, tried = calls_of(served, "told-1")[1:]
     assert rung_results(forbidden) == [("compress", "not tried"), ("whole", "does not fit")]
     assert forbidden["decisions"][0]["why"] == "the caller forbids it with no-compress"
-    whole, compress = (one for one in tried["decisions"] if "rung" in one)
+    whole, compress = (decision for decision in tried["decisions"] if "rung" in decision)
     assert (whole["why"], whole["account"], whole["unit"]) == ("exceeded", "run/told-1", "tokens")
     assert whole["needed"] > whole["remaining"] > 0
     assert compress["rung"] == "compress"
 
 
 @pytest.mark.parametrize(
-    ("workflow", "status", "took"),
+    ("workflow", "status", "actions"),
     [("refusing", 402, []), ("empty", 402, []), ("clamp-first", 200, ["clamp"]), ("compressing", 402, [])],
 )
 def test_only_the_rungs_of_a_budget_are_taken_in_its_order(
-    served: Served, workflow: str, status: int, took: list[str]
+    served: Served, workflow: str, status: int, actions: list[str]
 ) -> None:
     headers = tagged(workflow, f"order-{workflow}", "read", intent="extract")
     spend(served, headers, 3000)
     reply = ask(served, headers, [{"role": "user", "content": "Write."}], max_tokens=2000)
-    assert (reply.status, action_names(reply)) == (status, took), reply.body
+    assert (reply.status, action_names(reply)) == (status, actions), reply.body
 
 
 def test_route_rung_uses_a_cheaper_model_when_money_is_short(served: Served) -> None:
@@ -260,11 +260,11 @@ def test_route_rung_uses_a_cheaper_model_when_money_is_short(served: Served) -> 
 
 def test_wait_rung_with_a_share_ends_when_siblings_settle(served: Served) -> None:
     headers = tagged("patient-early", "patient-1", "read", intent="extract")
-    seen = served.seen()
+    requests_before = served.seen()
     slow = [{"role": "user", "content": '{"fake": {"delay_ms": 1200}}'}]
     with ThreadPoolExecutor(1) as pool:
         held = pool.submit(ask, served, headers, slow, max_tokens=3000)
-        until(lambda: served.seen() > seen, 5, "the sibling at the provider")
+        until(lambda: served.seen() > requests_before, 5, "the sibling at the provider")
         reply = ask(served, headers, [{"role": "user", "content": "hi"}])
         assert held.result().status == 200
     assert (reply.status, action_names(reply)) == (200, ["wait"])
@@ -296,11 +296,11 @@ def test_memory_message_is_compressed_to_its_limit_and_keeps_the_newest_lines(se
     ]
     reply = ask(served, tagged("remembering", "memory-1", "read", intent="extract"), messages)
     assert action_names(reply) == ["compress"]
-    kept = served.last.body["messages"][0]["content"]
-    assert "prefers Danish" in kept
-    assert "2026-10-28" in kept
-    assert "2026-10-03" not in kept
-    assert len(kept) < len(memory) / 4
+    memory_sent = served.last.body["messages"][0]["content"]
+    assert "prefers Danish" in memory_sent
+    assert "2026-10-28" in memory_sent
+    assert "2026-10-03" not in memory_sent
+    assert len(memory_sent) < len(memory) / 4
 
 
 def test_history_of_a_responses_request_is_compressed(served: Served) -> None:
@@ -391,5 +391,5 @@ def test_prompt_is_compressed_to_fit_a_usd_budget(served: Served) -> None:
     assert ask(served, {**headers, "x-workflow-options": "no-compress"}, messages, max_tokens=400).status == 402
     reply = ask(served, headers, messages, max_tokens=400)
     assert (reply.status, action_names(reply)) == (200, ["compress"]), reply.body
-    whole, compressed = (one for one in calls_of(served, "thrifty-1")[-1]["decisions"] if "rung" in one)
+    whole, compressed = (decision for decision in calls_of(served, "thrifty-1")[-1]["decisions"] if "rung" in decision)
     assert (whole["unit"], compressed["result"]) == ("nano_usd", "fits")

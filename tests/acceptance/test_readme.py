@@ -111,8 +111,8 @@ def _is_ready(url: str) -> bool:
 
 
 def block_with(text: str) -> Block:
-    (found,) = (block for block in BLOCKS if text in block.text)
-    return found
+    (matching_block,) = (block for block in BLOCKS if text in block.text)
+    return matching_block
 
 
 @pytest.fixture(scope="module")
@@ -122,19 +122,19 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     for entry in ROOT.iterdir():
         if entry.name not in (".git", ".farebox", "site", "dist"):
             (folder / entry.name).symlink_to(entry)
-    found = Tree(folder, free_port(), tmp_path_factory.mktemp("home"))
-    with found.made_run():
-        yield found
+    working_tree = Tree(folder, free_port(), tmp_path_factory.mktemp("home"))
+    with working_tree.made_run():
+        yield working_tree
 
 
 def test_first_call_gives_the_output_shown(tree: Tree) -> None:
-    said = tree.type(block_with("curl -i").text).replace("\r", "")
-    assert said.startswith("HTTP/1.1 200")
-    assert "The fare was taken before the ride" in said
+    output = tree.type(block_with("curl -i").text).replace("\r", "")
+    assert output.startswith("HTTP/1.1 200")
+    assert "The fare was taken before the ride" in output
     shown = block_with("x-budget-run-remaining: ").text.strip().splitlines()
     assert len(shown) == 6
     for line in shown:
-        assert line in said, f"{line!r} is not in\n{said}"
+        assert line in output, f"{line!r} is not in\n{output}"
 
 
 def test_diff_gives_a_client_that_spends_from_its_run(tree: Tree) -> None:
@@ -165,11 +165,11 @@ def test_commands_and_addresses_in_the_text_work(tree: Tree) -> None:
     assert "OpenAI(" in tree.type(".venv/bin/farebox env --client openai-python")
     assert ".venv/bin/farebox env --client NAME" in text
     path = re.findall(r"`http://127.0.0.1:4000(/w/\S+)`", text)[0]
-    said = tree.type(
+    output = tree.type(
         f"curl -si {ADDRESS}{path}/chat/completions -H 'content-type: application/json' "
         """-d '{"model": "mock", "messages": [{"role": "user", "content": "hi"}]}'"""
     )
-    assert "x-workflow-run-id: r-17" in said
+    assert "x-workflow-run-id: r-17" in output
     assert "200" in tree.type(f"curl -s -o /dev/null -w '%{{http_code}}' {ADDRESS}/admin/runs/r-17")
 
 
@@ -182,9 +182,9 @@ def test_refused_call_gives_the_output_shown(tree: Tree) -> None:
 
 
 def test_demo_reports_a_refusal_and_a_clamp(tree: Tree) -> None:
-    said = tree.type(" ".join(["make demo", *tree.make_options]))
-    assert "refused" in said
-    assert "clamp" in said
+    output = tree.type(" ".join(["make demo", *tree.make_options]))
+    assert "refused" in output
+    assert "clamp" in output
 
 
 def test_relative_links_name_existing_files() -> None:

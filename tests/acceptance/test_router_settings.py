@@ -17,10 +17,10 @@ pytestmark = pytest.mark.xdist_group("acceptance-deployments")
 
 
 def entry(provider: FakeProvider, name: str, upstream: str, price: float = 1e-7, **params: Any) -> dict[str, Any]:
-    made = model(provider.openai_url, name, f"openai/{upstream}", priced=False)
-    made["litellm_params"] |= params
-    made["model_info"] |= {"input_cost_per_token": price, "output_cost_per_token": price}
-    return made
+    model_entry = model(provider.openai_url, name, f"openai/{upstream}", priced=False)
+    model_entry["litellm_params"] |= params
+    model_entry["model_info"] |= {"input_cost_per_token": price, "output_cost_per_token": price}
+    return model_entry
 
 
 def models(provider: FakeProvider) -> list[dict[str, Any]]:

@@ -133,9 +133,9 @@ def test_failed_check_of_a_fallback_answer_does_not_raise_the_tier(served: Serve
 
 def test_named_models_error_is_returned_when_both_models_fail(served: Served) -> None:
     served.provider.script(status=400, message="too warm", times=2)
-    seen = served.seen()
+    requests_before = served.seen()
     reply = ask(served, "large", tagged("open", "failed-twice", "s", intent="send"))
-    assert (reply.status, reply.json()["error"]["message"], served.seen() - seen) == (400, "too warm", 2)
+    assert (reply.status, reply.json()["error"]["message"], served.seen() - requests_before) == (400, "too warm", 2)
 
 
 def test_routed_call_uses_the_chosen_models_entry_and_token_count(tmp_path: Path) -> None:
@@ -193,13 +193,13 @@ def test_prompt_that_names_a_tier_does_not_affect_routing(served: Served) -> Non
 @pytest.mark.parametrize("stream", [False, True])
 def test_failed_answer_check_raises_the_tier_up_to_the_retry_limit(served: Served, stream: bool) -> None:
     headers = tagged("closed", f"failing-{stream}", "s", intent="extract")
-    wanted = {"response_format": {"type": "json_object"}, "stream": stream}
+    fields = {"response_format": {"type": "json_object"}, "stream": stream}
     bad = 'Extract the city. {"fake": {"text": "no JSON at all"}}'
-    seen = [routed_model(ask(served, "auto", headers, bad, **wanted)) for _ in range(4)]
-    assert seen == ["small", "medium", "large", "large"]
+    models = [routed_model(ask(served, "auto", headers, bad, **fields)) for _ in range(4)]
+    assert models == ["small", "medium", "large", "large"]
     good = 'Extract the city. {"fake": {"text": "{}"}}'
-    ask(served, "auto", headers, good, **wanted)
-    assert routed_model(ask(served, "auto", headers, bad, **wanted)) == "large"  # a conversation keeps its model
+    ask(served, "auto", headers, good, **fields)
+    assert routed_model(ask(served, "auto", headers, bad, **fields)) == "large"  # a conversation keeps its model
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -209,16 +209,16 @@ def test_answers_of_messages_and_responses_are_checked(served: Served, path: str
     asked = [{"role": "user", "content": "Check whether the claim holds."}]
     prompt, cap = ("messages", "max_tokens") if path == "/v1/messages" else ("input", "max_output_tokens")
     form = {prompt: asked, cap: 64}
-    seen = []
+    models = []
     for text in ("well", "hm", "yes", "yes"):
         served.provider.script(text=text, times=1)
         headers = tagged("closed", run, "s", intent="validate")
         reply = served.gateway.request("POST", path, {"model": "auto", "stream": stream, **form}, headers)
         assert reply.status == 200, reply.body
-        seen.append(routed_model(reply))
-    assert seen == ["small", "medium", "large", "large"]
+        models.append(routed_model(reply))
+    assert models == ["small", "medium", "large", "large"]
     calls = served.gateway.get(f"/api/runs/{run}/calls").json()["calls"]
-    assert sum("answer_failed" in one for call in calls for one in call["decisions"]) == 2
+    assert sum("answer_failed" in decision for call in calls for decision in call["decisions"]) == 2
 
 
 def test_answer_cut_by_a_sliced_budget_is_not_a_failed_check(served: Served) -> None:
@@ -227,7 +227,7 @@ def test_answer_cut_by_a_sliced_budget_is_not_a_failed_check(served: Served) -> 
     first = ask(served, "auto", headers, long, max_tokens=2000)
     assert (first.status, "cut" in first.headers["x-budget-actions"]) == (200, True), first.body
     (call,) = served.gateway.get("/api/runs/sliced-1/calls").json()["calls"]
-    assert not any("answer_failed" in one for one in call["decisions"])
+    assert not any("answer_failed" in decision for decision in call["decisions"])
 
 
 @pytest.mark.parametrize(("intent", "models"), [("summarize", ["medium", "large"]), ("send", ["small", "small"])])
@@ -240,14 +240,14 @@ def test_summary_longer_than_its_source_fails_its_check(served: Served, intent: 
 
 def test_retry_limit_of_1_raises_the_tier_once_however_many_answers_fail(served: Served) -> None:
     headers = tagged("closed", "moved-once", "s", intent="extract")
-    wanted = {"response_format": {"type": "json_object"}}
+    fields = {"response_format": {"type": "json_object"}}
     bad, none = 'Extract the city. {"fake": {"text": "no JSON"}}', 'Extract the city. {"fake": {"status": 500}}'
     key = "/api/settings/orchestration_max_retry_attempts"
     assert served.gateway.request("PUT", key, {"value": 1}).status == 200
     try:
-        seen = [routed_model(ask(served, "auto", headers, bad, **wanted)) for _ in range(3)]
-        assert ask(served, "auto", headers, none, **wanted).status == 500
-        assert [*seen, routed_model(ask(served, "auto", headers, bad, **wanted))] == [
+        models = [routed_model(ask(served, "auto", headers, bad, **fields)) for _ in range(3)]
+        assert ask(served, "auto", headers, none, **fields).status == 500
+        assert [*models, routed_model(ask(served, "auto", headers, bad, **fields))] == [
             "small",
             "medium",
             "medium",
@@ -264,7 +264,7 @@ def test_answer_clamped_by_a_budget_is_not_a_failed_check(served: Served) -> Non
     assert (first.status, first.json()["choices"][0]["finish_reason"]) == (200, "length")
     assert "clamp" in first.headers["x-budget-actions"]
     (call,) = served.gateway.get("/api/runs/short-1/calls").json()["calls"]
-    assert not any("answer_failed" in one for one in call["decisions"])
+    assert not any("answer_failed" in decision for decision in call["decisions"])
 
 
 def test_conversation_keeps_its_model(served: Served) -> None:

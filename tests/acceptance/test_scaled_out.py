@@ -177,8 +177,8 @@ async def calls_left_after_one_more(gateway: FareboxProcess, run: str) -> int:
     """As this gateway's API shows them."""
     reply = await asyncio.to_thread(gateway.chat, "hi", tagged("crowd", run), "mock", max_tokens=20)
     assert reply.status == 200, reply.body
-    found = (await asyncio.to_thread(gateway.get, f"/api/runs/{run}")).json()
-    return int(found["requests"]["remaining"])
+    run_view = (await asyncio.to_thread(gateway.get, f"/api/runs/{run}")).json()
+    return int(run_view["requests"]["remaining"])
 
 
 async def test_run_first_seen_under_two_workflows_at_once_keeps_its_budget(

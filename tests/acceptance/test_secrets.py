@@ -154,13 +154,13 @@ class Actor:
         self._gateway = gateway
         self._outputs = outputs
         self._said: list[str] = []
-        made = self.send("key", "POST", "/api/keys", {"name": "caller"}, as_admin=True, keep=False)
-        self._key = str(made.json()["key"])
+        created = self.send("key", "POST", "/api/keys", {"name": "caller"}, as_admin=True, keep=False)
+        self._key = str(created.json()["key"])
         outputs.keys.append(self._key)
 
     def send(
         self,
-        what: str,
+        purpose: str,
         method: str,
         path: str,
         body: Any = None,
@@ -170,22 +170,22 @@ class Actor:
         keep: bool = True,
     ) -> Reply:
         credential = {"authorization": f"Bearer {ADMIN if as_admin else getattr(self, '_key', '')}"}
-        given = {name: value for name, value in {**credential, **(headers or {})}.items() if value is not None}
-        reply = self._gateway.request(method, path, body, given)
-        while reply.status == 503 and what != "outage":  # on a busy machine Redis may be too slow for a moment
+        sent_headers = {name: value for name, value in {**credential, **(headers or {})}.items() if value is not None}
+        reply = self._gateway.request(method, path, body, sent_headers)
+        while reply.status == 503 and purpose != "outage":  # on a busy machine Redis may be too slow for a moment
             time.sleep(0.2)
-            reply = self._gateway.request(method, path, body, given)
-        self._outputs.statuses[what] = reply.status
+            reply = self._gateway.request(method, path, body, sent_headers)
+        self._outputs.statuses[purpose] = reply.status
         if keep:  # a key is shown once, to whoever made it
-            self._said.append(f"{what}: {reply.headers} {reply.body.decode(errors='replace')}")
+            self._said.append(f"{purpose}: {reply.headers} {reply.body.decode(errors='replace')}")
         return reply
 
     def chat(
-        self, what: str, name: str = "fake", headers: Mapping[str, str | None] | None = None, **fields: Any
+        self, purpose: str, name: str = "fake", headers: Mapping[str, str | None] | None = None, **fields: Any
     ) -> Reply:
         prompt = {"role": "user", "content": f"My word is {SENT['prompt']}."}
         body = {"model": name, "max_tokens": 16, "messages": [prompt], **fields}
-        return self.send(what, "POST", "/v1/chat/completions", body, headers)
+        return self.send(purpose, "POST", "/v1/chat/completions", body, headers)
 
     @property
     def said(self) -> str:
@@ -317,7 +317,7 @@ def bad_starts(folder: Path, config: dict[str, Any]) -> str:
         ({**config, "storage": away}, "doctor", "cannot be reached"),
         ({**config, **faults}, "check", "must begin with one of"),
     )
-    return "\n".join(_output(folder / f"start-{at}", *one) for at, one in enumerate(tried))
+    return "\n".join(_output(folder / f"start-{at}", *attempt) for at, attempt in enumerate(tried))
 
 
 def _output(place: Path, config: dict[str, Any], command: str, awaited: str) -> str:
@@ -343,49 +343,50 @@ def _output(place: Path, config: dict[str, Any], command: str, awaited: str) -> 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer, store_url: str) -> Outputs:
     folder = tmp_path_factory.mktemp("secrets")
-    found = Outputs()
+    gathered = Outputs()
     ledger = f"redis://:{quote(REDIS)}@127.0.0.1:{redis_server.port}"
     with ProviderThread() as provider, webhook() as (hook, asked), running_collector() as collector:
         config = config_of(provider, ledger, store_url, hook, collector.url)
         with running_farebox(folder, config, environment=ENVIRON) as gateway:
-            act = Actor(gateway, found)
+            act = Actor(gateway, gathered)
             make_successful_calls(act)
             make_failing_calls(act, provider)
             make_refused_calls(act)
             make_invalid_calls(act)
-            found.texts["metrics"] = gateway.get("/metrics").body.decode()
-            found.texts["readiness"] = gateway.get("/readyz?verbose").body.decode()
+            gathered.texts["metrics"] = gateway.get("/metrics").body.decode()
+            gathered.texts["readiness"] = gateway.get("/readyz?verbose").body.decode()
             until(lambda: bool(asked), 10, "the webhook")
-            found.texts["pages"] = read_pages(act)
+            gathered.texts["pages"] = read_pages(act)
             redis_server.kill()
             act.chat("outage", headers=tagged("told", "r-5", "s"))
             until(lambda: gateway.get("/readyz").status == 503, 10, "the breaker")
-            found.texts["readiness"] += gateway.get("/readyz?verbose").body.decode()
+            gathered.texts["readiness"] += gateway.get("/readyz?verbose").body.decode()
             redis_server.start()
             redis_server.command("CONFIG", "SET", "requirepass", REDIS)
             until(lambda: gateway.get("/readyz").status == 200, 20, "the ledger")
-        found.texts |= {
+        gathered.texts |= {
             "answers": act.said,
             "log": gateway.log,
             "rows": stored_rows(store_url),
             "spans": b"\n".join(collector.raw).decode(errors="replace"),
             "starts": bad_starts(folder, config),
         }
-        check_that_secrets_were_used(found, provider, asked, collector)
-    return found
+        check_that_secrets_were_used(gathered, provider, asked, collector)
+    return gathered
 
 
 def check_that_secrets_were_used(
-    found: Outputs, provider: FakeProvider, asked: list[str], collector: Collector
+    outputs: Outputs, provider: FakeProvider, asked: list[str], collector: Collector
 ) -> None:
     """Checks that the secrets were there and in use; otherwise the test would prove nothing."""
-    bearers = {one.headers.get("authorization") for one in provider.requests}
+    bearers = {received.headers.get("authorization") for received in provider.requests}
     assert bearers >= {f"Bearer {PROVIDER}", f"Bearer {BY_LITELLM}"}
-    assert any(one.headers.get("x-token") == HEADER for one in provider.requests)
+    assert any(received.headers.get("x-token") == HEADER for received in provider.requests)
     assert asked[0].endswith(HOOK)
     assert collector.headers[0]["authorization"] == COLLECTOR
     by_status = {
-        status: {what for what, one in found.statuses.items() if one == status} for status in found.statuses.values()
+        status: {purpose for purpose, status_of_purpose in outputs.statuses.items() if status_of_purpose == status}
+        for status in outputs.statuses.values()
     }
     assert by_status[401] >= {
         "bearer",
@@ -406,10 +407,10 @@ def check_that_secrets_were_used(
 
 @pytest.mark.parametrize("place", PLACES)
 def test_secrets_appear_in_no_output(outputs: Outputs, place: str) -> None:
-    said = outputs.texts[place]
-    assert said
+    output = outputs.texts[place]
+    assert output
     secrets = [*GIVEN, *SENT.values(), *outputs.keys]
     if place == "answers":
         secrets = [secret for secret in secrets if secret not in {SENT[name] for name in REPEATED}]
-    leaks = {secret: said[max(0, at - 200) : at + 100] for secret in secrets if (at := said.find(secret)) >= 0}
+    leaks = {secret: output[max(0, at - 200) : at + 100] for secret in secrets if (at := output.find(secret)) >= 0}
     assert not leaks

@@ -231,10 +231,10 @@ def test_output_above_the_budget_is_cut_with_finish_reason_length(served: Served
     _, events = served.stream(tagged("tokens", "r-cut"))
     note = budget_comment(events)
     assert finish_of(events) == "length"
-    got = len(text_of(events).split())
-    assert 500 < got <= 1000 - RESERVED_TOKENS
+    words_received = len(text_of(events).split())
+    assert 500 < words_received <= 1000 - RESERVED_TOKENS
     paid = settled(served, "tokens", "r-cut")
-    assert PROMPT_TOKENS + got <= paid <= 1000
+    assert PROMPT_TOKENS + words_received <= paid <= 1000
     assert note["run_remaining"] == 1000 - paid
     until(lambda: served.last.disconnected_s is not None, 2, "the upstream call is closed")
 
@@ -311,10 +311,10 @@ def test_sliced_answer_that_reaches_the_limit_ends_with_length(served: Served) -
     served.provider.script(tokens=4000)
     _, events = served.stream(tagged("sliced", "r-ends"))
     budget_comment(events)
-    got = len(text_of(events).split())
+    words_received = len(text_of(events).split())
     assert finish_of(events) == "length"
-    assert got >= 1800, "nearly all of the budget was used"
-    assert PROMPT_TOKENS + got <= settled(served, "sliced", "r-ends") <= 2000
+    assert words_received >= 1800, "nearly all of the budget was used"
+    assert PROMPT_TOKENS + words_received <= settled(served, "sliced", "r-ends") <= 2000
 
 
 def test_buffered_call_with_a_sliced_hold_gets_one_complete_answer(served: Served) -> None:
@@ -345,13 +345,13 @@ def test_8_concurrent_sliced_calls_end_cleanly_within_the_limit(served: Served) 
     served.provider.script(tokens=600, times=None, chunk_delay_ms=1)
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda _: served.stream(headers), range(8)))
-    got = 0
+    words_received = 0
     for reply, events in replies:
         if reply.status != 200:
             assert reply.status in (402, 429)
             continue
         budget_comment(events)
         assert finish_of(events) in ("stop", "length")
-        got += len(text_of(events).split())
+        words_received += len(text_of(events).split())
     paid = settled(served, "sliced", "r-crowd")
-    assert 0 < got <= paid <= 2000
+    assert 0 < words_received <= paid <= 2000

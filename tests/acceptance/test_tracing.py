@@ -80,7 +80,7 @@ def test_call_has_a_workflow_span_and_a_client_span_of_its_attempt(served: Serve
     assert attempt.attributes["server.address"] == "127.0.0.1"
     assert (whole.status, attempt.status) == (0, 0)
     assert "error.type" not in {*whole.attributes, *attempt.attributes}
-    (received,) = [one for one in served.provider.requests if "the canary sings" in one.raw.decode()]
+    (received,) = [request for request in served.provider.requests if "the canary sings" in request.raw.decode()]
     assert received.headers["traceparent"] == f"00-{TRACE}-{attempt.id}-01"
     assert collector.resources[0]["service.name"] == "gate"
     assert collector.headers[0]["x-tenant"] == "acme"
@@ -120,7 +120,7 @@ def test_span_of_a_refusal_has_its_error_code_and_no_client_span(served: Served,
 
 def test_request_for_an_unknown_model_has_an_error_span(served: Served, collector: Collector) -> None:
     assert served.gateway.chat("hi", {}, model="nobody").status == 404
-    span = collector.wait(lambda one: one.attributes.get("error.type") == "model_not_found")
+    span = collector.wait(lambda received: received.attributes.get("error.type") == "model_not_found")
     assert span.name == "POST /v1/chat/completions"
 
 
@@ -185,7 +185,7 @@ def test_classification_by_a_model_is_a_span_of_its_call(orchestrated: Served, c
     assert own.attributes["gen_ai.response.finish_reasons"] == ["stop"]
     assert "farebox.purpose" not in attempt.attributes
     assert attempt.attributes["gen_ai.usage.input_tokens"] == reply.json()["usage"]["prompt_tokens"]
-    (question,) = [one for one in orchestrated.provider.requests if one.model == "teller"]
+    (question,) = [request for request in orchestrated.provider.requests if request.model == "teller"]
     assert question.headers["traceparent"].startswith(f"00-{whole.trace}-{own.id}-")
 
 
@@ -212,14 +212,16 @@ def test_semantic_compression_is_a_span_of_its_call(orchestrated: Served, collec
 def test_classification_for_a_declared_run_has_its_own_trace(orchestrated: Served, collector: Collector) -> None:
     run = {"workflow": "declared", "steps": [{"id": "work", "prompt": "Do what has to be done next."}]}
     assert orchestrated.gateway.request("POST", "/api/runs", run).status == 200
-    own = collector.wait(lambda span: span.attributes.get("farebox.purpose") == "classify" and not span.parent)
+    own = collector.wait(
+        lambda received: received.attributes.get("farebox.purpose") == "classify" and not received.parent
+    )
     assert own.name.startswith("chat teller")
 
 
 def test_unsampled_trace_is_propagated_and_not_exported(served: Served, collector: Collector) -> None:
     headers = {**tagged("unseen", "r-un"), "traceparent": f"00-{TRACE}-{PARENT}-00"}
     assert served.chat(headers, "not sampled").status == 200
-    (received,) = [one for one in served.provider.requests if "not sampled" in one.raw.decode()]
+    (received,) = [request for request in served.provider.requests if "not sampled" in request.raw.decode()]
     assert received.headers["traceparent"].startswith(f"00-{TRACE}-")
     assert received.headers["traceparent"].endswith("-00")
     served.chat(tagged("after", "r-after"))

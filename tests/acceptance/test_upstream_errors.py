@@ -321,7 +321,7 @@ def test_long_retry_after_is_returned_to_the_client(served: Served) -> None:
 
 def test_fallback_is_used_without_waiting_for_a_long_retry_after(served: Served) -> None:
     served.provider.script(
-        status=429, retry_after="30", times=None, when=lambda seen: seen.body["model"] == "gpt-4.1-mini"
+        status=429, retry_after="30", times=None, when=lambda request: request.body["model"] == "gpt-4.1-mini"
     )
     served.provider.script(tokens=10, times=None)
     began_s = time.monotonic()
@@ -339,7 +339,7 @@ def test_400_of_the_provider_is_not_retried(served: Served) -> None:
 
 def test_configured_fallback_answers_when_a_model_fails(served: Served) -> None:
     headers = tagged("wf", "r-fallback")
-    served.provider.script(status=503, times=None, when=lambda seen: seen.body["model"] == "gpt-4.1-mini")
+    served.provider.script(status=503, times=None, when=lambda request: request.body["model"] == "gpt-4.1-mini")
     served.provider.script(tokens=10, times=None)
     reply = served.chat(headers, model="shaky", max_tokens=100)
     assert reply.status == 200

@@ -79,12 +79,12 @@ class Work:
         self.counts: Counter[str] = Counter()
         self.bodies: set[bytes] = set()
 
-    def add(self, what: str, amount: int = 1) -> None:
+    def add(self, unit_of_work: str, amount: int = 1) -> None:
         if self.is_counting:
-            self.counts[what] += amount
+            self.counts[unit_of_work] += amount
 
-    def per_call(self, what: str) -> float:
-        return self.counts[what] / CALLS
+    def per_call(self, unit_of_work: str) -> float:
+        return self.counts[unit_of_work] / CALLS
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     return work
 
 
-def _counted(work: Work, what: str, method: Any) -> Any:
+def _counted(work: Work, unit_of_work: str, method: Any) -> Any:
     def call(*arguments: Any, **named: Any) -> Any:
-        work.add(what)
+        work.add(unit_of_work)
         return method(*arguments, **named)
 
     return call
@@ -156,8 +156,8 @@ def _watch_loop(work: Work) -> None:
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[FakeProvider]:
-    with ProviderThread() as made:
-        yield made
+    with ProviderThread() as provider_thread:
+        yield provider_thread
 
 
 def _count_functions(work: Work) -> None:
@@ -188,7 +188,7 @@ async def count_calls(work: Work, application: Application, headers: dict[str, s
     work.is_counting = False
     # How much of the flusher's work falls between these calls depends on the machine; most of them have none of it.
     work.counts["functions"] = round(median(functions[5:]) * CALLS)
-    print({what: amount / CALLS for what, amount in sorted(work.counts.items())})
+    print({unit_of_work: amount / CALLS for unit_of_work, amount in sorted(work.counts.items())})
     return work
 
 

@@ -31,18 +31,18 @@ class RawReply:
 
     @property
     def answers(self) -> list[Answer]:
-        found, rest = [], self.raw
-        while rest:
-            head, _, rest = rest.partition(b"\r\n\r\n")
+        answers, unread = [], self.raw
+        while unread:
+            head, _, unread = unread.partition(b"\r\n\r\n")
             line, *lines = head.split(b"\r\n")
             matched = re.match(rb"HTTP/1\.1 (\d{3}) ", line)
             assert matched, f"not the beginning of an answer: {self.raw[:400]!r}"
             headers = dict(part.decode("latin-1").lower().split(": ", 1) for part in lines)
             size = int(headers.get("content-length", 0))
             if int(matched[1]) >= 200:
-                found.append(Answer(int(matched[1]), headers, rest[:size]))
-                rest = rest[size:]
-        return found
+                answers.append(Answer(int(matched[1]), headers, unread[:size]))
+                unread = unread[size:]
+        return answers
 
     @property
     def statuses(self) -> list[int]:

@@ -142,8 +142,8 @@ def test_child_run_cannot_spend_from_another_projects_run(served: Served) -> Non
     child = {**ours, **tagged("wf", "r-child"), "x-workflow-parent-run-id": "r-1"}
     assert ask(served, child, max_tokens=20).status == 200
     admin = {"authorization": f"Bearer {ADMIN}"}
-    seen = served.gateway.get("/api/runs/r-1?project=p-theirs", admin).json()
-    assert seen["tokens"]["settled"] == 8 + 5, "the child of another project's run spends nothing of it"
+    run_view = served.gateway.get("/api/runs/r-1?project=p-theirs", admin).json()
+    assert run_view["tokens"]["settled"] == 8 + 5, "the child of another project's run spends nothing of it"
 
 
 @pytest.mark.parametrize("where", ["user", "system", "tool", "name", "metadata"])
@@ -277,9 +277,9 @@ def test_one_key_cannot_take_all_concurrent_calls(served: Served) -> None:
         until(
             lambda: served.metric("farebox_calls_in_flight") == CONCURRENCY_MAX - 2, what="the greedy one has its share"
         )
-        one = pool.submit(ask, served, modest, max_tokens=20)
+        modest_call = pool.submit(ask, served, modest, max_tokens=20)
         replies = [future.result() for future in many]
-        assert one.result().status == 200
+        assert modest_call.result().status == 200
     statuses = [reply.status for reply in replies]
     assert statuses.count(200) == CONCURRENCY_MAX - 2
     assert {code(reply) for reply in replies if reply.status == 429} == {"too_many_concurrent_requests"}
@@ -317,7 +317,7 @@ def test_flood_by_one_key_does_not_double_the_latency_of_another(served: Served)
             flooded_s = slowest_s(8)
         finally:
             over.set()
-        statuses = [status for one in floods for status in one.result()]
+        statuses = [status for flood in floods for status in flood.result()]
     assert set(statuses) == {200, 429}
     assert statuses.count(429) > 100
     assert flooded_s < 2 * quiet_s
@@ -341,19 +341,19 @@ def test_metrics_and_readiness_name_no_tenant(served: Served) -> None:
     caller = key(served, "secret-tenant", project="secret-project")
     headers = {**caller, **tagged("named", "secret-run", "secret-step", agent="secret-agent", user="secret-user")}
     assert ask(served, headers, max_tokens=20).status == 200
-    said = served.gateway.get("/metrics").body.decode() + served.gateway.get("/readyz?verbose").body.decode()
-    assert "secret" not in said
+    public_text = served.gateway.get("/metrics").body.decode() + served.gateway.get("/readyz?verbose").body.decode()
+    assert "secret" not in public_text
 
 
 def test_metric_series_are_bounded_for_260_workflows(served: Served) -> None:
     served.provider.script(times=None, tokens=1)
     callers = [key(served) for _ in range(6)]  # so many that none starts too many runs
 
-    def one(at: int) -> int:
+    def call_of_workflow(at: int) -> int:
         return ask(served, {**callers[at % 6], "x-workflow-id": f"wf-{at}"}, max_tokens=20).status
 
     with ThreadPoolExecutor(3) as pool:
-        statuses = list(pool.map(one, range(260)))
+        statuses = list(pool.map(call_of_workflow, range(260)))
     assert statuses.count(200) > 220
     lines = [
         line

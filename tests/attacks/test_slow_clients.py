@@ -99,19 +99,19 @@ def test_300_idle_connections_do_not_displace_calls(served: Served) -> None:
 
 def test_10000_idle_connections_stay_within_the_default_limit(tmp_path: Path) -> None:
     """The default limit is 8,192: the oldest idle connections are closed, and all others are served."""
-    wanted, limit = 10_000, 8_192
+    connection_count, limit = 10_000, 8_192
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < wanted + 1_000:
+    if hard < connection_count + 1_000:
         pytest.skip(f"a process may open only {hard} files here")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with serving(tmp_path) as running, contextlib.ExitStack() as opened:
-            for _ in range(wanted):
+            for _ in range(connection_count):
                 opened.enter_context(connect(running.gateway.url))
             assert running.gateway.get("/livez").status == 200
             assert running.chat(max_tokens=20).status == 200
             assert running.metric("farebox_connections") <= limit
-            assert connections_ended(running, "too_many") >= wanted - limit
+            assert connections_ended(running, "too_many") >= connection_count - limit
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

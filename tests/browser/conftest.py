@@ -63,21 +63,21 @@ class Client:
         return self._send("POST", path, urlencode(form), content | headers)
 
     def _send(self, method: str, path: str, body: str | None, headers: Mapping[str, str]) -> Reply:
-        given = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
-        sent = {name: value for name, value in given.items() if value}
+        all_headers = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        sent = {name: value for name, value in all_headers.items() if value}
         if self.cookie:
             sent["cookie"] = self.cookie
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=30)
         try:
             connection.request(method, path, body, sent)
             answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
+            reply_headers = {name.lower(): value for name, value in answer.getheaders()}
             text = answer.read().decode()
         finally:
             connection.close()
-        if "set-cookie" in found:
-            self.cookie = found["set-cookie"].partition(";")[0]
-        return Reply(answer.status, found, text)
+        if "set-cookie" in reply_headers:
+            self.cookie = reply_headers["set-cookie"].partition(";")[0]
+        return Reply(answer.status, reply_headers, text)
 
 
 def make_traffic(gateway: FareboxProcess) -> None:

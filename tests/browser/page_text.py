@@ -8,13 +8,13 @@ import re
 
 def values(text: str) -> list[float]:
     """Every exact figure in a piece of a page, in order."""
-    return [float(found) for found in re.findall(r'<data value="([^"]+)"', text)]
+    return [float(value) for value in re.findall(r'<data value="([^"]+)"', text)]
 
 
 def figure(page: str, name: str) -> float:
-    found = re.search(rf'data-figure="{name}"[^>]*>(.*?)</(?:p|b)>', page, re.DOTALL)
-    assert found, name
-    return values(found[1])[0]
+    match = re.search(rf'data-figure="{name}"[^>]*>(.*?)</(?:p|b)>', page, re.DOTALL)
+    assert match, name
+    return values(match[1])[0]
 
 
 def table_rows(page: str, css: str) -> list[tuple[str, list[float]]]:
@@ -22,11 +22,11 @@ def table_rows(page: str, css: str) -> list[tuple[str, list[float]]]:
     table = re.search(rf'<table class="{css}".*?</table>', page, re.DOTALL)
     assert table, css
     rows = re.findall(r"<tr(?: [^>]*)?>\s*<td[^>]*>(.*?)</td>(.*?)</tr>", table[0], re.DOTALL)
-    return [(html.unescape(re.sub(r"<[^>]+>", "", first)).strip(), values(rest)) for first, rest in rows]
+    return [(html.unescape(re.sub(r"<[^>]+>", "", first)).strip(), values(cells)) for first, cells in rows]
 
 
 def section(page: str, heading: str) -> str:
     """The card with this heading, up to the next one."""
-    found = re.search(rf"<h2>{heading}\b.*?(?=<h2>|</article>|</section>)", page, re.DOTALL)
-    assert found, heading
-    return found[0]
+    match = re.search(rf"<h2>{heading}\b.*?(?=<h2>|</article>|</section>)", page, re.DOTALL)
+    assert match, heading
+    return match[0]

@@ -62,12 +62,12 @@ CONFIG: Final[dict[str, Any]] = {
             "model_name": name,
             "litellm_params": {"model": model, "mock_response": answer, "mock_delay_ms": delay_ms},
             "model_info": {
-                "input_cost_per_token": given / 1e6,
-                "output_cost_per_token": taken / 1e6,
+                "input_cost_per_token": input_price / 1e6,
+                "output_cost_per_token": output_price / 1e6,
                 "max_output_tokens": 8192,
             },
         }
-        for name, (model, given, taken, delay_ms, answer) in _MODELS.items()
+        for name, (model, input_price, output_price, delay_ms, answer) in _MODELS.items()
     ],
     "tiers": {
         "fast": ["gpt-4.1-mini"],
@@ -194,10 +194,10 @@ def _day(at_ms: int) -> str:
 
 def _past_run(work: WorkflowScript, number: str, at_ms: int, chance: random.Random) -> Iterator[OutboxEntry]:
     run = f"{work.name.partition('-')[0]}-{number}"
-    for step, intent, _, model, given, taken in work.steps:
+    for step, intent, _, model, input_tokens, output_tokens in work.steps:
         for _ in range(1 + (chance.random() < 0.25) * chance.randrange(1, 4)):
             at_ms += chance.randrange(900, 9_000)
-            yield _past_call(work, run, step, intent, model, (given, taken), at_ms, chance)
+            yield _past_call(work, run, step, intent, model, (input_tokens, output_tokens), at_ms, chance)
 
 
 def _past_call(
@@ -211,12 +211,12 @@ def _past_call(
     chance: random.Random,
 ) -> OutboxEntry:
     stretch = math.exp(chance.gauss(0, 0.35))
-    given, taken = int(size[0] * stretch), int(size[1] * math.exp(chance.gauss(0, 0.3)))
+    input_tokens, output_tokens = int(size[0] * stretch), int(size[1] * math.exp(chance.gauss(0, 0.3)))
     luck = chance.random()
     actions, saved, saved_nano, used = [], 0, 0, model
-    if given > 2_500 and luck < 0.4:
-        saved = int(given * chance.uniform(0.25, 0.5))
-        given -= saved
+    if input_tokens > 2_500 and luck < 0.4:
+        saved = int(input_tokens * chance.uniform(0.25, 0.5))
+        input_tokens -= saved
         actions.append(f"compress={saved}")
     if model in ("gpt-4.1", "claude-sonnet-4-5") and chance.random() < 0.3:
         used = "claude-haiku-4-5"
@@ -226,18 +226,18 @@ def _past_call(
     refused = chance.random() < 0.022
     failed = not refused and chance.random() < 0.012
     if refused or failed:
-        given, taken, saved, used = 0, 0, 0, model
+        input_tokens, output_tokens, saved, used = 0, 0, 0, model
         actions = []
     price_in, price_out = _MODELS[used][1], _MODELS[used][2]
     asked_in, asked_out = _MODELS[model][1], _MODELS[model][2]
-    cost = int((given * price_in + taken * price_out) * 1000)
+    cost = int((input_tokens * price_in + output_tokens * price_out) * 1000)
     if used != model:
-        saved_nano = int((given * asked_in + taken * asked_out) * 1000) - cost
+        saved_nano = int((input_tokens * asked_in + output_tokens * asked_out) * 1000) - cost
     draft = {
         "workflow": work.name, "run": run, "step": step, "agent": work.agent, "key_id": "", "protocol": "chat",
         "stream": intent == "generate", "model_requested": model, "model": used,
         "provider": _MODELS[used][0].partition("/")[0], "intent": intent, "intent_source": "rules",
-        "intent_confidence": round(chance.uniform(0.82, 0.99), 2), "prompt_tokens_counted": given + saved,
+        "intent_confidence": round(chance.uniform(0.82, 0.99), 2), "prompt_tokens_counted": input_tokens + saved,
     }  # fmt: skip
     code = chance.choice(
         ("step_budget_exceeded", "step_budget_exceeded", "run_budget_exceeded", "agent_budget_exceeded")
@@ -247,10 +247,10 @@ def _past_call(
         "code": code if refused else "upstream_500" if failed else "",
         "usage_source": "none" if refused or failed else "provider",
         "actions": ", ".join(actions), "saved_tokens": saved, "saved_nano_usd": max(0, saved_nano),
-        "input_tokens": given, "output_tokens": taken, "reserved_tokens": given + int(taken * 1.8),
+        "input_tokens": input_tokens, "output_tokens": output_tokens, "reserved_tokens": input_tokens + int(output_tokens * 1.8),
         "duration_ms": int(_MODELS[used][3] * chance.uniform(0.7, 2.4)), "overhead_us": int(chance.gauss(720, 160)),
     }  # fmt: skip
-    amount = Amount(given + taken, cost, 0 if refused or failed else 1)
+    amount = Amount(input_tokens + output_tokens, cost, 0 if refused or failed else 1)
     key = f"{chance.getrandbits(96):024x}"
     return OutboxEntry("", key, EntryKind.SETTLED, "default", amount, at_ms, orjson.dumps(draft), orjson.dumps(detail))
 
@@ -265,7 +265,7 @@ async def _write_past(folder: Path, now_ms: int) -> None:
         await insert_entries(store, entries[start : start + _BATCH], now_ms)
     ledger = SqliteLedger(folder / "ledger.db")
     await ledger.open()
-    budgets = [one.budget() for one in Config.model_validate(CONFIG).budgets]
+    budgets = [budget.budget() for budget in Config.model_validate(CONFIG).budgets]
     await reconcile.rebuild(partial(ledger.restore, "default"), store, "default", await ledger.now_ms(), budgets)
     await ledger.close()
     for agent, creation, execution in (
@@ -346,11 +346,13 @@ def make_run(
     pause: int = 0,
 ) -> None:
     """A run of the workflow: each step once or a few times, with a prompt of about the size that the step has."""
-    for step, _, prompt, model, given, taken in work.steps:
+    for step, _, prompt, model, input_tokens, output_tokens in work.steps:
         for _ in range(2 if pause % 2 else 1):
             if stopped is not None and stopped.wait(0.2 + 0.1 * pause):
                 return
-            call(gateway, key, tagged(work.name, run, step, agent=work.agent), model, prompt, given, taken)
+            call(
+                gateway, key, tagged(work.name, run, step, agent=work.agent), model, prompt, input_tokens, output_tokens
+            )
 
 
 def call(
@@ -359,14 +361,14 @@ def call(
     tags: dict[str, str],
     model: str,
     prompt: str,
-    given: int,
-    taken: int,
+    input_tokens: int,
+    output_tokens: int,
     **fields: Any,
 ) -> int:
     """The status of one call."""
-    text = f"{prompt}\n\n" + "Order R-2207 of the north region came in with 184.20 on its bill. " * (given // 22)
+    text = f"{prompt}\n\n" + "Order R-2207 of the north region came in with 184.20 on its bill. " * (input_tokens // 22)
     headers = {**tags, "authorization": f"Bearer {key}"}
-    return gateway.chat(text, headers, model=model, max_tokens=max(40, taken * 2), **fields).status
+    return gateway.chat(text, headers, model=model, max_tokens=max(40, output_tokens * 2), **fields).status
 
 
 EVENTFUL_RUN: Final = "support-2207"
@@ -377,7 +379,7 @@ def eventful_run(gateway: FareboxProcess, key: str) -> threading.Thread:
     slow one that is under way until the thread that is returned ends."""
     work = WORKFLOWS[0]
 
-    def ask(step: str, model: str, prompt: str, given: int, taken: int, **fields: Any) -> int:
+    def ask(step: str, model: str, prompt: str, input_tokens: int, output_tokens: int, **fields: Any) -> int:
         tags = tagged(work.name, EVENTFUL_RUN, step, agent=work.agent)
         options = fields.pop("options", None)
         return call(
@@ -386,13 +388,13 @@ def eventful_run(gateway: FareboxProcess, key: str) -> threading.Thread:
             tags | ({"x-workflow-options": options} if options else {}),
             model,
             prompt,
-            given,
-            taken,
+            input_tokens,
+            output_tokens,
             **fields,
         )
 
     def concurrently(*calls: tuple[Any, ...]) -> None:
-        threads = [threading.Thread(target=ask, args=one, daemon=True) for one in calls]
+        threads = [threading.Thread(target=ask, args=arguments, daemon=True) for arguments in calls]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -424,7 +426,7 @@ def running_scene(folder: Path) -> Iterator[tuple[FareboxProcess, str]]:
 
 def _set_up(gateway: FareboxProcess) -> str:
     admin = {"authorization": f"Bearer {ADMIN_KEY}"}
-    made = [
+    keys = [
         gateway.request("POST", "/api/keys", body, admin).json()
         for body in (
             {"name": "agents-production", "limits": {"usd": 60, "window": "month"}},
@@ -436,7 +438,7 @@ def _set_up(gateway: FareboxProcess) -> str:
         assert gateway.request("PUT", f"/api/workflows/{workflow}", body, admin).status == 200
     for key, value in _SETTINGS.items():
         assert gateway.request("PUT", f"/api/settings/orchestration_{key}", {"value": value}, admin).status == 200
-    return str(made[0]["key"])
+    return str(keys[0]["key"])
 
 
 _SETTINGS: Final[Mapping[str, Any]] = {

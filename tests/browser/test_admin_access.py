@@ -33,9 +33,9 @@ def page_id(page: Page) -> str:
 def admin(guarded: FareboxProcess) -> Client:
     """The first admin, by the one-time link in the log."""
     client = Client(guarded.url)
-    found = re.search(r"First admin login, once: \S*(/admin/setup\?token=\S+)", guarded.log)
-    assert found, guarded.log
-    path, token = found[1], found[1].partition("token=")[2]
+    match = re.search(r"First admin login, once: \S*(/admin/setup\?token=\S+)", guarded.log)
+    assert match, guarded.log
+    path, token = match[1], match[1].partition("token=")[2]
     assert client.get(path).status == 200
     form = {"token": token, "name": "ada", "password": PASSWORD, "again": PASSWORD}
     assert client.post("/admin/setup", form | {"again": "something else"}).status == 400
@@ -160,9 +160,9 @@ def test_session_cookie_is_http_only_and_same_site_strict(guarded: FareboxProces
 
 def test_login_redirects_only_to_admin_pages(guarded: FareboxProcess) -> None:
     client = Client(guarded.url)
-    for wanted in ("https://evil.example/admin", "//evil.example/admin", "/admin\\evil", "/v1/models", "javascript:1"):
-        page = client.get("/admin/login?next=" + wanted.replace(":", "%3A").replace("\\", "%5C"))
-        assert 'name="next" value="/admin"' in page.text, wanted
+    for target in ("https://evil.example/admin", "//evil.example/admin", "/admin\\evil", "/v1/models", "javascript:1"):
+        page = client.get("/admin/login?next=" + target.replace(":", "%3A").replace("\\", "%5C"))
+        assert 'name="next" value="/admin"' in page.text, target
 
 
 def test_admin_key_gives_programs_access_to_the_pages(guarded: FareboxProcess) -> None:
@@ -223,15 +223,15 @@ def test_admin_command_sets_a_password_with_and_without_a_running_gateway(tmp_pa
 
 def test_key_is_changed_on_the_keys_page(guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
-    made = guarded.request(
+    key = guarded.request(
         "POST", "/api/keys", {"name": "changing", "agent": "ada"}, {"authorization": "Bearer a-long-admin-key"}
     ).json()
-    changed = {"id": made["id"], "requests": "20", "window": "day", "concurrency": "2", "step": "nightly", "agent": ""}
+    changed = {"id": key["id"], "requests": "20", "window": "day", "concurrency": "2", "step": "nightly", "agent": ""}
     assert program.post("/admin/keys/change", changed).status == 303
     assert "20 requests a day" in program.get("/admin/keys").text
-    shown = guarded.get(f"/api/keys/{made['id']}", {"authorization": "Bearer a-long-admin-key"}).json()
+    shown = guarded.get(f"/api/keys/{key['id']}", {"authorization": "Bearer a-long-admin-key"}).json()
     assert shown["limits"] == {"requests": 20, "window": "day", "concurrency": 2}
     assert (shown["step"], shown["agent"]) == ("nightly", "ada"), "what is left empty stays"
-    assert program.post("/admin/keys/change", {"id": made["id"], "no_limits": "1"}).status == 303
-    assert guarded.get(f"/api/keys/{made['id']}", {"authorization": "Bearer a-long-admin-key"}).json()["limits"] == {}
-    assert program.post("/admin/keys/change", {"id": made["id"], "requests": "many"}).status == 400
+    assert program.post("/admin/keys/change", {"id": key["id"], "no_limits": "1"}).status == 303
+    assert guarded.get(f"/api/keys/{key['id']}", {"authorization": "Bearer a-long-admin-key"}).json()["limits"] == {}
+    assert program.post("/admin/keys/change", {"id": key["id"], "requests": "many"}).status == 400

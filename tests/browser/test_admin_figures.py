@@ -45,20 +45,20 @@ def pages_and_rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PagesAn
     connection.close()
 
 
-def sums(connection: sqlite3.Connection, where: str = "1", *given: Any) -> dict[str, float]:
+def sums(connection: sqlite3.Connection, where: str = "1", *parameters: Any) -> dict[str, float]:
     query = f"""SELECT sum({_CALLS}) calls, sum(status = 'refused') refused, sum(status IN ('error')) errors,
         sum(input_tokens) input_tokens, sum(output_tokens) output_tokens, sum(total_tokens) total_tokens,
         sum(cost_nano_usd) / 1e9 cost_usd, sum(saved_tokens) saved_tokens FROM token_usage WHERE {where}"""
-    row = connection.execute(query, given).fetchone()
+    row = connection.execute(query, parameters).fetchone()
     return {name: float(row[name] or 0) for name in row.keys()}  # noqa: SIM118 - a row is no mapping
 
 
 def test_overview_totals_equal_the_usage_rows(pages_and_rows: PagesAndRows) -> None:
     pages, connection = pages_and_rows
     page = pages["/admin"]
-    found = re.search(r'data-today="([^"]+)" data-month="([^"]+)"', page)
-    assert found
-    for day, prefix in ((found[1], "today"), (found[2], "month")):
+    match = re.search(r'data-today="([^"]+)" data-month="([^"]+)"', page)
+    assert match
+    for day, prefix in ((match[1], "today"), (match[2], "month")):
         from_ms = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000
         stored = sums(connection, "at >= ?", from_ms)
         assert stored["total_tokens"] > 0
@@ -89,10 +89,10 @@ def test_other_overview_figures_equal_the_usage_rows(pages_and_rows: PagesAndRow
     assert values(codes[0][1]) == [everything["refused"]]
     largest = table_rows(section(page, "Largest workflows").replace("<table>", '<table class="w">'), "w")
     assert largest
-    for name, found in largest:
+    for name, shown in largest:
         stored = sums(connection, "workflow = ?", "" if name == "untagged" else name)
-        wanted = [stored[one] for one in ("calls", "refused", "total_tokens", "cost_usd")]
-        assert found == pytest.approx(wanted, abs=1e-9), name
+        expected = [stored[name_of_sum] for name_of_sum in ("calls", "refused", "total_tokens", "cost_usd")]
+        assert shown == pytest.approx(expected, abs=1e-9), name
     used = sums(connection, "at >= (SELECT max(at) FROM token_usage) - 3600000")
     cost, tokens = values(section(page, "Burn rate"))[:2]
     assert tokens == used["total_tokens"]
@@ -104,9 +104,9 @@ def test_other_overview_figures_equal_the_usage_rows(pages_and_rows: PagesAndRow
 def test_chart_parts_equal_the_usage_rows(pages_and_rows: PagesAndRows) -> None:
     pages, connection = pages_and_rows
     for path, metric in (("/admin", "cost_usd"), ("/admin/usage?group_by=workflow", "total_tokens")):
-        found = re.search(r"data-chart='([^']+)'", pages[path])
-        assert found
-        chart = json.loads(html.unescape(found[1]))
+        match = re.search(r"data-chart='([^']+)'", pages[path])
+        assert match
+        chart = json.loads(html.unescape(match[1]))
         assert len(chart["days"]) == 30
         parts = {part["name"]: sum(part["values"]) for part in chart["parts"]}
         everything = sums(connection)[metric]
@@ -128,13 +128,13 @@ def test_agents_and_workflows_pages_equal_the_usage_rows(
     ):
         rows = table_rows(re.sub("<table[^>]*>", '<table class="all">', pages[path]), "all")
         assert len(rows) == 2
-        for name, found in rows:
+        for name, shown in rows:
             stored = sums(connection, f"{column} = ?", name)
-            assert found[-len(names) :] == pytest.approx([stored[one] for one in names], abs=1e-9), name
+            assert shown[-len(names) :] == pytest.approx([stored[column] for column in names], abs=1e-9), name
     stored = sums(connection, "workflow = 'intake'")
     calls, refused, tokens, saved, cost = values(section(pages["/admin/workflows/intake"], "Used in 30 days"))
     assert (calls, refused, tokens, saved) == tuple(
-        stored[one] for one in ("calls", "refused", "total_tokens", "saved_tokens")
+        stored[column] for column in ("calls", "refused", "total_tokens", "saved_tokens")
     )
     assert cost == pytest.approx(stored["cost_usd"], abs=1e-9)
 
@@ -170,9 +170,9 @@ def test_run_page_equals_the_usage_rows(pages_and_rows: PagesAndRows) -> None:
     assert figure(page, "refused") == stored["refused"] == 1
     summaries = re.findall(r"<summary>(.*?)</summary>", page, re.DOTALL)
     assert len(summaries) == stored["calls"] + stored["refused"]
-    settled = [values(one)[1] for one in summaries if "→" in one and "<b>" in one]
+    settled = [values(summary)[1] for summary in summaries if "→" in summary and "<b>" in summary]
     assert sum(settled) == stored["total_tokens"]
-    assert sum("request_exceeds_budget" in one or "budget_exceeded" in one for one in summaries) == 1
+    assert sum("request_exceeds_budget" in summary or "budget_exceeded" in summary for summary in summaries) == 1
 
 
 @pytest.mark.parametrize("group", [group.value for group in GroupBy])
@@ -182,8 +182,8 @@ def test_usage_page_equals_the_usage_rows(pages_and_rows: PagesAndRows, group: s
     column = {"key": "key_id", "day": "strftime('%Y-%m-%d', at / 1000, 'unixepoch')"}.get(group, group)
     *rows, total = table_rows(pages[f"/admin/usage?group_by={group}"], "usage")
     assert rows
-    for label, found in rows:
+    for label, shown in rows:
         stored = sums(connection, f"{column} = ?", "" if label == "none" else label)
-        assert found == pytest.approx([stored[name] for name in names], abs=1e-9), label
+        assert shown == pytest.approx([stored[name] for name in names], abs=1e-9), label
     everything = sums(connection, "1")
     assert total[1] == pytest.approx([everything[name] for name in names], abs=1e-9)

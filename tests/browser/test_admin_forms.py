@@ -19,20 +19,20 @@ __all__ = ["browser"]  # a fixture
 def fault_beside(page: str, field: str) -> str:
     """The message next to an input, to which the input itself refers."""
     assert re.search(rf'name="{field}"[^>]* aria-invalid="true" aria-describedby="fault-{field}"', page), field
-    found = re.search(rf'id="fault-{field}">([^<]+)<', page)
-    assert found, field
-    return html.unescape(found[1])
+    match = re.search(rf'id="fault-{field}">([^<]+)<', page)
+    assert match, field
+    return html.unescape(match[1])
 
 
 def alert_text(page: str) -> str:
-    found = re.search(r'role="alert">([^<]+)<', page)
-    return html.unescape(found[1]) if found else ""
+    match = re.search(r'role="alert">([^<]+)<', page)
+    return html.unescape(match[1]) if match else ""
 
 
 def field_value(page: str, field: str) -> str:
-    found = re.search(rf'name="{field}" value="([^"]*)"', page)
-    assert found, field
-    return html.unescape(found[1])
+    match = re.search(rf'name="{field}" value="([^"]*)"', page)
+    assert match, field
+    return html.unescape(match[1])
 
 
 @pytest.mark.parametrize(
@@ -46,33 +46,33 @@ def field_value(page: str, field: str) -> str:
 )
 def test_budget_fault_is_shown_beside_its_field(client: Client, field: str, text: str, message: str) -> None:
     form = {"scope": "workflow", "match": "faulty", "usd": "1", "window": "day", field: text}
-    said = client.post("/admin/budgets", form)
-    assert said.status == 400
-    assert message in fault_beside(said.text, field)
-    assert alert_text(said.text) == "Nothing was saved: see below."
-    assert field_value(said.text, field) == text
-    assert ("<details open>" in said.text) == (field == "timezone")
+    reply = client.post("/admin/budgets", form)
+    assert reply.status == 400
+    assert message in fault_beside(reply.text, field)
+    assert alert_text(reply.text) == "Nothing was saved: see below."
+    assert field_value(reply.text, field) == text
+    assert ("<details open>" in reply.text) == (field == "timezone")
 
 
 def test_several_budget_faults_are_shown_beside_their_own_fields(client: Client) -> None:
     form = {"scope": "workflow", "match": "a b", "tokens": "9007199254740993", "window": "day"}
-    said = client.post("/admin/budgets", form).text
-    assert fault_beside(said, "match").startswith("matches no name")
-    assert "9007199254740991" in fault_beside(said, "tokens")
-    assert "tokens" not in fault_beside(said, "match")
+    reply = client.post("/admin/budgets", form).text
+    assert fault_beside(reply, "match").startswith("matches no name")
+    assert "9007199254740991" in fault_beside(reply, "tokens")
+    assert "tokens" not in fault_beside(reply, "match")
 
 
 def test_fault_of_the_whole_form_is_shown_above_it(client: Client) -> None:
-    said = client.post("/admin/budgets", {"scope": "workflow", "match": "faulty", "window": "day"})
-    assert alert_text(said.text) == "A budget needs at least one of tokens, usd, requests."
+    reply = client.post("/admin/budgets", {"scope": "workflow", "match": "faulty", "window": "day"})
+    assert alert_text(reply.text) == "A budget needs at least one of tokens, usd, requests."
 
 
 def test_faults_of_keys_and_run_budgets_are_shown_beside_their_fields(client: Client) -> None:
-    said = client.post("/admin/keys", {"name": "faulty", "usd": "-1"})
-    assert "must be 0 or more" in fault_beside(said.text, "usd")
-    assert field_value(said.text, "usd") == "-1"
-    said = client.post("/admin/runs/r-1", {"action": "budget", "tokens": "12x", "usd": ""})
-    assert fault_beside(said.text, "tokens") == "must be a whole number; given '12x'"
+    reply = client.post("/admin/keys", {"name": "faulty", "usd": "-1"})
+    assert "must be 0 or more" in fault_beside(reply.text, "usd")
+    assert field_value(reply.text, "usd") == "-1"
+    reply = client.post("/admin/runs/r-1", {"action": "budget", "tokens": "12x", "usd": ""})
+    assert fault_beside(reply.text, "tokens") == "must be a whole number; given '12x'"
 
 
 def create_budget(client: Client, name: str, **fields: str) -> str:
@@ -80,9 +80,9 @@ def create_budget(client: Client, name: str, **fields: str) -> str:
     form = {"scope": "agent", "match": name, "window": "day"} | fields
     assert client.post("/admin/budgets", form).status == 303
     row = next(row for row in client.get("/admin/budgets").text.split("<tr>") if f">{name}<" in row)
-    found = re.search(r'href="(/admin/budgets\?edit=[^"#]+)', row)
-    assert found
-    return found[1]
+    match = re.search(r'href="(/admin/budgets\?edit=[^"#]+)', row)
+    assert match
+    return match[1]
 
 
 def test_concurrent_edit_of_a_budget_is_refused_with_409(client: Client) -> None:
@@ -112,12 +112,12 @@ def test_concurrent_edit_of_a_declaration_is_refused_with_409(client: Client) ->
 
 def test_forms_keep_the_selected_project(client: Client) -> None:
     for page in ("settings", "keys", "budgets", "audit", "settings/history"):
-        said = client.get(f"/admin/{page}?project=team-b").text
-        main = said[said.index("<main") :]
+        reply = client.get(f"/admin/{page}?project=team-b").text
+        main = reply[reply.index("<main") :]
         sent = re.findall(r'<form method="post" action="([^"]+)"', main)
         assert all(action.endswith("?project=team-b") for action in sent), sent
-        got = re.findall(r'<form [^>]*method="get".*?</form>', main, re.DOTALL)
-        assert all('name="project" value="team-b"' in form for form in got), page
+        forms = re.findall(r'<form [^>]*method="get".*?</form>', main, re.DOTALL)
+        assert all('name="project" value="team-b"' in form for form in forms), page
     key = "orchestration_max_retry_attempts"
     review = client.post("/admin/settings/review?project=team-b", {key: "4"}).text
     assert 'action="/admin/settings" class="project"' in review, "the page of an answer to a form cannot be asked for"
@@ -134,9 +134,9 @@ def test_history_shows_booleans_in_lower_case(client: Client) -> None:
     key = "orchestration_compression_enabled"
     assert client.post("/admin/settings", {key: "true", f"was:{key}": "false"}).status == 303
     for page in ("/admin/settings", "/admin/settings/history", "/admin/audit"):
-        said = client.get(page).text
-        assert "true" in said
-        assert not re.search(r">(True|False)<", said), page
+        reply = client.get(page).text
+        assert "true" in reply
+        assert not re.search(r">(True|False)<", reply), page
 
 
 def test_times_show_utc_without_scripts(client: Client) -> None:
@@ -146,8 +146,8 @@ def test_times_show_utc_without_scripts(client: Client) -> None:
 
 
 def test_login_form_keeps_the_name_after_a_wrong_password(guarded: FareboxProcess) -> None:
-    said = Client(guarded.url).post("/admin/login", {"name": "lena", "password": "not mine at all"})
-    assert 'value="lena"' in said.text
+    reply = Client(guarded.url).post("/admin/login", {"name": "lena", "password": "not mine at all"})
+    assert 'value="lena"' in reply.text
 
 
 @needs_chromium

@@ -107,7 +107,7 @@ def test_settings_are_reviewed_saved_and_reverted(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("form", "says"),
     [
         ({"orchestration_max_retry_attempts": "11"}, "0 to 10; given"),
         ({"orchestration_compression_aggressiveness": "wild"}, "one of low, medium, high"),
@@ -115,20 +115,20 @@ def test_settings_are_reviewed_saved_and_reverted(client: Client) -> None:
         ({"orchestration_token_budget_send": "many"}, "a whole number from 1"),
     ],
 )
-def test_invalid_settings_are_refused_and_kept_in_the_form(client: Client, given: dict[str, str], says: str) -> None:
-    reply = client.post("/admin/settings/review", given)
+def test_invalid_settings_are_refused_and_kept_in_the_form(client: Client, form: dict[str, str], says: str) -> None:
+    reply = client.post("/admin/settings/review", form)
     assert reply.status == 400
     assert says in html.unescape(reply.text)
     assert "Nothing was saved" in reply.text
-    if given.keys() != {"orchestration_compression_aggressiveness"}:  # a select cannot show an unknown option
-        assert f'value="{next(iter(given.values()))}"' in reply.text
+    if form.keys() != {"orchestration_compression_aggressiveness"}:  # a select cannot show an unknown option
+        assert f'value="{next(iter(form.values()))}"' in reply.text
 
 
 def test_run_is_paused_resumed_given_a_budget_and_cancelled(client: Client, gateway: FareboxProcess) -> None:
     def state() -> str:
-        found = re.search(r'<h1 class="id">r-2</h1><span class="state ([a-z]+)"', client.get("/admin/runs/r-2").text)
-        assert found
-        return found[1]
+        match = re.search(r'<h1 class="id">r-2</h1><span class="state ([a-z]+)"', client.get("/admin/runs/r-2").text)
+        assert match
+        return match[1]
 
     tags = tagged("intake", "r-2", "check")
     assert client.post("/admin/runs/r-2", {"action": "pause"}).headers["location"] == "/admin/runs/r-2?done=pause"
@@ -159,9 +159,9 @@ def test_budgets_page_names_the_budget_that_blocks_a_call(client: Client, gatewa
     verdict = re.search(r'class="notice verdict [a-z]+"[^>]*>(.*?)</p>', page)
     assert verdict
     assert "Workflow “triage”" in html.unescape(verdict[1])
-    made = re.search(r'name="id" value="(budget-[0-9a-f]+)"', page)
-    assert made
-    changed = {"id": made[1], "scope": "workflow", "match": "triage", "tokens": "20", "window": "day"}
+    match = re.search(r'name="id" value="(budget-[0-9a-f]+)"', page)
+    assert match
+    changed = {"id": match[1], "scope": "workflow", "match": "triage", "tokens": "20", "window": "day"}
     assert client.post("/admin/budgets", changed).status == 303
     assert 'class="bullet over"' in section(client.get("/admin/budgets").text, "All budgets"), (
         "the bar shows that it is exceeded"
@@ -173,8 +173,8 @@ def test_budgets_page_names_the_budget_that_blocks_a_call(client: Client, gatewa
     nobody = client.post("/admin/budgets", {"scope": "workflow", "match": " ", "tokens": "5"})
     assert nobody.status == 400
     assert "must be a name, or a pattern of names" in nobody.text
-    assert client.post("/admin/budgets/delete", {"id": made[1]}).status == 303
-    assert made[1] not in client.get("/admin/budgets").text
+    assert client.post("/admin/budgets/delete", {"id": match[1]}).status == 303
+    assert match[1] not in client.get("/admin/budgets").text
 
 
 def test_overview_shows_a_budget_whose_use_rounds_to_0_percent(client: Client, gateway: FareboxProcess) -> None:
@@ -184,8 +184,8 @@ def test_overview_shows_a_budget_whose_use_rounds_to_0_percent(client: Client, g
     nearest = section(client.get("/admin/overview").text, "Nearest to their limits")
     assert "<b>frugal</b>" in nearest
     assert "No budget is on" not in nearest
-    made = re.findall(r'name="id" value="(budget-[0-9a-f]+)"', client.get("/admin/budgets").text)
-    for budget in made:
+    budget_ids = re.findall(r'name="id" value="(budget-[0-9a-f]+)"', client.get("/admin/budgets").text)
+    for budget in budget_ids:
         client.post("/admin/budgets/delete", {"id": budget})
 
 
@@ -223,16 +223,17 @@ def test_suggested_budgets_equal_those_of_the_api_and_can_be_set(client: Client,
     assert gateway.chat("hi", tagged("learned", "r-done", "draft"), model="small", max_tokens=20).status == 200
     assert "Nothing to learn from yet" in client.get("/admin/workflows/learned").text
     assert gateway.request("POST", "/api/runs/r-done/complete").status == 200
-    found = gateway.get("/api/workflows/learned/suggestions").json()["suggestions"]
+    suggestions = gateway.get("/api/workflows/learned/suggestions").json()["suggestions"]
     rows = re.findall(
         r"<tr><td[^>]*>([^<]+)</td>(.*?)</tr>", section(client.get("/admin/workflows/learned").text, "Suggested")
     )
-    assert [(name, values(rest)) for name, rest in rows] == [
-        ({"run": "the run"}.get(one["scope"], "draft"), [one["p95_tokens"], one["tokens"]]) for one in found
+    assert [(name, values(cells)) for name, cells in rows] == [
+        ({"run": "the run"}.get(suggestion["scope"], "draft"), [suggestion["p95_tokens"], suggestion["tokens"]])
+        for suggestion in suggestions
     ]
     assert client.post("/admin/workflows/learned", {"action": "suggested"}).status == 303
-    limits = {one["match"]: one["tokens"] for one in gateway.get("/api/budgets").json()["budgets"]}
-    assert {one["match"]: one["tokens"] for one in found}.items() <= limits.items()
+    limits = {budget["match"]: budget["tokens"] for budget in gateway.get("/api/budgets").json()["budgets"]}
+    assert {suggestion["match"]: suggestion["tokens"] for suggestion in suggestions}.items() <= limits.items()
 
 
 def test_declaration_fault_is_shown_once_and_bidi_characters_are_escaped(client: Client) -> None:
@@ -252,12 +253,12 @@ def test_key_forms_keep_invalid_input_and_refuse_a_duplicate_name(guarded: Fareb
     typed = {"name": "form", "tokens": "many", "agent": "ada", "window": "day"}
     refused = program.post("/admin/keys", typed)
     assert (refused.status, "must be a whole number" in refused.text) == (400, True)
-    for kept in ('name="name" value="form"', 'name="tokens" value="many"', 'name="agent" value="ada"'):
-        assert kept in refused.text
-    made = program.post("/admin/keys", {**typed, "tokens": "5", "allowed_models": "nope, sm*"})
-    assert made.status == 200
-    assert "No model has the name &#39;nope&#39; now." in made.text
-    assert "sm*" not in section(made.text, "The key form")
+    for kept_field in ('name="name" value="form"', 'name="tokens" value="many"', 'name="agent" value="ada"'):
+        assert kept_field in refused.text
+    reply = program.post("/admin/keys", {**typed, "tokens": "5", "allowed_models": "nope, sm*"})
+    assert reply.status == 200
+    assert "No model has the name &#39;nope&#39; now." in reply.text
+    assert "sm*" not in section(reply.text, "The key form")
     again = program.post("/admin/keys", {**typed, "tokens": "5"})
     assert (again.status, "There is a key &#39;form&#39; already" in again.text) == (409, True)
     key_id = json.loads(program.get("/api/keys/form").text)["id"]
@@ -291,17 +292,19 @@ def test_run_row_shows_its_shared_budgets(guarded: FareboxProcess) -> None:
     """Of the workflow, the agent, the key of its latest call and the project: as the control API tells them."""
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     admin = {"authorization": "Bearer a-long-admin-key"}
-    made = guarded.request("POST", "/api/keys", {"name": "metered", "limits": {"requests": 4, "window": "day"}}, admin)
+    created = guarded.request(
+        "POST", "/api/keys", {"name": "metered", "limits": {"requests": 4, "window": "day"}}, admin
+    )
     budget = {"scope": "agent", "match": "ada", "usd": 0.01, "window": "hour"}
     assert guarded.request("POST", "/api/budgets", budget, admin).status == 200
-    headers = tagged("intake", "r-shared", "check", agent="ada") | {"authorization": f"Bearer {made.json()['key']}"}
+    headers = tagged("intake", "r-shared", "check", agent="ada") | {"authorization": f"Bearer {created.json()['key']}"}
     assert guarded.chat("hi", headers, model="small", max_tokens=20).status == 200
     page = html.unescape(program.get("/admin/runs?workflow=intake").text)
     row = re.search(r'<tr id="run-r-shared">(.*?)</tr>', page, re.DOTALL)
     assert row
     titles = dict(re.findall(r'title="(\w+ [\w-]+): ([^"]+)"', row[1]))
     budgets = guarded.request("GET", "/api/budgets", headers=admin).json()["budgets"]
-    accounts = {(one["scope"], account["scope_id"]): account for one in budgets for account in one["accounts"]}
+    accounts = {(budget["scope"], account["scope_id"]): account for budget in budgets for account in budget["accounts"]}
     intake, ada, default = (
         accounts[name] for name in (("workflow", "intake"), ("agent", "ada"), ("project", "default"))
     )
@@ -320,8 +323,8 @@ def test_run_row_shows_its_shared_budgets(guarded: FareboxProcess) -> None:
 def test_budgets_page_names_an_exhausted_key_limit(guarded: FareboxProcess) -> None:
     program = Client(guarded.url, headers={"authorization": "Bearer a-long-admin-key"})
     admin = {"authorization": "Bearer a-long-admin-key"}
-    made = guarded.request("POST", "/api/keys", {"name": "spent", "limits": {"requests": 1, "window": "day"}}, admin)
-    headers = tagged("triage", "r-spent", "check") | {"authorization": f"Bearer {made.json()['key']}"}
+    created = guarded.request("POST", "/api/keys", {"name": "spent", "limits": {"requests": 1, "window": "day"}}, admin)
+    headers = tagged("triage", "r-spent", "check") | {"authorization": f"Bearer {created.json()['key']}"}
     statuses = [guarded.chat("hi", headers, model="small", max_tokens=20).status for _ in range(2)]
     assert statuses == [200, 429]
     page = html.unescape(program.get("/admin/budgets?workflow=triage&key=spent").text)
@@ -329,13 +332,13 @@ def test_budgets_page_names_an_exhausted_key_limit(guarded: FareboxProcess) -> N
 
 
 def test_chart_excludes_the_day_of_the_to_parameter(client: Client) -> None:
-    found = re.search(r"data-chart='([^']+)'", client.get("/admin/usage?from=2026-01-01").text)
-    assert found
-    last = json.loads(html.unescape(found[1]))["days"][-1]
+    match = re.search(r"data-chart='([^']+)'", client.get("/admin/usage?from=2026-01-01").text)
+    assert match
+    last = json.loads(html.unescape(match[1]))["days"][-1]
     tomorrow = datetime.fromtimestamp(last + 86_400, UTC).date().isoformat()
-    found = re.search(r"data-chart='([^']+)'", client.get(f"/admin/usage?from=2026-01-01&to={tomorrow}").text)
-    assert found
-    assert json.loads(html.unescape(found[1]))["days"][-1] == last
+    match = re.search(r"data-chart='([^']+)'", client.get(f"/admin/usage?from=2026-01-01&to={tomorrow}").text)
+    assert match
+    assert json.loads(html.unescape(match[1]))["days"][-1] == last
 
 
 def test_live_event_stream_sends_a_new_run(gateway: FareboxProcess) -> None:
@@ -363,9 +366,9 @@ def _rows_event(stream: http.client.HTTPResponse) -> str:
 @pytest.mark.parametrize("group", ["workflow", "day"])
 def test_chart_of_a_long_time_shows_its_latest_400_days(client: Client, group: str) -> None:
     page = client.get(f"/admin/usage?from=2020-01-01&group_by={group}").text
-    found = re.search(r"data-chart='([^']+)'", page)
-    assert found
-    chart = json.loads(html.unescape(found[1]))
+    match = re.search(r"data-chart='([^']+)'", page)
+    assert match
+    chart = json.loads(html.unescape(match[1]))
     today_s = time.time() // 86_400 * 86_400
     assert (len(chart["days"]), chart["days"][-1]) == (400, today_s)
     assert sum(part["values"][-1] for part in chart["parts"]) > 0

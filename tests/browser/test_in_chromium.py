@@ -57,12 +57,12 @@ def page(browser: Browser, gateway: FareboxProcess) -> Iterator[Page]:
     context = browser.new_context(base_url=gateway.url, viewport={"width": 1280, "height": 900})
     opened = context.new_page()
     opened.set_default_timeout(8_000)
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
+    console_messages: list[str] = []
+    opened.on("console", lambda message: console_messages.append(message.text))
+    opened.on("pageerror", lambda error: console_messages.append(str(error)))
     yield opened
     context.close()
-    assert said == []
+    assert console_messages == []
 
 
 @pytest.mark.parametrize("path", PAGES)

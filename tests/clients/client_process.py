@@ -36,8 +36,8 @@ class ClientRun:
     def report(self) -> dict[str, Any]:
         assert self.code == 0, f"{self.output}\n{self.errors}"
         line = next(line for line in self.output.splitlines() if line.startswith("REPORT "))
-        found: dict[str, Any] = json.loads(line.removeprefix("REPORT "))
-        return found
+        report: dict[str, Any] = json.loads(line.removeprefix("REPORT "))
+        return report
 
 
 def need_outside_clients() -> None:
@@ -51,8 +51,10 @@ def python_with(module: str, ours: bool = False) -> str:
         return sys.executable
     if not CLIENTS_PYTHON.exists():
         pytest.skip(f"{module} is not installed: `make test-clients` makes .venv-clients")
-    found = subprocess.run([str(CLIENTS_PYTHON), "-c", f"import importlib.util as u; assert u.find_spec('{module}')"])
-    if found.returncode:
+    import_check = subprocess.run(
+        [str(CLIENTS_PYTHON), "-c", f"import importlib.util as u; assert u.find_spec('{module}')"]
+    )
+    if import_check.returncode:
         pytest.skip(f"{module} is not in .venv-clients: `make test-clients` installs it")
     return str(CLIENTS_PYTHON)
 

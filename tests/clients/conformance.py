@@ -141,15 +141,15 @@ def event_verdict(path: str, value: dict[str, Any]) -> tuple[str, str]:
     relay = protocol.relay(protocol.parse(orjson.dumps({**body, "stream": True})), counter)
     event = f"event: {value['type']}\n".encode() + b"data: " + orjson.dumps(value) + b"\n\n"
     try:
-        given = relay.feed(event)
+        relayed = relay.feed(event)
     except StreamBroken:
         return "used", "ends the stream as an error, with the provider's own message"
-    if given == event and value["type"] in READ_EVENTS:
+    if relayed == event and value["type"] in READ_EVENTS:
         return "used", "its usage is read, and it is passed on"
-    if given == event:
+    if relayed == event:
         return ("used", "its text is counted, and it is passed on") if counter.texts else ("passed", "")
     closed = relay.close(None)
-    assert event in closed, (value["type"], given, closed)
+    assert event in closed, (value["type"], relayed, closed)
     return "used", "is held back for the budget's final figures, then passed on"
 
 
@@ -181,8 +181,8 @@ def message_events() -> dict[str, dict[str, Any]]:
     events["message_delta"] |= {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}}
     for member in get_args(get_args(claude.RawContentBlockDelta)[0]):
         kind = get_args(member.model_fields["type"].annotation)[0]
-        told = {name: "words" for name in member.model_fields if name not in ("type", "citation")}
-        event = {"type": "content_block_delta", "index": 0, "delta": {"type": kind, **told}}
+        fields = {name: "words" for name in member.model_fields if name not in ("type", "citation")}
+        event = {"type": "content_block_delta", "index": 0, "delta": {"type": kind, **fields}}
         events[f"content_block_delta: {kind}"] = event
     events |= {"ping": {"type": "ping"}, "error": {"type": "error", "error": {"type": "api_error", "message": "m"}}}
     return events
@@ -196,13 +196,13 @@ def _lines() -> Iterator[str]:
     yield from HEAD.strip().splitlines()
     for title, (path, _, _) in REQUESTS.items():
         yield from ("", f"## {title}: `POST {path}`", "", "| field | | |", "|---|---|---|")
-        yield from (f"| {name} | {what} | {why} |" for name, what, why in field_rows(title))
+        yield from (f"| {name} | {verdict} | {why} |" for name, verdict, why in field_rows(title))
     for title, path, events in (
         ("Events of Responses", "/v1/responses", response_events()),
         ("Events of Messages", "/v1/messages", message_events()),
     ):
         yield from ("", f"## {title}", "", "| event | | |", "|---|---|---|")
-        yield from (f"| {name} | {what} | {why} |" for name, what, why in event_rows(path, events))
+        yield from (f"| {name} | {verdict} | {why} |" for name, verdict, why in event_rows(path, events))
     yield from (
         "",
         "## Refused in every protocol",

@@ -93,14 +93,14 @@ def test_aider_shows_the_refusal_and_its_retries_end_with_ctrl_c(served: Served,
     overdue = threading.Timer(SECONDS_MAX, os.killpg, (process.pid, signal.SIGKILL))
     overdue.start()
     with process:
-        said: list[str] = []
+        output_lines: list[str] = []
         for line in process.stdout or ():
-            said.append(line)
-            if sum(line.startswith("Retrying in") for line in said) == 2:
+            output_lines.append(line)
+            if sum(line.startswith("Retrying in") for line in output_lines) == 2:
                 os.killpg(process.pid, signal.SIGINT)
     overdue.cancel()
-    shown = [line for line in said if line.startswith("litellm.APIError")]
-    assert "the whole budget of run 's-aider-refused' is 5 tokens" in shown[0], said
+    shown = [line for line in output_lines if line.startswith("litellm.APIError")]
+    assert "the whole budget of run 's-aider-refused' is 5 tokens" in shown[0], output_lines
     assert 2 <= refusals(served) - before < 9, "it would have tried nine times"
     assert served.seen() == 0
     assert run_of(served, "s-aider-refused")["tokens"]["settled"] == 0

@@ -28,7 +28,7 @@ def test_field_that_would_choose_the_upstream_is_refused(title: str, name: str) 
 
 def test_every_sdk_event_is_passed_or_used() -> None:
     assert len(conformance.event_rows("/v1/responses", conformance.response_events())) > 40
-    rows = {name: what for name, what, _ in conformance.event_rows("/v1/messages", conformance.message_events())}
+    rows = {name: verdict for name, verdict, _ in conformance.event_rows("/v1/messages", conformance.message_events())}
     assert rows["`content_block_delta: text_delta`"] == "used"
     assert rows["`content_block_delta: signature_delta`"] == "passed"
 

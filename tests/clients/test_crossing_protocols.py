@@ -135,10 +135,10 @@ def test_response_tool_call_and_result_are_translated_for_an_anthropic_model(
     first = response(gpt, run, stream, tools=OF_RESPONSES)
     call = next(item for item in first.output if item.type == "function_call")
     assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Bremen"})
-    said: Any = {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments}
+    tool_call: Any = {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments}
     result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
     served.provider.script(text=TEXT)
-    second = response(gpt, run, stream, tools=OF_RESPONSES, input=[*QUESTION, said, result])
+    second = response(gpt, run, stream, tools=OF_RESPONSES, input=[*QUESTION, tool_call, result])
     assert second.output_text == TEXT
     assert served.last.body["messages"][-1]["content"][0]["type"] == "tool_result"
     assert run_of(served, run)["requests"]["settled"] == 2

@@ -45,7 +45,9 @@ def values(served: Served, name: str) -> SnippetValues:
 
 def expect_scenario(served: Served) -> None:
     """The first request with tools is answered with a call of one, everything else with a text."""
-    served.provider.script(tool="weather", arguments=TOOL_ARGUMENTS, when=lambda seen: bool(seen.body.get("tools")))
+    served.provider.script(
+        tool="weather", arguments=TOOL_ARGUMENTS, when=lambda received: bool(received.body.get("tools"))
+    )
     served.provider.script(text=TEXT, times=None)
 
 
@@ -97,21 +99,23 @@ def test_llm_snippet_streams_calls_a_tool_and_is_refused_once(served: Served, tm
     python = python_with("llm")
     expect_scenario(served)
     before = refusals(served)
-    given = values(served, "llm")
-    poor = SnippetValues(given.url, given.key, given.model, "tiny", "s-llm-refused", "draft")
+    snippet_values = values(served, "llm")
+    poor = SnippetValues(snippet_values.url, snippet_values.key, snippet_values.model, "tiny", "s-llm-refused", "draft")
 
     def ask(settings: SnippetValues, *arguments: str) -> str:
         (tmp_path / "extra-openai-models.yaml").write_text(snippet("llm", settings))
         done = run([python, "-m", "llm", *arguments], tmp_path, LLM_USER_PATH=str(tmp_path))
         return f"{done.code}: {done.output}{done.errors}"
 
-    ask(given, "keys", "set", "farebox", "--value", "local")
+    ask(snippet_values, "keys", "set", "farebox", "--value", "local")
     function = (
         "def weather(city: str) -> str:\n    'The weather of a city.'\n    print('asked for', city)\n    return 'rain'"
     )
-    said = ask(given, "-m", "farebox", "--no-stream", "--functions", function, "What is the weather in Bremen?")
-    assert "asked for Bremen" in said
-    assert ask(given, "-m", "farebox", "Say something.") == f"0: {TEXT}\n"
+    output = ask(
+        snippet_values, "-m", "farebox", "--no-stream", "--functions", function, "What is the weather in Bremen?"
+    )
+    assert "asked for Bremen" in output
+    assert ask(snippet_values, "-m", "farebox", "Say something.") == f"0: {TEXT}\n"
     assert served.last.body["stream"] is True
     assert run_of(served, "s-llm")["requests"]["settled"] == served.seen() == 3
     refused = ask(poor, "-m", "farebox", "Say something.")
@@ -162,12 +166,12 @@ def test_claude_code_snippet_sets_its_headers_in_a_shell(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_every_placeholder_of_a_snippet_is_filled(name: str) -> None:
-    given = SnippetValues("http://gateway.example:4000", "fb_key", "a-model", "a-workflow", "a-run", "a-step")
-    text = snippet(name, given)
+    snippet_values = SnippetValues("http://gateway.example:4000", "fb_key", "a-model", "a-workflow", "a-run", "a-step")
+    text = snippet(name, snippet_values)
     assert "{{" not in text
-    assert given.url in text
-    assert given.workflow in text
-    assert shlex.quote(given.model) in text or name in ("open-webui", "n8n", "crewai", "litellm", "aider")
+    assert snippet_values.url in text
+    assert snippet_values.workflow in text
+    assert shlex.quote(snippet_values.model) in text or name in ("open-webui", "n8n", "crewai", "litellm", "aider")
 
 
 def test_clients_page_is_up_to_date() -> None:

@@ -102,9 +102,9 @@ def assert_forwarded_whole(served: Served, exchange: Exchange) -> None:
 def test_crlf_line_endings_give_the_same_events(served: Served, client: str, exchange: Exchange) -> None:
     answer_with(served, sse_text(exchange, "\r\n"), "text/event-stream")
     reply = send(served, exchange, run_name("t-crlf", exchange))
-    said = [line for line in reply.body.decode().replace("\r", "").split("\n") if line.startswith("data: ")]
-    wanted = [line for line in sse_text(exchange).split("\n") if line.startswith("data: ")]
-    assert said[: len(wanted) - 1] == wanted[:-1]
+    relayed_lines = [line for line in reply.body.decode().replace("\r", "").split("\n") if line.startswith("data: ")]
+    expected_lines = [line for line in sse_text(exchange).split("\n") if line.startswith("data: ")]
+    assert relayed_lines[: len(expected_lines) - 1] == expected_lines[:-1]
 
 
 @pytest.mark.parametrize(("client", "exchange"), STREAMED, ids=names(STREAMED))

@@ -35,7 +35,7 @@ class Block:
 def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
     for match in _FENCE.finditer(text):
-        said = _NOTE.findall(match[4])
+        notes = _NOTE.findall(match[4])
         indent = match[1]
         body = "\n".join(line.removeprefix(indent) for line in match[3].splitlines()) + "\n"
         yield Block(
@@ -43,7 +43,7 @@ def blocks(page: Path) -> Iterator[Block]:
             text.count("\n", 0, match.start()) + 1,
             match[2],
             body,
-            tuple(value for name, value in said if name == "expect"),
-            tuple(value for name, value in said if name == "expect-not"),
-            {name: value for name, value in said if not name.startswith("expect")},
+            tuple(value for name, value in notes if name == "expect"),
+            tuple(value for name, value in notes if name == "expect-not"),
+            {name: value for name, value in notes if not name.startswith("expect")},
         )

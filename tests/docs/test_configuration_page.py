@@ -90,22 +90,22 @@ def test_loader_refuses_what_the_schema_refuses(text: str) -> None:
 
 
 def test_every_key_and_setting_has_a_description() -> None:
-    made = schema()
+    described = schema()
     bare = [
         f"{definition}.{key}"
-        for definition, found in made["$defs"].items()
-        for key, field in found.get("properties", {}).items()
+        for definition, definition_schema in described["$defs"].items()
+        for key, field in definition_schema.get("properties", {}).items()
         if "description" not in field
     ]
     assert bare == [], "say in config.example.yaml, beside the key, what it is for"
-    assert set(made["properties"]["settings"]["properties"]) == set(SETTINGS)
-    assert set(made["properties"]) == set(Config.model_fields)
+    assert set(described["properties"]["settings"]["properties"]) == set(SETTINGS)
+    assert set(described["properties"]) == set(Config.model_fields)
 
 
 def test_descriptions_come_from_the_example_configuration() -> None:
-    found: dict[tuple[str, str], str] = remarks()
-    assert found["server", "drain_seconds"] == "how long a stop waits for calls in flight"
-    assert found["budgets", "wait_seconds"].startswith("how long the rung `wait`")
+    described: dict[tuple[str, str], str] = remarks()
+    assert described["server", "drain_seconds"] == "how long a stop waits for calls in flight"
+    assert described["budgets", "wait_seconds"].startswith("how long the rung `wait`")
 
 
 def test_page_shows_every_key() -> None:

@@ -42,11 +42,11 @@ def texts(node: ast.expr | None) -> set[str]:
     if isinstance(node, ast.BoolOp):
         return set().union(*(texts(value) for value in node.values if isinstance(value, ast.Constant)))
     if isinstance(node, ast.JoinedStr):
-        found = {""}
+        possible = {""}
         for part in node.values:
             words = [part.value] if isinstance(part, ast.Constant) else FILLED[ast.unparse(part.value)]  # type: ignore[attr-defined]
-            found = {begun + str(word) for begun in found for word in words}
-        return found
+            possible = {begun + str(word) for begun in possible for word in words}
+        return possible
     if isinstance(node, ast.Subscript):  # str(error.get("code") or "upstream_error")[:200]
         return texts(node.value)
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "str":
@@ -56,73 +56,73 @@ def texts(node: ast.expr | None) -> set[str]:
 
 def codes_in_source() -> dict[str, set[str]]:
     """Every error code, and where it is said."""
-    found: dict[str, set[str]] = {}
+    places: dict[str, set[str]] = {}
     for path, module in modules():
         for node in ast.walk(module):
-            said: set[str] = set()
+            codes_of_call: set[str] = set()
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func).rpartition(".")[2]
-                said = set().union(set(), *(texts(word.value) for word in node.keywords if word.arg == "code"))
+                codes_of_call = set().union(set(), *(texts(word.value) for word in node.keywords if word.arg == "code"))
                 if name == "field" and len(node.args) > 2:
-                    said |= texts(node.args[2])
+                    codes_of_call |= texts(node.args[2])
                 if name in ("conflict", "Denied") and len(node.args) > 1:
-                    said |= texts(node.args[1])
+                    codes_of_call |= texts(node.args[1])
             elif isinstance(node, ast.ClassDef):
-                said = {
+                codes_of_call = {
                     word
                     for item in node.body
                     if isinstance(item, ast.Assign) and ast.unparse(item.targets[0]) == "code"
                     for word in texts(item.value)
                 }
-            for word in said - PASSED_ON:
-                found.setdefault(NO_SUCH_RUN if word == "NO_SUCH_RUN" else word, set()).add(path.name)
-    return found
+            for word in codes_of_call - PASSED_ON:
+                places.setdefault(NO_SUCH_RUN if word == "NO_SUCH_RUN" else word, set()).add(path.name)
+    return places
 
 
 def events_in_source() -> dict[str, set[str]]:
     """Every log event at warning or above, with its levels."""
-    found: dict[str, set[str]] = {}
+    levels_of_events: dict[str, set[str]] = {}
     for _, module in modules():
         for node in ast.walk(module):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
             if ast.unparse(node.func) == "getattr(_log, level)":  # a warning for an outage, an error for a fault
                 for event in texts(node.args[0]):
-                    found.setdefault(event, set()).update(("warning", "error"))
+                    levels_of_events.setdefault(event, set()).update(("warning", "error"))
             on, _, called = ast.unparse(node.func).rpartition(".")
             if on.endswith("_log") and called in LEVELS:
                 for event in texts(node.args[0]) - {"event"}:
-                    found.setdefault(event, set()).add(LEVELS[called])
+                    levels_of_events.setdefault(event, set()).add(LEVELS[called])
             elif called == "report" and isinstance(node.args[0], ast.Constant):  # the alerts, which are logged and sent
                 for event in texts(node.args[0]):
-                    found.setdefault(event, set()).add("warning")
-    return found
+                    levels_of_events.setdefault(event, set()).add("warning")
+    return levels_of_events
 
 
 def test_every_error_code_is_explained_and_no_unused_one() -> None:
-    said = set(codes_in_source())
-    assert len(said) > 40
-    assert said - set(CODES) == set(), "add them to gateway/error_guide/codes.py"
-    assert set(CODES) - said == set(), "nobody says these any more"
+    used_codes = set(codes_in_source())
+    assert len(used_codes) > 40
+    assert used_codes - set(CODES) == set(), "add them to gateway/error_guide/codes.py"
+    assert set(CODES) - used_codes == set(), "nobody says these any more"
 
 
 def test_documented_statuses_equal_those_of_the_error_classes() -> None:
-    for name, found in vars(errors).items():
-        if isinstance(found, type) and issubclass(found, errors.GatewayError):
-            assert str(found.status) in CODES[found.code].label, name
+    for name, member in vars(errors).items():
+        if isinstance(member, type) and issubclass(member, errors.GatewayError):
+            assert str(member.status) in CODES[member.code].label, name
 
 
 def test_every_log_event_at_warning_or_above_is_explained_with_its_level() -> None:
-    said = events_in_source()
-    assert len(said) > 35
-    assert set(said) == set(EVENTS)
-    for event, levels in said.items():
+    logged = events_in_source()
+    assert len(logged) > 35
+    assert set(logged) == set(EVENTS)
+    for event, levels in logged.items():
         assert set(EVENTS[event].label.split(", ")) == levels, event
 
 
 def test_every_doctor_check_is_explained() -> None:
-    said = set(re.findall(r'Finding\(\s*"([\w ]+)"', Path(doctor.__file__).read_text()))
-    assert said | {"gateway"} == set(CHECKS)
+    checks = set(re.findall(r'Finding\(\s*"([\w ]+)"', Path(doctor.__file__).read_text()))
+    assert checks | {"gateway"} == set(CHECKS)
 
 
 def test_every_log_event_of_an_alert_is_explained() -> None:

@@ -56,9 +56,9 @@ class Reader:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "TMPDIR") if name in os.environ}
+        inherited = {name: os.environ[name] for name in ("LANG", "LC_ALL", "TMPDIR") if name in os.environ}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**kept, "PATH": path, "HOME": str(self.folder), "FAREBOX_URL": self.gateway.url, "COLUMNS": "200"}
+        return {**inherited, "PATH": path, "HOME": str(self.folder), "FAREBOX_URL": self.gateway.url, "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,14 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FareboxProcess
 
 
 def run_example(gateway: FareboxProcess, folder: Path, python: str, script: str, run: str) -> str:
-    kept = {
+    inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("FAREBOX_", "OPENAI_", "PYTEST_"))
     }
     done = subprocess.run(
         [python, str(EXAMPLES / script)],
         cwd=folder,
         env={
-            **kept,
+            **inherited,
             "HOME": str(folder),
             "RUN_ID": run,
             "FAREBOX_BASE_URL": f"{gateway.url}/v1",
@@ -61,53 +61,53 @@ def run_example(gateway: FareboxProcess, folder: Path, python: str, script: str,
 
 
 def run_of(gateway: FareboxProcess, run: str) -> dict[str, Any]:
-    found: dict[str, Any] = gateway.get(f"/api/runs/{run}").json()
-    assert found["tokens"]["settled"] <= found["tokens"]["limit"]
-    assert found["tokens"]["reserved"] == 0
-    return found
+    run_view: dict[str, Any] = gateway.get(f"/api/runs/{run}").json()
+    assert run_view["tokens"]["settled"] <= run_view["tokens"]["limit"]
+    assert run_view["tokens"]["reserved"] == 0
+    return run_view
 
 
 def test_openai_sdk_example_writes_chapters_until_the_budget_is_spent(gateway: FareboxProcess, tmp_path: Path) -> None:
-    said = run_example(gateway, tmp_path, sys.executable, "openai_sdk/guide.py", "e-guide").splitlines()
-    assert "stop, clamp" in said[0]
-    assert "length, clamp" in said[-3]
+    output = run_example(gateway, tmp_path, sys.executable, "openai_sdk/guide.py", "e-guide").splitlines()
+    assert "stop, clamp" in output[0]
+    assert "length, clamp" in output[-3]
     assert re.fullmatch(
         r"chapter \d+: refused, run_budget_exceeded: Run 'e-guide' has \d+ of 730 tokens left; this call needs \d+\.",
-        said[-2],
+        output[-2],
     )
-    assert said[-1].startswith(f"The guide has {len(said) - 2} chapters")
-    found = run_of(gateway, "e-guide")
-    assert (found["requests"]["settled"], found["refused"]) == (len(said) - 2, 1)
+    assert output[-1].startswith(f"The guide has {len(output) - 2} chapters")
+    run_view = run_of(gateway, "e-guide")
+    assert (run_view["requests"]["settled"], run_view["refused"]) == (len(output) - 2, 1)
 
 
 def test_langgraph_example_concludes_when_the_budget_is_spent(gateway: FareboxProcess, tmp_path: Path) -> None:
     need_outside_clients()
-    said = run_example(
+    output = run_example(
         gateway, tmp_path, python_with("langgraph"), "langgraph_agent/agent.py", "e-research"
     ).splitlines()
-    assert "clamp" in said[0]
-    assert said[-2].startswith("conclude: run_budget_exceeded: Run 'e-research' has ")
-    assert said[-1].startswith("After 4 searches: Three pages about quiet places in Lisbon")
+    assert "clamp" in output[0]
+    assert output[-2].startswith("conclude: run_budget_exceeded: Run 'e-research' has ")
+    assert output[-1].startswith("After 4 searches: Three pages about quiet places in Lisbon")
     assert run_of(gateway, "e-research")["refused"] == 1
 
 
 def test_crewai_example_keeps_finished_tasks_after_a_refusal(gateway: FareboxProcess, tmp_path: Path) -> None:
     need_outside_clients()
-    said = run_example(gateway, tmp_path, python_with("crewai"), "crewai_crew/crew.py", "e-crew")
-    assert "e-crew-roomy: finished, " in said
-    assert "e-crew-tight: stopped with 1 of 2 tasks done, run_budget_exceeded: Run 'e-crew-tight' has " in said
+    output = run_example(gateway, tmp_path, python_with("crewai"), "crewai_crew/crew.py", "e-crew")
+    assert "e-crew-roomy: finished, " in output
+    assert "e-crew-tight: stopped with 1 of 2 tasks done, run_budget_exceeded: Run 'e-crew-tight' has " in output
     assert {step["step"] for step in run_of(gateway, "e-crew-roomy")["steps"]} == {"research", "report"}
     assert run_of(gateway, "e-crew-tight")["tokens"]["limit"] == 260
 
 
 def test_openai_agents_example_shares_a_budget_across_a_handoff(gateway: FareboxProcess, tmp_path: Path) -> None:
     need_outside_clients()
-    said = run_example(
+    output = run_example(
         gateway, tmp_path, python_with("agents"), "openai_agents_handoffs/handoffs.py", "e-desk"
     ).splitlines()
-    assert said[0].startswith("e-desk-1: Booking says: Lisbon")
-    assert said[1].startswith("e-desk-2: Booking says: Lisbon")
-    assert said[2].startswith("e-desk-3: we have to stop here: run_budget_exceeded at step booking, ")
+    assert output[0].startswith("e-desk-1: Booking says: Lisbon")
+    assert output[1].startswith("e-desk-2: Booking says: Lisbon")
+    assert output[2].startswith("e-desk-3: we have to stop here: run_budget_exceeded at step booking, ")
     assert {step["step"] for step in run_of(gateway, "e-desk-1")["steps"]} == {"desk", "booking"}
     assert run_of(gateway, "e-desk-2")["tokens"]["settled"] > run_of(gateway, "e-desk-3")["tokens"]["settled"]
 
@@ -118,12 +118,12 @@ def n8n_call(gateway: FareboxProcess, execution: str) -> Reply:
     asked = nodes["Ask the model"]["parameters"]
     assert asked["url"].startswith("http://127.0.0.1:4000/")
     headers = {
-        one["name"]: one["value"].removeprefix("=").replace("{{ $execution.id }}", execution)
-        for one in asked["headerParameters"]["parameters"]
+        header["name"]: header["value"].removeprefix("=").replace("{{ $execution.id }}", execution)
+        for header in asked["headerParameters"]["parameters"]
     }
-    found = re.fullmatch(r"=\{\{ JSON\.stringify\((.+)\) \}\}", asked["jsonBody"])
-    assert found is not None
-    body = yaml.safe_load(found[1])  # an object literal of JavaScript with plain values is YAML
+    match = re.fullmatch(r"=\{\{ JSON\.stringify\((.+)\) \}\}", asked["jsonBody"])
+    assert match is not None
+    body = yaml.safe_load(match[1])  # an object literal of JavaScript with plain values is YAML
     path = asked["url"].removeprefix("http://127.0.0.1:4000")
     return gateway.request(asked["method"], path, body, headers)
 
@@ -131,7 +131,7 @@ def n8n_call(gateway: FareboxProcess, execution: str) -> Reply:
 def test_n8n_example_has_a_budget_for_each_execution(gateway: FareboxProcess) -> None:
     workflow = json.loads((EXAMPLES / "n8n/workflow.json").read_text())
     names = {node["name"] for node in workflow["nodes"]}
-    targets = {one["node"] for out in workflow["connections"].values() for way in out["main"] for one in way}
+    targets = {target["node"] for out in workflow["connections"].values() for way in out["main"] for target in way}
     assert set(workflow["connections"]) | targets == names
     replies = [n8n_call(gateway, "7")]
     while replies[-1].status == 200:
@@ -169,7 +169,7 @@ def test_codex_example_uses_its_session_as_run(gateway: FareboxProcess) -> None:
 def test_offline_and_online_examples_have_the_same_budgets() -> None:
     offline, online = load_config(OFFLINE, {}), load_config(ONLINE, {"OPENAI_API_KEY": "k"})
     assert online.budgets == offline.budgets
-    assert {one.model_name for one in online.model_list} == {one.model_name for one in offline.model_list}
+    assert {entry.model_name for entry in online.model_list} == {entry.model_name for entry in offline.model_list}
 
 
 def test_every_example_page_describes_a_kept_budget_a_clamp_and_a_refusal() -> None:

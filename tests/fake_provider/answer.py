@@ -110,11 +110,11 @@ def _words(directive: Directive, body: Mapping[str, Any], chance: random.Random)
         return _split(directive.text)
     if directive.echo:
         return _split((texts_of(body) or [""])[-1])
-    wanted = directive.tokens if directive.tokens is not None else chance.randint(5, 40)
+    word_count = directive.tokens if directive.tokens is not None else chance.randint(5, 40)
     cap = output_cap(body)
     if directive.ignore_max and directive.tokens is None and cap is not None:
-        wanted = cap + 20
-    return tuple(("" if i == 0 else " ") + chance.choice(WORDS) for i in range(wanted))
+        word_count = cap + 20
+    return tuple(("" if i == 0 else " ") + chance.choice(WORDS) for i in range(word_count))
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -127,11 +127,11 @@ def _tokens(words: tuple[str, ...], count: Count) -> int:
 
 
 def _first_tokens(words: tuple[str, ...], tokens_max: int, count: Count) -> tuple[str, ...]:
-    kept: list[str] = []
+    kept_words: list[str] = []
     used = 0
     for word in words:
         used += count(word)
         if used > tokens_max:
             break
-        kept.append(word)
-    return tuple(kept)
+        kept_words.append(word)
+    return tuple(kept_words)

@@ -91,8 +91,8 @@ def of_request(base: Directive, headers: Mapping[str, str], body: Mapping[str, A
     directive = changed(base, dict(parse_qsl(query)))
     for text in texts_of(body):
         for match in _IN_TEXT.finditer(text):
-            told, _end = json.JSONDecoder().raw_decode(text, match.start())
-            directive = changed(directive, told["fake"])
+            written, _end = json.JSONDecoder().raw_decode(text, match.start())
+            directive = changed(directive, written["fake"])
     if "x-fake" in headers:
         directive = changed(directive, json.loads(headers["x-fake"]))
     return directive, model

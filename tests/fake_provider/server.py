@@ -191,11 +191,11 @@ class FakeProvider:
             return self._answered(response, received)
         if endpoint not in FORMS:
             return self._answered(self._other(endpoint, directive, received), received)
-        made = answer(directive, received.model, received.body, self._count)
-        received.output_tokens = made.output_tokens
+        provider_answer = answer(directive, received.model, received.body, self._count)
+        received.output_tokens = provider_answer.output_tokens
         if received.body.get("stream") and not directive.ignore_stream:
-            return await self._stream(request, received, directive, endpoint, made)
-        return await self._whole(request, received, directive, FORMS[endpoint].whole(made, directive))
+            return await self._stream(request, received, directive, endpoint, provider_answer)
+        return await self._whole(request, received, directive, FORMS[endpoint].whole(provider_answer, directive))
 
     def _other(self, endpoint: str, directive: Directive, received: Received) -> web.Response:
         headers = self._headers(directive)
@@ -259,7 +259,7 @@ class FakeProvider:
         return self._answered(response, received)
 
     async def _stream(
-        self, request: web.Request, received: Received, directive: Directive, endpoint: str, made: Answer
+        self, request: web.Request, received: Received, directive: Directive, endpoint: str, provider_answer: Answer
     ) -> web.StreamResponse:
         headers = self._headers(directive)
         headers["content-type"] = directive.content_type or "text/event-stream; charset=utf-8"
@@ -269,7 +269,7 @@ class FakeProvider:
             faults.reset(request)
             return response
         await asyncio.sleep(directive.first_chunk_delay_ms / 1000)
-        for is_content, event in FORMS[endpoint].events(made, directive, received.body):
+        for is_content, event in FORMS[endpoint].events(provider_answer, directive, received.body):
             if is_content and await self._disturb(request, received, directive, response):
                 return response
             await self._write_event(response, directive, event)
@@ -353,8 +353,8 @@ class FakeProvider:
 
     async def _take_script(self, request: web.Request) -> web.Response:
         """`{"times": 1, "model": "only this model", …directive}`; `times` null: for ever."""
-        told = await request.json()
-        times = told.pop("times", 1)
-        model = told.pop("model_is", None)
-        self.script(times=times, when=(lambda item: item.body.get("model") == model) if model else None, **told)
+        script = await request.json()
+        times = script.pop("times", 1)
+        model = script.pop("model_is", None)
+        self.script(times=times, when=(lambda item: item.body.get("model") == model) if model else None, **script)
         return web.json_response({})

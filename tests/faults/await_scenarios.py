@@ -236,10 +236,10 @@ class Gateway:
         if scenario.unique:
             headers["idempotency-key"] = run
         path = "/v1/chat/completions"
-        given = [(name.encode(), value.encode()) for name, value in headers.items() if value]
+        header_pairs = [(name.encode(), value.encode()) for name, value in headers.items() if value]
         return {
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
-            "headers": given, "client": ("127.0.0.1", 1), "http_version": "1.1",
+            "headers": header_pairs, "client": ("127.0.0.1", 1), "http_version": "1.1",
         }  # fmt: skip
 
     async def held(self) -> list[str]:
@@ -265,21 +265,21 @@ async def check_books(gateway: Gateway, findings: Findings) -> None:
     for row in rows:
         by_call[row["request_id"]] = by_call.get(row["request_id"], 0) + 1
         by_run[row["run"]] = by_run.get(row["run"], 0) + row["total_tokens"]
-    for what, client in gateway.ended.values():
+    for place, client in gateway.ended.values():
         count = by_call.get(client.call_id, 0)
         if client.call_id and count != 1:
-            findings.events.append(f"{what}: {count} events, answered {client.status}")
+            findings.events.append(f"{place}: {count} events, answered {client.status}")
     accounts = [f"run/{run}" for run in gateway.ended]
     for start in range(0, len(accounts), 100):
         for balance in await parts.ledger.balances("default", accounts[start : start + 100]):
             run = balance.account.removeprefix("run/")
-            what = gateway.ended[run][0]
+            place = gateway.ended[run][0]
             if balance.reserved.tokens or balance.reserved.requests or balance.reserved.nano_usd:
-                findings.books.append(f"{what}: {balance.reserved} still held")
+                findings.books.append(f"{place}: {balance.reserved} still held")
             if balance.settled.tokens != by_run.get(run, 0):
-                findings.books.append(f"{what}: booked {balance.settled.tokens}, events say {by_run.get(run, 0)}")
+                findings.books.append(f"{place}: booked {balance.settled.tokens}, events say {by_run.get(run, 0)}")
             if balance.settled.tokens > LIMIT:
-                findings.books.append(f"{what}: above its limit")
+                findings.books.append(f"{place}: above its limit")
 
 
 async def inject_everywhere(folder: Path, ledger: str, faults: Faults) -> Findings:
@@ -399,9 +399,9 @@ def run_forked(work: Callable[[], Coroutine[Any, Any, object]], result: Path | N
     if child == 0:
         code = 1
         try:
-            found = asyncio.run(work())
+            findings = asyncio.run(work())
             if result is not None:
-                result.write_text(json.dumps(found))
+                result.write_text(json.dumps(findings))
             code = 0
         finally:
             os._exit(code)
@@ -425,9 +425,9 @@ def kill_everywhere(folder: Path, faults: Faults, every: int) -> dict[str, Any]:
     for point, scenario in chosen:
         code = run_forked(partial(run_until_killed, folder, faults, scenario, point))
         endings[code] = endings.get(code, 0) + 1
-    found = folder / "found.json"
-    assert run_forked(partial(inspect_after_kills, folder, faults), found) == 0
-    return {"points": len(chosen), "endings": endings, **json.loads(found.read_text())}
+    findings_file = folder / "found.json"
+    assert run_forked(partial(inspect_after_kills, folder, faults), findings_file) == 0
+    return {"points": len(chosen), "endings": endings, **json.loads(findings_file.read_text())}
 
 
 def main() -> None:
@@ -436,11 +436,11 @@ def main() -> None:
     import structlog
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    folder, what = Path(sys.argv[1]), sys.argv[2]
-    if what.startswith("kill:"):
-        print(json.dumps(kill_everywhere(folder, faults, int(what.removeprefix("kill:")))))
+    folder, mode = Path(sys.argv[1]), sys.argv[2]
+    if mode.startswith("kill:"):
+        print(json.dumps(kill_everywhere(folder, faults, int(mode.removeprefix("kill:")))))
     else:
-        print(json.dumps(vars(asyncio.run(inject_everywhere(folder, what, faults)))))
+        print(json.dumps(vars(asyncio.run(inject_everywhere(folder, mode, faults)))))
 
 
 if __name__ == "__main__":

@@ -73,9 +73,9 @@ class PostgresProxy:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
-            for one in (writer, server_writer):
-                one.transport.abort()
-                self._open.discard(one)
+            for connection in (writer, server_writer):
+                connection.transport.abort()
+                self._open.discard(connection)
 
     async def _relay_to_server(
         self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, commit: asyncio.Event

@@ -62,8 +62,8 @@ def tokens(count: int) -> Amount:
 
 async def settled_and_reserved(ledger: RedisLedger, account: str = "run:r", project: str = "p") -> tuple[int, int]:
     """(settled, reserved) tokens of an account."""
-    (found,) = await ledger.balances(project, [account])
-    return found.settled.tokens, found.reserved.tokens
+    (balance,) = await ledger.balances(project, [account])
+    return balance.settled.tokens, balance.reserved.tokens
 
 
 async def retry_until_available(operation: Callable[[], Awaitable[T]], within_s: float = 20.0) -> T:

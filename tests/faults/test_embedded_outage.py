@@ -31,15 +31,15 @@ def refuses(gateway: FareboxProcess) -> bool:
 
 def reason(gateway: FareboxProcess) -> str:
     reply = gateway.get("/readyz")
-    found = reply.json()["ledger"]
-    assert (reply.status, found["available"]) == (503, False)
-    return str(found["reason"])
+    ledger_state = reply.json()["ledger"]
+    assert (reply.status, ledger_state["available"]) == (503, False)
+    return str(ledger_state["reason"])
 
 
 def ledger_finding(gateway: FareboxProcess) -> str:
-    (found,) = (one for one in gateway.get("/api/doctor").json()["findings"] if one["check"] == "ledger")
-    assert found["status"] == "fail"
-    return str(found["detail"])
+    (finding,) = (finding for finding in gateway.get("/api/doctor").json()["findings"] if finding["check"] == "ledger")
+    assert finding["status"] == "fail"
+    return str(finding["detail"])
 
 
 def test_deleted_ledger_refuses_budgeted_calls_and_is_written_anew_at_the_stop(tmp_path: Path) -> None:
@@ -51,9 +51,9 @@ def test_deleted_ledger_refuses_budgeted_calls_and_is_written_anew_at_the_stop(t
         time.sleep(2 * FILE_CHECK_INTERVAL_S)  # a call that begins before it is noticed may be left to the sweeper
         assert refuses(gateway)
         assert gateway.chat().status == 200, "a call without a budget needs no ledger"
-        for told in (reason(gateway), ledger_finding(gateway), gateway.log):
-            assert "ledger.db or its -wal file was deleted" in told
-            assert "Stop this process" in told
+        for message in (reason(gateway), ledger_finding(gateway), gateway.log):
+            assert "ledger.db or its -wal file was deleted" in message
+            assert "Stop this process" in message
         assert "call_failed" not in gateway.log
         assert gateway.stop() == 0
         gateway.start()
@@ -110,7 +110,7 @@ def test_outage_is_logged_once_and_not_at_each_attempt(tmp_path: Path) -> None:
         time.sleep(2 * FILE_CHECK_INTERVAL_S)
         assert all(refuses(gateway) for _ in range(20))
         time.sleep(2.5)  # events of refused calls are tried every second
-        said = gateway.log[before:]
-        assert "hold_left_to_sweeper" not in said, "a call that was refused for the outage has no hold"
+        new_log = gateway.log[before:]
+        assert "hold_left_to_sweeper" not in new_log, "a call that was refused for the outage has no hold"
         events = ("ledger_out_of_reach", "sweep_missed", "events_wait_for_ledger")
-        assert {event: said.count(event) for event in events} == dict.fromkeys(events, 1)
+        assert {event: new_log.count(event) for event in events} == dict.fromkeys(events, 1)

@@ -31,10 +31,10 @@ NOT_A_CALL_YET = (" at exchange:", " at intake:")
 NEVER_CANCELLED = ("cancel at settlement:", "late at settlement:")
 
 
-def run_scenarios(folder: Path, what: str) -> Any:
+def run_scenarios(folder: Path, mode: str) -> Any:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.await_scenarios", str(folder), what],
+        [sys.executable, "-m", "tests.faults.await_scenarios", str(folder), mode],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -55,12 +55,12 @@ def test_fault_at_every_await_ends_the_call_and_books_it_once(tmp_path: Path, en
     )
     assert set(result["unreached"]) <= set(UNREACHED), "add a scenario that waits there"
     assert result["hung"] == []
-    left = [one for one in result["held_after_call"] if not one.startswith(LEFT_TO_THE_SWEEPER)]
+    left = [held for held in result["held_after_call"] if not held.startswith(LEFT_TO_THE_SWEEPER)]
     assert left == [], "these kept their hold until the sweeper ran"
     assert result["held_at_end"] == []
     assert result["books"] == []
     excused = (*NOT_A_CALL_YET, *NEVER_CANCELLED)
-    assert [one for one in result["events"] if not any(reason in one for reason in excused)] == []
+    assert [event for event in result["events"] if not any(reason in event for reason in excused)] == []
 
 
 def check_kills(result: Any) -> None:

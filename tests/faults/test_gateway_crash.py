@@ -40,8 +40,8 @@ def crashable(
 
 def account(folder: Path, run: str) -> tuple[int, int]:
     """Settled and reserved tokens of a run, in a ledger whose gateway has stopped."""
-    found = ledger_rows(folder, "SELECT settled_tokens, reserved_tokens FROM account WHERE account = ?", f"run/{run}")
-    return (found[0]["settled_tokens"], found[0]["reserved_tokens"]) if found else (0, 0)
+    rows = ledger_rows(folder, "SELECT settled_tokens, reserved_tokens FROM account WHERE account = ?", f"run/{run}")
+    return (rows[0]["settled_tokens"], rows[0]["reserved_tokens"]) if rows else (0, 0)
 
 
 def usage(folder: Path, run: str) -> list[dict[str, Any]]:
@@ -112,8 +112,8 @@ def provider_that_accepts_no_connection() -> Iterator[str]:
 
 
 def pending_on_lost(folder: Path) -> str:
-    found = ledger_rows(folder, "SELECT on_lost FROM reservation WHERE state = 'pending'")
-    return str(found[0]["on_lost"]) if found else ""
+    rows = ledger_rows(folder, "SELECT on_lost FROM reservation WHERE state = 'pending'")
+    return str(rows[0]["on_lost"]) if rows else ""
 
 
 def test_kill_before_anything_was_sent_releases_the_hold(tmp_path: Path) -> None:

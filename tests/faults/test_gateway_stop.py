@@ -64,7 +64,7 @@ def test_sigterm_finishes_and_books_50_open_streams(tmp_path: Path) -> None:
 def test_streams_outlasting_the_drain_end_with_an_error_event_and_are_booked(tmp_path: Path) -> None:
     with serving(tmp_path, budgets=BUDGETS, server={"drain_seconds": 1}) as served, ThreadPoolExecutor(12) as pool:
         served.provider.script(
-            tokens=4000, chunk_delay_ms=20, times=None, when=lambda seen: bool(seen.body.get("stream"))
+            tokens=4000, chunk_delay_ms=20, times=None, when=lambda received: bool(received.body.get("stream"))
         )
         served.provider.script(delay_ms=60_000, times=None)
         streams = open_streams(served, pool, 5)

@@ -69,7 +69,7 @@ async def test_holds_of_a_killed_process_are_swept_and_settlements_read_once(tmp
     acknowledged = await asyncio.to_thread(spend_and_die, path, 200)
     in_an_hour = SqliteLedger(path, clock_ms=lambda: 4_000_000_000_000)
     await in_an_hour.open()
-    lost = {one.id for one in await in_an_hour.expire_due()}
+    lost = {expired.id for expired in await in_an_hour.expire_due()}
     assert not lost & (acknowledged["settled"].keys() | acknowledged["voided"].keys())
     (balance,) = await in_an_hour.balances("p", ["run:r"])
     assert balance.reserved.tokens == 0

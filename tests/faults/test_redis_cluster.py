@@ -68,7 +68,7 @@ async def test_projects_on_every_node_are_reserved_settled_swept_and_flushed(
         assert (await ledger.settle(project, "c1", tokens(4), b"{}")).first
         assert await settled_and_reserved(ledger, project=project) == (4, 0)
         await ledger.reserve(project, reserve_request("c2", ttl_ms=0))
-    assert {one.project for one in await ledger.expire_due()} == set(PROJECTS)
+    assert {expired.project for expired in await ledger.expire_due()} == set(PROJECTS)
     entries = await ledger.outbox_read("f")
     assert len(entries) == await ledger.outbox_size() == 6
     await ledger.outbox_acknowledge(entries)

@@ -68,12 +68,12 @@ async def test_10000_replies_reach_their_callers_despite_cancellations(server: R
     async with connection_to(server.port) as connection:
         await connection.call("PING")
 
-        async def one(number: int) -> bool:
+        async def reply_to(number: int) -> bool:
             return bool(await connection.call("ECHO", f"n{number}") == f"n{number}".encode())
 
         tasks: list[asyncio.Task[bool]] = []
         for number in range(10_000):
-            task = asyncio.create_task(one(number))
+            task = asyncio.create_task(reply_to(number))
             if chance.random() < 1 / 3:
                 asyncio.get_running_loop().call_later(chance.random() / 100, task.cancel)
             tasks.append(task)

@@ -388,7 +388,7 @@ class TestRedisClock:
             clock.now_ms += 5 * MINUTE_MS
             assert await ledger.expire_due() == []
             clock.now_ms += 11_000
-            assert [one.id for one in await ledger.expire_due()] == ["during"]
+            assert [expired.id for expired in await ledger.expire_due()] == ["during"]
 
     async def test_clock_that_stays_behind_still_expires_holds(self, server: RedisServer, clock: Clock) -> None:
         async with ledger_at(server.url, clock_ms=clock) as ledger:
@@ -401,7 +401,7 @@ class TestRedisClock:
             assert await ledger.expire_due() == []
             clock.now_ms += 2_000
             await ledger.current_run("p", "w", "r", MINUTE_MS)
-            assert [one.id for one in await ledger.expire_due()] == ["c1"]
+            assert [expired.id for expired in await ledger.expire_due()] == ["c1"]
 
 
 async def test_gates_and_overrides_apply_to_every_ledger(server: RedisServer, ledger: RedisLedger) -> None:

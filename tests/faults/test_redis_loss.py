@@ -148,18 +148,21 @@ async def test_failed_rebuild_is_repeated_by_the_next_call(server: RedisServer) 
 
 
 async def test_only_one_of_two_gateways_rebuilds(server: RedisServer, store: Store) -> None:
-    async with ledger_at(server.url, rebuild=store.rebuild) as one, ledger_at(server.url, rebuild=store.rebuild) as two:
-        await settle_and_store(one, store, {"c1": 50})
-        await two.balances("p", ["run:r"])
+    async with (
+        ledger_at(server.url, rebuild=store.rebuild) as first,
+        ledger_at(server.url, rebuild=store.rebuild) as second,
+    ):
+        await settle_and_store(first, store, {"c1": 50})
+        await second.balances("p", ["run:r"])
         store.rebuilds.clear()
         server.command("FLUSHALL")
         decisions = await asyncio.gather(
-            *(one.reserve("p", reserve_request(f"a{number}", 1)) for number in range(50)),
-            *(two.reserve("p", reserve_request(f"b{number}", 1)) for number in range(50)),
+            *(first.reserve("p", reserve_request(f"a{number}", 1)) for number in range(50)),
+            *(second.reserve("p", reserve_request(f"b{number}", 1)) for number in range(50)),
         )
-        assert sum(isinstance(one, Granted) for one in decisions) == 50
+        assert sum(isinstance(decisionst, Granted) for decisionst in decisions) == 50
         assert store.rebuilds == ["p"]
-        assert await settled_and_reserved(two) == (50, 50)
+        assert await settled_and_reserved(second) == (50, 50)
 
 
 async def test_rebuild_lock_of_a_dead_gateway_expires(server: RedisServer, store: Store) -> None:
@@ -241,8 +244,11 @@ async def test_slow_rebuild_keeps_its_lock(server: RedisServer, store: Store, mo
     monkeypatch.setattr("gateway.ledger.redis_projects._LOCK_MS", 1_000)
     store.ready.clear()
     store.settled["run:r"] = 95
-    async with ledger_at(server.url, rebuild=store.rebuild) as one, ledger_at(server.url, rebuild=store.rebuild) as two:
-        reserving = [asyncio.create_task(gateway.reserve("p", reserve_request("c1"))) for gateway in (one, two)]
+    async with (
+        ledger_at(server.url, rebuild=store.rebuild) as first,
+        ledger_at(server.url, rebuild=store.rebuild) as second,
+    ):
+        reserving = [asyncio.create_task(gateway.reserve("p", reserve_request("c1"))) for gateway in (first, second)]
         await asyncio.sleep(2.5)
         store.ready.set()
         async with asyncio.timeout(LONG_DEADLINE_MS / 1000):
@@ -256,34 +262,40 @@ async def test_stalled_rebuild_does_not_overwrite_a_newer_one(server: RedisServe
     slow, quick = Store(), Store()
     slow.settled["run:r"] = quick.settled["run:r"] = 50
     slow.ready.clear()
-    async with ledger_at(server.url, rebuild=slow.rebuild) as one, ledger_at(server.url, rebuild=quick.rebuild) as two:
-        reserving = asyncio.create_task(one.reserve("p", reserve_request("c1", 20)))
+    async with (
+        ledger_at(server.url, rebuild=slow.rebuild) as first,
+        ledger_at(server.url, rebuild=quick.rebuild) as second,
+    ):
+        reserving = asyncio.create_task(first.reserve("p", reserve_request("c1", 20)))
         await eventually(lambda: bool(slow.rebuilds))
         server.command("DEL", "farebox:{p}:rebuild")
-        await settle_and_store(two, quick, {"c2": 40})
+        await settle_and_store(second, quick, {"c2": 40})
         slow.ready.set()
         with pytest.raises(CountersMissing, match="another process"):
             await reserving
-        assert await settled_and_reserved(two) == (90, 0)
-        assert isinstance(await one.reserve("p", reserve_request("c3", 20)), Refused)
+        assert await settled_and_reserved(second) == (90, 0)
+        assert isinstance(await first.reserve("p", reserve_request("c3", 20)), Refused)
 
 
 async def test_events_not_yet_stored_are_written_to_the_outbox_again(server: RedisServer, store: Store) -> None:
     """Each gateway writes its own events again: the store recognises those it has by their ids."""
-    async with ledger_at(server.url, rebuild=store.rebuild) as one, ledger_at(server.url, rebuild=store.rebuild) as two:
-        await settle_and_store(one, store, {"c1": 5, "c2": 6})
-        await settle_and_store(two, store, {"c3": 7})
+    async with (
+        ledger_at(server.url, rebuild=store.rebuild) as first,
+        ledger_at(server.url, rebuild=store.rebuild) as second,
+    ):
+        await settle_and_store(first, store, {"c1": 5, "c2": 6})
+        await settle_and_store(second, store, {"c3": 7})
         untagged = OutboxEntry("", "e1", EntryKind.RECORDED, "p", tokens(1), 0, b"{}")
-        await two.record("p", [untagged])
-        await settle_and_store(one, store, {"other": 1})
-        written = {(entry.id, entry.amount, entry.draft, entry.detail) for entry in await one.outbox_read("f")}
-        before_ms = await one.now_ms()
+        await second.record("p", [untagged])
+        await settle_and_store(first, store, {"other": 1})
+        written = {(entry.id, entry.amount, entry.draft, entry.detail) for entry in await first.outbox_read("f")}
+        before_ms = await first.now_ms()
         server.command("FLUSHALL")
-        assert await settled_and_reserved(one) == (19, 0)
-        assert await settled_and_reserved(two) == (19, 0)
-        again = {(entry.id, entry.amount, entry.draft, entry.detail) for entry in await one.outbox_read("f")}
+        assert await settled_and_reserved(first) == (19, 0)
+        assert await settled_and_reserved(second) == (19, 0)
+        again = {(entry.id, entry.amount, entry.draft, entry.detail) for entry in await first.outbox_read("f")}
         assert again == written
-        assert all(0 < entry.at_ms <= before_ms for entry in await one.outbox_read("f"))
+        assert all(0 < entry.at_ms <= before_ms for entry in await first.outbox_read("f"))
 
 
 class RedisDisk:
@@ -295,8 +307,8 @@ class RedisDisk:
 
     @property
     def _log(self) -> Path:
-        (found,) = (self._server.directory / "appendonlydir").glob("*.incr.aof")
-        return found
+        (log_file,) = (self._server.directory / "appendonlydir").glob("*.incr.aof")
+        return log_file
 
     def sync(self) -> None:
         self._synced = self._log.stat().st_size
@@ -372,7 +384,7 @@ async def test_power_cut_of_redis_and_gateways_grants_only_the_lost_usage_again(
             assert await calls(ledger, "c", 100) == 60  # of a budget of 100: the 20 that were lost are granted again
             flusher = Flusher(ledger, db, consumer="one")
             accounts = {"run/r": RunRows("r")}
-            found = await reconcile(ledger, db, "p", accounts, lambda: flusher.drain(LONG_DEADLINE_MS))
+            reconciliation = await reconcile(ledger, db, "p", accounts, lambda: flusher.drain(LONG_DEADLINE_MS))
     await db.close()
-    (drift,) = found.drifts
+    (drift,) = reconciliation.drifts
     assert (drift.booked.tokens, drift.stored.tokens) == (100, 120)

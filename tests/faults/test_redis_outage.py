@@ -348,8 +348,8 @@ class TestSettlements:
         done = await asyncio.gather(
             *(gateway.settle("p", f"c{number}", tokens(number), b"{}") for number in range(7)),
         )
-        assert {(one.state, one.first) for one in done} == {(State.SETTLED, True)}
-        assert [one.booked.tokens for one in done] == list(range(7))
+        assert {(resolution.state, resolution.first) for resolution in done} == {(State.SETTLED, True)}
+        assert [resolution.booked.tokens for resolution in done] == list(range(7))
         assert (await gateway.void("p", "c7")).state is State.VOIDED
         assert await settled_and_reserved(direct_ledger) == (0, 80)
         await bring_back(proxy, gateway)
@@ -521,11 +521,11 @@ class TestLocalAllowance:
 
     async def test_repeated_local_reservation_reserves_once(self, proxy: ChaosProxy, gateway: OutageLedger) -> None:
         await take_down(proxy, gateway)
-        one = await gateway.reserve_locally("p", reserve_request("c1", 60))
-        two = await gateway.reserve_locally("p", reserve_request("c1", 60))
-        assert isinstance(one, Granted)
-        assert isinstance(two, Granted)
-        assert one.held == two.held
+        first = await gateway.reserve_locally("p", reserve_request("c1", 60))
+        second = await gateway.reserve_locally("p", reserve_request("c1", 60))
+        assert isinstance(first, Granted)
+        assert isinstance(second, Granted)
+        assert first.held == second.held
 
     @pytest.mark.parametrize("is_back", [False, True])
     async def test_cancelled_and_repeated_settlement_is_booked_once(
@@ -595,7 +595,7 @@ async def test_holds_are_not_swept_right_after_a_long_outage(
 
 
 async def test_processes_are_counted(server: RedisServer) -> None:
-    async with ledger_at(server.url) as one, ledger_at(server.url) as two:
-        assert await one.processes() == 1
-        assert await two.processes() == 2
-        assert await one.processes() == 2
+    async with ledger_at(server.url) as first, ledger_at(server.url) as second:
+        assert await first.processes() == 1
+        assert await second.processes() == 2
+        assert await first.processes() == 2

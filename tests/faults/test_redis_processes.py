@@ -59,10 +59,10 @@ async def child(program: str, *arguments: str) -> asyncio.subprocess.Process:
 
 async def test_1000_reserves_from_four_processes_on_a_budget_of_100_grant_exactly_100(server: RedisServer) -> None:
     children = [await child(RESERVE, server.url, f"g{number}") for number in range(4)]
-    for one in children:
-        assert one.stdout is not None
-        assert await one.stdout.readline() == b"ready\n"
-    outputs = await asyncio.gather(*(one.communicate(b"go\n") for one in children))
+    for child in children:
+        assert child.stdout is not None
+        assert await child.stdout.readline() == b"ready\n"
+    outputs = await asyncio.gather(*(child.communicate(b"go\n") for child in children))
     counts = [int(out) for out, _ in outputs]
     assert sum(counts) == 100
     async with ledger_at(server.url) as ledger:
@@ -80,7 +80,7 @@ async def test_holds_of_a_killed_process_are_charged_if_sent_and_released_if_not
             while len(lost) < 2:
                 lost += await ledger.expire_due()
                 await asyncio.sleep(0.05)
-        assert {(one.id, one.booked.tokens, one.released.tokens) for one in lost} == {
+        assert {(expired.id, expired.booked.tokens, expired.released.tokens) for expired in lost} == {
             ("unsent", 0, 10),
             ("sent", 10, 0),
         }

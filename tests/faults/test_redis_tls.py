@@ -101,12 +101,14 @@ async def test_cluster_takes_the_clients_certificate(start: Callable[..., TlsSer
         assert isinstance(await ledger.reserve("p", reserve_request("c1")), Granted)
 
 
-@pytest.mark.parametrize("kept", ["ssl_ca_certs", ""], ids=["no-client-certificate", "no-ca"])
+@pytest.mark.parametrize("kept_option", ["ssl_ca_certs", ""], ids=["no-client-certificate", "no-ca"])
 async def test_missing_certificate_is_unavailable(
-    start: Callable[..., TlsServer], certificates: Path, kept: str
+    start: Callable[..., TlsServer], certificates: Path, kept_option: str
 ) -> None:
     server = start()
-    given = "&".join(word for word in query(certificates)[1:].split("&") if kept and word.startswith(kept))
+    url_query = "&".join(
+        word for word in query(certificates)[1:].split("&") if kept_option and word.startswith(kept_option)
+    )
     with pytest.raises(LedgerUnavailable, match="certificate"):
-        async with ledger_at(f"rediss://127.0.0.1:{server.tls_port}/0?{given}"):
+        async with ledger_at(f"rediss://127.0.0.1:{server.tls_port}/0?{url_query}"):
             pass

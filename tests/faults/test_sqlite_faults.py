@@ -240,11 +240,11 @@ async def test_read_only_file_or_folder_is_refused(folder_mode: int, file_mode: 
 async def test_missing_wal_after_a_crash_is_refused(path: Path) -> None:
     await make_crashed_ledger(path)
     log = path.with_name("ledger.db-wal")
-    kept = log.read_bytes()
+    log_content = log.read_bytes()
     log.unlink()
     with pytest.raises(LedgerError, match=r"ledger\.db-wal is not beside it.*Put that file back"):
         await SqliteLedger(path).open()
-    log.write_bytes(kept)
+    log.write_bytes(log_content)
     async with open_ledger(path) as ledger:
         assert await settled(ledger) == 10
 

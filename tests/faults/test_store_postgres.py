@@ -29,8 +29,8 @@ pytest_plugins = ("tests.store_fixtures",)
 
 @pytest.fixture
 async def proxy(postgres_url: str) -> AsyncIterator[PostgresProxy]:
-    async with postgres_proxy(postgres_url) as found:
-        yield found
+    async with postgres_proxy(postgres_url) as started:
+        yield started
 
 
 @pytest.fixture
