@@ -250,7 +250,10 @@ def _stream_of(*texts: str) -> str:
     """A whole streamed answer, with each text as it stands in the JSON."""
     choice = '{{"index": 0, "delta": {{"content": "{}"}}, "finish_reason": {}}}'
     choices = [choice.format(text, "null") for text in texts] + [choice.format("", '"stop"')]
-    events = [f'{{"choices": [{one}]}}' for one in choices] + [json.dumps({"choices": [], "usage": _USAGE}), "[DONE]"]
+    events = [f'{{"choices": [{choice}]}}' for choice in choices] + [
+        json.dumps({"choices": [], "usage": _USAGE}),
+        "[DONE]",
+    ]
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
     return head + "".join(f"data: {event}\n\n" for event in events)
 

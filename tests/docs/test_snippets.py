@@ -123,11 +123,11 @@ def test_commands_are_written_in_fenced_blocks() -> None:
     command = re.compile(r"^    (?:curl|farebox|docker|pip|export|deploy/|make [a-z])\b.*$", re.MULTILINE)
     fenced = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
     pages = [page for page in PAGES if page.name != "benchmarks.md"]  # made by bench/report.py
-    found = {page.name: command.findall(fenced.sub("", page.read_text())) for page in pages}
-    assert {page: lines for page, lines in found.items() if lines} == {}
+    unfenced = {page.name: command.findall(fenced.sub("", page.read_text())) for page in pages}
+    assert {page: lines for page, lines in unfenced.items() if lines} == {}
 
 
 def test_pages_with_tests_of_their_own_exist() -> None:
     for page, test in ELSEWHERE.items():
-        assert any(one.name == page for one in PAGES)
+        assert any(path.name == page for path in PAGES)
         assert (ROOT / test).is_file(), test

@@ -13,11 +13,11 @@ def test_least_left_is_found_by_share_across_tokens_and_dollars() -> None:
     run = row("run", Meter("tokens", 20_000, 43, 0), Meter("usd", 0.5, 0.0, 0.0))
     workflow = row("workflow", Meter("usd", 10.0, 7.5, 1.0))
     watched = row("project", Meter("usd", 1.0, 0.99, 0.0), is_enforced=False)
-    said = verdict([run, workflow, watched], "active")
-    assert said.availability == "free"
-    assert said.sentence == "Nothing blocks it. Workflow “a-workflow” has the least left: $1.50 of $10.00."
+    shown = verdict([run, workflow, watched], "active")
+    assert shown.availability == "free"
+    assert shown.sentence == "Nothing blocks it. Workflow “a-workflow” has the least left: $1.50 of $10.00."
 
 
 def test_call_without_an_enforced_budget_is_not_blocked() -> None:
-    said = verdict([row("run", Meter("tokens", None, 43, 0))], None)
-    assert said.sentence == "Nothing blocks it: no enforced budget is on its way."
+    shown = verdict([row("run", Meter("tokens", None, 43, 0))], None)
+    assert shown.sentence == "Nothing blocks it: no enforced budget is on its way."

@@ -293,11 +293,17 @@ async def test_provider_error_keeps_its_status_message_and_retry_after(
 async def test_provider_error_keeps_its_type_param_and_code(
     provider: FakeProvider, lane: LiteLLMLane, protocol: ProtocolName
 ) -> None:
-    said = {"type": "insufficient_quota", "param": f"user {KEY}", "code": "billing_hard_limit"}
-    provider.script(status=429, error_type=said["type"], param=said["param"], code=said["code"], times=None)
+    provider_error = {"type": "insufficient_quota", "param": f"user {KEY}", "code": "billing_hard_limit"}
+    provider.script(
+        status=429,
+        error_type=provider_error["type"],
+        param=provider_error["param"],
+        code=provider_error["code"],
+        times=None,
+    )
     answer = await lane.send(deployment(provider, "openai"), call(protocol))
     error = json.loads(answer.body)["error"]
-    assert {name: error[name] for name in said} == {**said, "param": "user ***"}
+    assert {name: error[name] for name in provider_error} == {**provider_error, "param": "user ***"}
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
