@@ -50,7 +50,7 @@ DIE = textwrap.dedent("""
 """)
 
 
-async def child(program: str, *arguments: str) -> asyncio.subprocess.Process:
+async def start_child(program: str, *arguments: str) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, *arguments, cwd=ROOT, stdin=pipe, stdout=pipe
@@ -58,7 +58,7 @@ async def child(program: str, *arguments: str) -> asyncio.subprocess.Process:
 
 
 async def test_1000_reserves_from_four_processes_on_a_budget_of_100_grant_exactly_100(server: RedisServer) -> None:
-    children = [await child(RESERVE, server.url, f"g{number}") for number in range(4)]
+    children = [await start_child(RESERVE, server.url, f"g{number}") for number in range(4)]
     for child in children:
         assert child.stdout is not None
         assert await child.stdout.readline() == b"ready\n"
@@ -71,7 +71,7 @@ async def test_1000_reserves_from_four_processes_on_a_budget_of_100_grant_exactl
 
 async def test_holds_of_a_killed_process_are_charged_if_sent_and_released_if_not(server: RedisServer) -> None:
     """kill -9: settlements stay, a hold that may have been sent is charged whole, one that was reported unsent is released."""
-    dying = await child(DIE, server.url)
+    dying = await start_child(DIE, server.url)
     await dying.communicate()
     assert dying.returncode == -9
     async with ledger_at(server.url) as ledger:
