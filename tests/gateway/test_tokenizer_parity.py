@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ def engines(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return tables.ToktokCounter(request.param), tables.TiktokenCounter(tables.build_encoding(request.param))
 
 
+def _is_assigned(text: str) -> bool:
+    """The engines have different versions of Unicode, so they split text differently at the newest characters (U+323B0)."""
+    return all(unicodedata.category(character) != "Cn" for character in text)
+
+
 @settings(max_examples=400, deadline=None)
-@given(text=_TEXTS)
+@given(text=_TEXTS.filter(_is_assigned))
 def test_any_text_has_the_same_count(engines: tuple[Any, Any], text: str) -> None:
     fast, oracle = engines
     assert fast.count(text) == oracle.count(text)
