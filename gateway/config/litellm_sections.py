@@ -219,8 +219,8 @@ def _adopt_credentials(adopted: Adopted) -> None:
     if not isinstance(adopted.data.get("model_list"), list):
         return
     credential_by_name = {
-        credential.get("credential_name"): (position, values)
-        for position, credential in enumerate(credentials)
+        credential.get("credential_name"): (number, values)
+        for number, credential in enumerate(credentials)
         if isinstance(credential, Mapping) and isinstance(values := credential.get("credential_values") or {}, Mapping)
     }
     entries = [dict(entry) if isinstance(entry, Mapping) else entry for entry in adopted.data["model_list"]]
@@ -233,12 +233,12 @@ def _adopt_credentials(adopted: Adopted) -> None:
             name_path = ("model_list", position, "litellm_params", "litellm_credential_name")
             adopted.faults.append((name_path, f"{name!r} is not in credential_list"))
             continue
-        position, values = credential_by_name[name]
+        number, values = credential_by_name[name]
         own_params = {key: value for key, value in params.items() if key != "litellm_credential_name"}
         entry["litellm_params"] = {**values, **own_params}
         for key in values.keys() - own_params.keys():
             path = ("model_list", position, "litellm_params", key)
-            adopted.origins[path] = ("credential_list", position, "credential_values", key)
+            adopted.origins[path] = ("credential_list", number, "credential_values", key)
     adopted.data["model_list"] = entries
 
 

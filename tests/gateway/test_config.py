@@ -131,9 +131,9 @@ ONE_FAULT: list[tuple[str, str, str]] = [
         "from 0 to 1 USD",
     ),
     (
-        "credential_list: [{credential_name: c, credential_values: {model: ''}}]\n"
+        "credential_list: [{credential_name: b}, {credential_name: c, credential_values: {model: ''}}]\n"
         "model_list: [{model_name: a, litellm_params: {litellm_credential_name: c}}]\n",
-        "farebox.yaml:1:60: credential_list[0].credential_values.model:",
+        "farebox.yaml:1:82: credential_list[1].credential_values.model:",
         "is missing",
     ),
     (
