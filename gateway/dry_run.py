@@ -16,8 +16,6 @@ from gateway.orchestration.service import (
     Orchestration,
     as_planned,
     declared_limits,
-    first_call_tokens,
-    is_refused_first_call,
     with_share,
 )
 from gateway.pipeline.assembly import admission_for
@@ -88,10 +86,10 @@ class DryRunPlanner:
 
     async def replan(self, call: Call, refused: Refused, snapshot: Snapshot) -> RunLimits | None:
         """Only for a step's first call. A dry run does not look for a larger budget that this process does not know of."""
-        if self._plan is None or not is_refused_first_call(call, refused):
+        if self._plan is None or not call.chain.is_first_call_refused(refused):
             return None
-        tokens = first_call_tokens(call, refused, self.output_tokens_min_useful(call))
-        raised = self._plan.raised_share(call.tags.step, *tokens, snapshot.settings)
+        answer_tokens = self.output_tokens_min_useful(call) * call.request.choices
+        raised = self._plan.raised_share(call.tags.step, refused.needed, answer_tokens, snapshot.settings)
         if raised is None:
             return None
         self.share = raised

@@ -172,25 +172,25 @@ def raised_for_first_call(
     step: StepDemand,
     *,
     needed_tokens: int,
-    useful_tokens: int,
+    answer_tokens: int,
     settings: Settings,
     ais: float = NEUTRAL_AIS,
 ) -> StepAllocation | None:
     """The share of a step whose first call does not fit into it; None if the call would not fit in a run with room either.
 
     A tight run scales shares down, and one that cannot hold a single call is of no use to its step or to any other. So the first
-    call may use `useful_tokens`, with which its answer is of use, but no more than the hard limit that the step's demand has in a run
-    with room. What is above the allocation is overage, as always, and the run's own limit applies.
+    call may use what it needs at least and `answer_tokens`, with which its answer is of use, but no more than the hard limit that the
+    step's demand has in a run with room. What is above the allocation is overage, as always, and the run's own limit applies.
     """
     if not settings.budget_overage_allowed:
         return None
     # Only steps of adaptive plans have a history, so for all others this is the plain demand.
-    most = hard_limit(_weighted_demand(step, "adaptive", settings, ais).demand, settings)
+    tokens_max = hard_limit(_weighted_demand(step, "adaptive", settings, ais).demand, settings)
     if step.cap_tokens is not None:
-        most = min(most, step.cap_tokens)
-    if not share.hard_limit_tokens < needed_tokens <= most:
+        tokens_max = min(tokens_max, step.cap_tokens)
+    if not share.hard_limit_tokens < needed_tokens <= tokens_max:
         return None
-    tokens = min(useful_tokens, most)
+    tokens = min(needed_tokens + answer_tokens, tokens_max)
     return replace(share, hard_limit_tokens=tokens, reason=f"{share.reason}; at most {tokens:,} for its first call")
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from policies.amounts import UNITS, UNLIMITED, Limit
 from policies.pressure import DEFAULT_LADDER, Ladder
-from policies.reservation import Hold
+from policies.reservation import Hold, Refused
 from policies.values import value_class
 from policies.windows import window_bounds
 
@@ -195,6 +195,11 @@ class Chain:
 
     def link(self, account: str) -> Link:
         return next(link for link in self.links if link.hold.account == account)
+
+    def is_first_call_refused(self, refused: Refused) -> bool:
+        """Whether a step's share of its run is what refused the tokens of a call, and the step has used and holds none."""
+        used = refused.balance.settled.tokens + refused.balance.reserved.tokens
+        return refused.unit == "tokens" and used == 0 and self.link(refused.account).is_share
 
     def enforced_link(self, scope: Scope) -> Link | None:
         """The enforced account of a scope, innermost first."""

@@ -99,7 +99,7 @@ class LivePlan:
         return max(0, self.limit_tokens - max(allocated_tokens, self.run_used_tokens - own_tokens))
 
     def raised_share(
-        self, step: str, needed_tokens: int, useful_tokens: int, settings: Settings
+        self, step: str, needed_tokens: int, answer_tokens: int, settings: Settings
     ) -> StepAllocation | None:
         """The share of a step whose first call it refused, and which needs so many tokens; None if it stays as it was."""
         share = self.steps.get(step)
@@ -107,7 +107,7 @@ class LivePlan:
             return share
         demand = next((demand for demand in self.demands if demand.id == step), StepDemand(step, share.intent))
         return raised_for_first_call(
-            share, demand, needed_tokens=needed_tokens, useful_tokens=useful_tokens, settings=settings, ais=self.ais
+            share, demand, needed_tokens=needed_tokens, answer_tokens=answer_tokens, settings=settings, ais=self.ais
         )
 
     def comes_before(self, step: str, other: str) -> bool:
@@ -182,11 +182,11 @@ class Plans:
         return is_raised or run_balance.settled.tokens < plan.run_settled_tokens
 
     def raise_share(
-        self, key: RunKey, step_start: StepStart, needed_tokens: int, useful_tokens: int, settings: Settings
+        self, key: RunKey, step_start: StepStart, needed_tokens: int, answer_tokens: int, settings: Settings
     ) -> StepAllocation | None:
         """Raise the share of a step whose first call it refused. None: it stays as it was."""
         plan, name = self._plans.get(key), step_start.step
-        share = None if plan is None else plan.raised_share(name, needed_tokens, useful_tokens, settings)
+        share = None if plan is None else plan.raised_share(name, needed_tokens, answer_tokens, settings)
         if plan is None or share is None:
             return None
         if name in plan.planned:

@@ -147,11 +147,11 @@ class Orchestration:
             self.plans.drop(project, run)
             return await self.plan(call, snapshot)
         intent = call.intent
-        if intent is None or not is_refused_first_call(call, refused):
+        if intent is None or not call.chain.is_first_call_refused(refused):
             return None
         step_start = StepStart(call.tags.step, intent.intent, call.tags.priority, intent.confidence, intent.source)
-        tokens = first_call_tokens(call, refused, self.output_tokens_min_useful(call))
-        share = self.plans.raise_share((project, run), step_start, *tokens, settings)
+        answer_tokens = self.output_tokens_min_useful(call) * call.request.choices
+        share = self.plans.raise_share((project, run), step_start, refused.needed, answer_tokens, settings)
         if share is None:
             return None
         self._note_allocation(call, share)
@@ -386,17 +386,6 @@ def as_planned(classified: IntentTag, planned: PlannedStep | None) -> IntentTag:
     if planned is None or not plan_takes_precedence(planned.source, classified.source):
         return classified
     return IntentTag(planned.intent, planned.confidence, planned.source)
-
-
-def is_refused_first_call(call: Call, refused: Refused) -> bool:
-    """Whether only the step's share of its run has refused the call, and the step has used and holds nothing."""
-    used = refused.balance.settled.tokens + refused.balance.reserved.tokens
-    return refused.unit == "tokens" and used == 0 and call.chain.link(refused.account).is_share
-
-
-def first_call_tokens(call: Call, refused: Refused, answer_tokens: int) -> tuple[int, int]:
-    """What a refused call needs at least, and with room for an answer that is of use."""
-    return refused.needed, refused.needed + answer_tokens * call.request.choices
 
 
 def declared_limits(call: Call, declared: DeclaredWorkflow) -> RunLimits:

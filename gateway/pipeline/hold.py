@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 from gateway.pipeline.call import Call
 from gateway.pipeline.cost_bounds import worst_case_cost
 from gateway.pipeline.reserving import Reserving
+from gateway.upstream.port import Deployment
 from policies.reservation import Demand
-from policies.tokens import counting_for
+from policies.tokens import Counting, counting_for
 
 # Counting the output costs more than relaying it, so far from the limit it is done only now and then. Some text has fewer
 # bytes per token, but each event adds 100 bytes or more of framing.
@@ -89,26 +90,21 @@ class HoldKeeper:
         return True
 
     def _allowed_output_tokens(self) -> int:
-        return _held_output(self._call)[1]
+        held_tokens = _held_output_tokens(self._call)
+        return _UNLIMITED if held_tokens is None else _counting_of(self._call).highest_count(held_tokens)
 
 
-def booked_output(call: Call, counted: int) -> int:
-    """What to book for an output of `counted` tokens whose provider has not reported its usage.
-
-    Without the model's own tokenizer a count is an upper bound: an answer that kept within its cap may be counted above it, up to
-    what the hold allows. It is booked as the whole hold then, and not as more than anybody has reported.
-    """
-    held, allowed = _held_output(call)
-    return min(counted, held) if counted <= allowed else counted
+def booked_output(call: Call, counted_tokens: int) -> int:
+    """What to book for an output of `counted_tokens` whose provider has not reported its usage."""
+    held_tokens = _held_output_tokens(call)
+    return counted_tokens if held_tokens is None else _counting_of(call).booked_output(counted_tokens, held_tokens)
 
 
-def _held_output(call: Call) -> tuple[int, int]:
-    """The tokens held for the output of all choices, and how many that allows as we count them: where our count is an upper bound by
-    a factor, more by the same factor."""
-    if call.grant is None:
-        return _UNLIMITED, _UNLIMITED
-    tokens = call.grant.output_tokens * call.request.choices
-    if call.deployment is None:
-        return tokens, tokens
-    counting = counting_for(call.deployment.model, call.deployment.provider)
-    return tokens, -(-tokens * counting.factor_percent // 100)
+def _held_output_tokens(call: Call) -> int | None:
+    """Of all choices; None without a hold."""
+    return None if call.grant is None else call.grant.output_tokens * call.request.choices
+
+
+def _counting_of(call: Call) -> Counting:
+    deployment = cast(Deployment, call.deployment)  # admission chose one before it reserved
+    return counting_for(deployment.model, deployment.provider)

@@ -40,6 +40,24 @@ class Counting:
     images: ImageRule
     cjk_percent: int = 0
 
+    def highest_count(self, output_tokens: int) -> int:
+        """How many tokens an output of `output_tokens` may be counted as, because the factor makes an upper bound of a count."""
+        return ceil_percent(output_tokens, self.factor_percent)
+
+    def booked_output(self, counted_tokens: int, held_tokens: int) -> int:
+        """What to book for an output whose provider has not reported its usage, and for which `held_tokens` are held.
+
+        An answer that kept within its cap may be counted above it. It is booked as the whole hold then, and not as more than
+        anybody has reported.
+        """
+        if counted_tokens > self.highest_count(held_tokens):
+            return counted_tokens
+        return min(counted_tokens, held_tokens)
+
+
+def ceil_percent(number: int, percent: int) -> int:
+    return -(-number * percent // 100)
+
 
 def _openai(family: Family, images: ImageRule, encoding: str = "o200k_base") -> Counting:
     return Counting(encoding, 100, 0, 0, exact=True, family=family, images=images)

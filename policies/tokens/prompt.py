@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from policies.tokens.counting import Counting
+from policies.tokens.counting import Counting, ceil_percent
 from policies.values import value_class
 
 CountText = Callable[[str], int]
@@ -49,10 +49,10 @@ def prompt_count(cost: Cost, counting: Counting, *, has_tools: bool) -> PromptCo
     times the model's factor, plus its constants, is both the estimate and the bound.
     """
     extra = counting.constant + (counting.tools_constant if has_tools else 0)
-    tokens = _ceil_percent(cost.text, counting.factor_percent) + cost.media + extra
+    tokens = ceil_percent(cost.text, counting.factor_percent) + cost.media + extra
     if not counting.exact:
         return PromptCount(tokens, tokens + cost.spare, exact=False)
-    return PromptCount(tokens, _ceil_percent(tokens, 101) + 8 + cost.spare, exact=cost.spare == 0)
+    return PromptCount(tokens, ceil_percent(tokens, 101) + 8 + cost.spare, exact=cost.spare == 0)
 
 
 def with_cjk_factor(count: CountText, counting: Counting) -> CountText:
@@ -74,13 +74,9 @@ def with_model_factor(count: CountText, counting: Counting) -> CountText:
     if percent == 100:
         return count
     count_with_cjk_factor = with_cjk_factor(count, counting)
-    return lambda text: _ceil_percent(count_with_cjk_factor(text), percent)
+    return lambda text: ceil_percent(count_with_cjk_factor(text), percent)
 
 
 def _is_mostly_cjk(text: str) -> bool:
     # These scripts take 3 bytes per character in UTF-8; scripts with spaces between words take at most 2.
     return not text.isascii() and len(text.encode("utf-8", "surrogatepass")) > 2 * len(text)
-
-
-def _ceil_percent(number: int, percent: int) -> int:
-    return -(-number * percent // 100)

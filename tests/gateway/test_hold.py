@@ -14,6 +14,7 @@ from gateway.pipeline.hold import HoldKeeper
 from gateway.pipeline.reserving import Reserving
 from gateway.runs.registry import RunRegistry
 from gateway.tags import Tags
+from gateway.upstream.port import Deployment
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Limit
@@ -43,6 +44,7 @@ async def held(
         tags=Tags("w", "r"),
         run="r",
         chain=Chain((link,), hold=kind),
+        deployment=Deployment("m/0", "m", "openai", "gpt-4o", "auto", {}, {}),
     )
     demand = Demand(10, output, output)
     decision: Decision = await ledger.reserve(

@@ -387,7 +387,9 @@ def test_first_call_may_not_exceed_its_share_without_overage() -> None:
 def raise_share(
     share: StepAllocation, step: StepDemand, needed: int, useful: int, values: Settings = DEFAULT
 ) -> StepAllocation | None:
-    return raised_for_first_call(share, step, needed_tokens=needed, useful_tokens=useful, settings=values, ais=0)
+    return raised_for_first_call(
+        share, step, needed_tokens=needed, answer_tokens=useful - needed, settings=values, ais=0
+    )
 
 
 # --- reallocation during a run

@@ -75,6 +75,22 @@ def test_reserve_tokens_are_the_count_plus_a_margin(
     assert prompt_count(cost, counting, has_tools=has_tools) == expected
 
 
+@pytest.mark.parametrize(
+    ("model", "counted", "booked"),
+    [
+        ("gpt-4o", 99, 99),
+        ("gpt-4o", 101, 101),  # our count is the model's own: the provider has written above its cap
+        ("claude-sonnet-4", 99, 99),
+        ("claude-sonnet-4", 135, 100),  # may be 100 tokens, because the factor is 1.35
+        ("claude-sonnet-4", 136, 136),
+    ],
+)
+def test_output_without_reported_usage_is_booked_within_its_hold_if_it_may_have_kept_to_it(
+    model: str, counted: int, booked: int
+) -> None:
+    assert counting_for(model, "").booked_output(counted, held_tokens=100) == booked
+
+
 def message(role: str, content: Any = "", **fields: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **fields}
 
