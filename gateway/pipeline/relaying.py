@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-import orjson
-
 from gateway.errors import GatewayError, StreamBroken, UpstreamFailure, stopping
 from gateway.pipeline.call import Call, Outcome, Settlement
 from gateway.pipeline.cost_bounds import plausible_usage
@@ -232,9 +230,9 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
         outcome.usage = cast(BinaryProtocol, call.protocol).usage_of_bytes(call.request, answer.body)
         return None
     try:
-        body = orjson.loads(answer.body)
-    except orjson.JSONDecodeError:
-        body = _read_leniently(answer.body)
+        body = lenient_json.loads(answer.body)
+    except ValueError:
+        return None
     if not isinstance(body, dict):
         return body
     outcome.usage = plausible_usage(call.request, call.price, call.protocol.usage(body))
@@ -245,13 +243,6 @@ def read_usage(call: Call, answer: UpstreamAnswer, outcome: Outcome, new_counter
         if outcome.usage is not None:
             outcome.usage = replace(outcome.usage, output_tokens=booked_output(call, counter.tokens))
     return body
-
-
-def _read_leniently(body: bytes) -> Any:
-    try:
-        return lenient_json.loads(body)
-    except ValueError:
-        return None
 
 
 def _error_instead_of_answer(call: Call, answer: UpstreamAnswer, body: Any, outcome: Outcome) -> GatewayError | None:

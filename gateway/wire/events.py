@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import orjson
-
 from gateway.errors import StreamBroken
 from gateway.wire import lenient_json, sse
 
@@ -18,19 +16,12 @@ INDEX_MAX: Final = 4_096
 def object_of(data: bytes) -> dict[str, Any]:
     """Raises `StreamBroken` for anything but one JSON object."""
     try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        value = _read_leniently(data)
+        value = lenient_json.loads(data)
+    except ValueError as error:
+        raise StreamBroken("The provider sent an event that is not JSON.") from error
     if not isinstance(value, dict):
         raise StreamBroken("The provider sent an event that is no object.")
     return value
-
-
-def _read_leniently(data: bytes) -> Any:
-    try:
-        return lenient_json.loads(data)
-    except ValueError as error:
-        raise StreamBroken("The provider sent an event that is not JSON.") from error
 
 
 def objects_of(pieces: bytes) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""JSON that orjson refuses, but providers write and clients read: NaN, numbers beyond a double, and half a surrogate pair, which a
-server sends that cuts a text between the halves of an emoji. Slow, and meant for what orjson has failed on."""
+"""JSON by orjson, and what orjson refuses by the slow standard library: providers write NaN, numbers beyond a double and half a
+surrogate pair (where a text is cut between the halves of an emoji), and clients read them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import orjson
 
 
 def loads(data: bytes) -> Any:
-    """Raises ValueError."""
+    """Raises ValueError for what is no JSON in this sense either."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -18,7 +22,7 @@ def loads(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """By orjson if it can. Raises TypeError for what JSON cannot hold."""
+    """Raises TypeError for what JSON cannot hold."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
