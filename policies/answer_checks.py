@@ -144,7 +144,7 @@ def schema_fault(value: object, schema: Mapping[str, Any], path: str = "answer",
         return _object_fault(value, schema, path, depth)
     if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
         faults = [
-            schema_fault(option, schema["items"], f"{path}[{index}]", depth + 1) for index, option in enumerate(value)
+            schema_fault(item, schema["items"], f"{path}[{index}]", depth + 1) for index, item in enumerate(value)
         ]
         return next((fault for fault in faults if fault is not None), None)
     return None

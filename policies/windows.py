@@ -76,10 +76,10 @@ def _clock_window(now_ms: int, length_ms: int, zone: tzinfo) -> tuple[int, int]:
 def _date_window(now_ms: int, window: str, zone: tzinfo) -> tuple[int, int]:
     first = _local(now_ms, zone).date()
     first = first.replace(day=1) if window == "month" else first
-    start, next_start_ms = _date_start_ms(first, zone), _next_start(first, window)
-    end = _date_start_ms(next_start_ms, zone)
+    start, next_first = _date_start_ms(first, zone), _next_start(first, window)
+    end = _date_start_ms(next_first, zone)
     # When clocks go back across midnight, they show the old date a second time after the new one has begun.
-    return (start, end) if now_ms < end else (end, _date_start_ms(_next_start(next_start_ms, window), zone))
+    return (start, end) if now_ms < end else (end, _date_start_ms(_next_start(next_first, window), zone))
 
 
 def _next_start(first: date, window: str) -> date:

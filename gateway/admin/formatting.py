@@ -13,6 +13,7 @@ import orjson
 from markupsafe import Markup, escape
 
 from gateway.timestamps import iso
+from policies import amounts
 
 _DURATION_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 DASH: Final = "–"
@@ -162,7 +163,7 @@ def decision_facts(decision: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if name == "account":
             yield "budget", _ACCOUNT_WINDOW.sub(r", \1", str(value))
         elif name in ("needed", "remaining") and isinstance(value, int):
-            yield name, money(value / 1e9) if unit == "nano_usd" else f"{count(value)} {unit}"
+            yield name, money(amounts.usd(value)) if unit == "nano_usd" else f"{count(value)} {unit}"
         elif isinstance(value, list):
             yield name.replace("_", " "), ", ".join(map(str, value))
         else:

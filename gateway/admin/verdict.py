@@ -116,9 +116,9 @@ def _free_verdict(rows: Sequence[AccountRow]) -> Verdict:
     limited = [(row, meter) for row in rows if row.is_enforced for meter in row.limited]
     if not limited:
         return Verdict("free", "Nothing blocks it: no enforced budget is on its way.")
-    row, meter = max(limited, key=lambda one: one[1].share)
-    left = f"{meter.formatted(meter.remaining)} of {meter.formatted_with_unit(meter.limit)}"
-    return Verdict("free", f"Nothing blocks it. {row.scope.capitalize()} “{row.name}” has the least left: {left}.")
+    row, meter = max(limited, key=lambda pair: pair[1].share)
+    remaining = f"{meter.formatted(meter.remaining)} of {meter.formatted_with_unit(meter.limit)}"
+    return Verdict("free", f"Nothing blocks it. {row.scope.capitalize()} “{row.name}” has the least left: {remaining}.")
 
 
 def run_row(run: RunView) -> AccountRow:

@@ -15,7 +15,7 @@ from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.store.database import Database
 from gateway.store.usage_report import names_seen
 from gateway.timestamps import iso
-from policies.amounts import usd
+from policies.amounts import UNITS, usd
 from policies.budgets import Budget, Link, RunLimits, Scope, Subject, chain_for
 from policies.reservation import Balance
 
@@ -120,27 +120,17 @@ def _account(link: Link, balance: Balance) -> BudgetAccount:
     limit = link.hold.limit.replaced_by(balance.limit)
     settled, reserved = balance.settled, balance.reserved
     in_use = settled + reserved
-    remaining = {
-        unit: None if limit_value is None else limit_value - in_use.of(unit)  # type: ignore[arg-type]
-        for unit, limit_value in (("tokens", limit.tokens), ("nano_usd", limit.nano_usd), ("requests", limit.requests))
-    }
-    shares = [
-        used_value / limit_value if limit_value else 1.0
-        for limit_value, used_value in (
-            (limit.tokens, in_use.tokens),
-            (limit.nano_usd, in_use.nano_usd),
-            (limit.requests, in_use.requests),
-        )
-        if limit_value is not None
-    ]
-    remaining_nano_usd = remaining["nano_usd"]
+    limits = {unit: limit_value for unit in UNITS if (limit_value := limit.of(unit)) is not None}
+    remaining = {unit: limit_value - in_use.of(unit) for unit, limit_value in limits.items()}
+    shares = [in_use.of(unit) / limit_value if limit_value else 1.0 for unit, limit_value in limits.items()]
+    remaining_nano_usd = remaining.get("nano_usd")
     return BudgetAccount(
         scope_id=link.scope_id,
         account=link.hold.account,
         tokens_limit=limit.tokens,
         tokens_settled=settled.tokens,
         tokens_reserved=reserved.tokens,
-        tokens_remaining=remaining["tokens"],
+        tokens_remaining=remaining.get("tokens"),
         usd_limit=None if limit.nano_usd is None else usd(limit.nano_usd),
         usd_settled=usd(settled.nano_usd),
         usd_reserved=usd(reserved.nano_usd),
@@ -148,7 +138,7 @@ def _account(link: Link, balance: Balance) -> BudgetAccount:
         requests_limit=limit.requests,
         requests_settled=settled.requests,
         requests_reserved=reserved.requests,
-        requests_remaining=remaining["requests"],
+        requests_remaining=remaining.get("requests"),
         used=round(max(shares), 4) if shares else None,
         resets_at=iso(link.resets_at_ms),
     )

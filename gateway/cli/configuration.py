@@ -80,9 +80,7 @@ def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Overr
         elif key.startswith((PREFIX, *(f"{section}_" for section in _SECTIONS))):
             suggestion = near(name, [_PREFIX + known_name.upper() for known_name in paths_by_name])
             ignored.append(f"{source}: ignored: there is no key of this name{suggestion}")
-        elif section := next(
-            (known_name for known_name in Config.model_fields if f"{key}_".startswith(f"{known_name}_")), None
-        ):
+        elif section := next((section for section in Config.model_fields if f"{key}_".startswith(f"{section}_")), None):
             ignored.append(f"{source}: ignored: only the file has the section {section}")
     return overrides, ignored
 

@@ -95,7 +95,7 @@ def parse_config(
         missing.pop(path, None)
     config, faults = _validated(resolved)
     # A value that is missing in the environment cannot have other faults.
-    faults = [*adopted.faults, *missing.items(), *(override for override in faults if override[0] not in missing)]
+    faults = [*adopted.faults, *missing.items(), *(fault for fault in faults if fault[0] not in missing)]
     if config is None or faults:
         raise ConfigError(locations.described(faults))
     return config.with_ignored(tuple(locations.described(adopted.ignored)))

@@ -198,7 +198,7 @@ def _kind(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         kinds = [_kind(alternative, definitions) for alternative in field["anyOf"] if alternative.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds)) + (" or null" if {"type": "null"} in field["anyOf"] else "")
     if "enum" in field:
-        return ", ".join(f"`{alternative}`" for alternative in field["enum"])
+        return ", ".join(f"`{value}`" for value in field["enum"])
     if field.get("type") == "array":
         return f"list of {_kind(field['items'], definitions)}" if "items" in field else "list"
     low, high = field.get("minimum"), field.get("maximum")

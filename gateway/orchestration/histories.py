@@ -91,8 +91,8 @@ class WorkflowHistories:
         if cached is not None and is_complete:
             return cached.history
         await asyncio.wait({task}, timeout=_WAIT_MS / 1000)
-        history = self._histories.get(key)
-        return history.history if history is not None else NOTHING
+        cached = self._histories.get(key)
+        return cached.history if cached is not None else NOTHING
 
     def _load_once(self, project: str, workflow: str, alike: bool) -> asyncio.Task[None]:
         key = (project, workflow, alike)

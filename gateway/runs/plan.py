@@ -140,11 +140,11 @@ def _reallocated(plan: RunPlan, limit_tokens: int, settings: Settings) -> RunPla
     steps = tuple(
         replace(
             step,
-            allocation_tokens=allocation.tokens,
-            hard_limit_tokens=allocation.hard_limit_tokens,
-            reason=allocation.reason,
+            allocation_tokens=share.tokens,
+            hard_limit_tokens=share.hard_limit_tokens,
+            reason=share.reason,
         )
-        for step, allocation in zip(plan.steps, allocation.allocations, strict=True)
+        for step, share in zip(plan.steps, allocation.allocations, strict=True)
     )
     return replace(plan, pool_tokens=allocation.pool_tokens, limit_tokens=limit_tokens, steps=steps)
 

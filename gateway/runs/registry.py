@@ -130,11 +130,11 @@ class RunRegistry:
             return
         known_parent = await self._parent_run(project, run)
         is_elsewhere = known_parent is not None and known_parent != parent
-        skip_reason = f"names another run than {known_parent!r}, which this run is inside of" if is_elsewhere else ""
-        skip_reason = skip_reason or await self.parent_fault(project, run, parent)
-        if skip_reason:
+        fault = f"names another run than {known_parent!r}, which this run is inside of" if is_elsewhere else ""
+        fault = fault or await self.parent_fault(project, run, parent)
+        if fault:
             call.tags = replace(call.tags, parent_run=None)  # so that the store does not get it either
-            raise BadRequest.header(PARENT_HEADER, skip_reason)
+            raise BadRequest.header(PARENT_HEADER, fault)
         self.note_parent(project, run, parent)
 
     def parents(self, call: Call) -> tuple[Parent, ...]:

@@ -134,10 +134,8 @@ def _serve_here(config: Config, allow_anonymous: bool, listening: socket.socket,
     _use_one_heap()
     try:
         application = Application(config, allow_anonymous=allow_anonymous)
-    except (
-        LedgerError,
-        StoreError,
-    ) as error:  # their URLs are read here; connecting to them is part of uvicorn's startup
+    except (LedgerError, StoreError) as error:
+        # Their URLs are read here; connecting to them is part of uvicorn's startup.
         print(f"farebox: {error}", file=sys.stderr)
         return _STARTUP_FAILED
     connections = Connections(_connection_limits(config), application.parts.telemetry, application.parts.ids.new)

@@ -155,7 +155,7 @@ class DeploymentPool:
         """Whether to try again after `attempts` attempts (1 or more).
 
         Never after bytes of an answer were received: they cost money, and the client may have seen them. A fault of the
-        deployment itself (401, 403, 404) is retried only if there are `has_others`, and so is one that asks for a pause of more
+        deployment itself (401, 403, 404) is retried only if `has_others`, and so is one that asks for a pause of more
         than 8 s. `advice` is the answer's `x-should-retry`.
         """
         if attempts > self._settings.num_retries:
@@ -172,7 +172,7 @@ class DeploymentPool:
 
     def wait_s(self, attempts: int, *, retry_after_s: float | None = None, has_others: bool = False) -> float:
         """The delay before the next attempt: the provider's retry-after up to 8 s, else exponential back-off from 0.5 s to 8 s,
-        less up to a quarter of jitter (as in OpenAI's own client). If there are `has_others`, only the configured minimum."""
+        less up to a quarter of jitter (as in OpenAI's own client). If `has_others`, only the configured minimum."""
         if has_others:
             return self._settings.retry_after_s
         if retry_after_s:

@@ -46,9 +46,8 @@ from gateway.upstream.request import request_body, request_headers
 from gateway.upstream.timeouts import effective_timeouts
 
 _URLS_MAX: Final = 4_096
-_BODYLESS_STATUSES: Final = frozenset(
-    {204, 205}
-)  # statuses without a body: passed on, they would look like an empty answer
+# Passed on, these statuses would look like an empty answer.
+_BODYLESS_STATUSES: Final = frozenset({204, 205})
 _EVENTS: Final = "text/event-stream"
 _NOT_JSON: Final = frozenset({"speech", "transcriptions"})  # audio, and transcripts as plain text
 

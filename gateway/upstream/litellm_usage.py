@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 _LLMS: Final = "litellm.llms."
-# Module, class and method of a parser, and the field that it needs, with the least that it reads without an error.
+# Module, class and method of a parser, and the field that it needs, with a value that it reads without an error.
 _PARSERS: Final[tuple[tuple[str, str, str, str, Any], ...]] = (
     (
         "vertex_ai.gemini.vertex_and_google_ai_studio_gemini",
@@ -45,26 +45,26 @@ _PARSERS: Final[tuple[tuple[str, str, str, str, Any], ...]] = (
 
 def allow_missing() -> None:
     """Call once per process, after LiteLLM is imported."""
-    for module, name, method, field, least in _PARSERS:
+    for module, name, method, field, default in _PARSERS:
         config = getattr(importlib.import_module(_LLMS + module), name)
         parse = getattr(config, method)
         if not getattr(parse, "is_lenient", False):
-            setattr(config, method, _lenient(parse, field, least))
+            setattr(config, method, _lenient(parse, field, default))
 
 
-def _lenient(parse: Callable[..., Any], field: str, least: Any) -> Callable[..., Any]:
-    def parse_leniently(self: Any, *arguments: Any, **given: Any) -> Any:
-        answer = given.get("raw_response", given.get("response"))
+def _lenient(parse: Callable[..., Any], field: str, default: Any) -> Callable[..., Any]:
+    def parse_leniently(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        answer = keywords.get("raw_response", keywords.get("response"))
         if answer is not None:
-            answer.json = functools.partial(_json_with, answer.json, field, least)
-        return parse(self, *arguments, **given)
+            answer.json = functools.partial(_json_with, answer.json, field, default)
+        return parse(self, *arguments, **keywords)
 
     parse_leniently.is_lenient = True  # type: ignore[attr-defined]
     return parse_leniently
 
 
-def _json_with(read: Callable[..., Any], field: str, least: Any, **options: Any) -> Any:
+def _json_with(read: Callable[..., Any], field: str, default: Any, **options: Any) -> Any:
     value = read(**options)
     if isinstance(value, dict) and value.get(field) is None:
-        value[field] = least
+        value[field] = default
     return value

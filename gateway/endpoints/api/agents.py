@@ -69,20 +69,10 @@ async def get_intensity(request: ApiRequest[ProjectQuery, NoBody]) -> IntensityV
 async def put_intensity(request: ApiRequest[ProjectQuery, IntensityBody]) -> IntensityView:
     agent = _AgentPath(agent=request.path["agent"]).agent
     current_score = request.services.parts.control.snapshot.agents.get((request.project, agent))
-    creation = (
-        request.body.creation
-        if request.body.creation is not None
-        else current_score.creation
-        if current_score
-        else None
-    )
-    execution = (
-        request.body.execution
-        if request.body.execution is not None
-        else current_score.execution
-        if current_score
-        else None
-    )
+    creation, execution = request.body.creation, request.body.execution
+    if current_score is not None:
+        creation = current_score.creation if creation is None else creation
+        execution = current_score.execution if execution is None else execution
     score = combined_score(creation, execution, runs=current_score.runs if current_score else 0)
     intensity = Intensity(
         request.project,

@@ -153,9 +153,8 @@ class KeyChange(KeyTerms):
 
 def _terms(view: KeyView, names: Sequence[str]) -> dict[str, Any]:
     """The values of these fields, as the audit log has them."""
-    return {
-        name: getattr(view, name) for name in ("expires_at" if name == "expires_in_days" else name for name in names)
-    }
+    fields = ("expires_at" if name == "expires_in_days" else name for name in names)
+    return {field: getattr(view, field) for field in fields}
 
 
 class RotateBody(Strict):

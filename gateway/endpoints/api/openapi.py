@@ -116,4 +116,4 @@ def _resolved(schema: Any, definitions: dict[str, Any]) -> Any:
                 other_keywords = {key: value for key, value in schema.items() if key not in ("anyOf", "default")}
                 return _resolved(other_keywords | alternatives[0], definitions)
         return {key: _resolved(value, definitions) for key, value in schema.items() if key != "title"}
-    return [_resolved(alternative, definitions) for alternative in schema] if isinstance(schema, list) else schema
+    return [_resolved(item, definitions) for item in schema] if isinstance(schema, list) else schema
