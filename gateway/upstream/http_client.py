@@ -1,7 +1,7 @@
 """An HTTP/1.1 client for the direct lane: POSTs over a pooled connection, and yields the answer in the pieces in which it arrives.
 
 Whatever else a general client does (redirects, cookies, proxies, compression, retries) must not happen here, and what is left
-costs a tenth as much: see docs/decisions.md. Answers are parsed by httptools, like incoming requests.
+costs a third of aiohttp's CPU (docs/decisions.md). Answers are parsed by httptools, like incoming requests.
 
 A connection serves one call at a time:
 
