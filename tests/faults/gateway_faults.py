@@ -23,7 +23,7 @@ from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, ProviderThr
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess, tagged
 from tests.faults.chaos_proxy import ChaosProxy
-from tests.faults.redis_fixtures import ledger_at
+from tests.faults.redis_ledgers import ledger_at
 from tests.redis_server import RedisServer
 
 OUTPUT_TOKENS = 20

@@ -20,7 +20,7 @@ UNREACHED = {
     "early_rungs.EarlyRungs._wait": "a ladder that waits early needs a crowd that lasts; tests/gateway has it",
     "handler.CallHandler.drain": "runs when the gateway stops, and not in a call",
     "idempotency.Idempotency._renew": "the first renewal comes after twenty seconds",
-    "reserving.Reserving.extend": "the local allowance needs a Redis that is away: tests/faults/test_redis_outage.py",
+    "reserving.Reserving.extend": "the local allowance needs a Redis that is away: tests/faults/test_redis_outage_allowance.py",
     "reserving.Reserving.reserve": "as above",
 }
 # If the ledger fails with an unknown error in a settlement, only the sweeper can resolve the hold.

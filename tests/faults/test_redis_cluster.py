@@ -15,7 +15,7 @@ from gateway.ledger.redis import RedisLedger
 from gateway.ledger.redis_connection import RedisReplyError
 from gateway.ledger.redis_topology import Cluster, parse_url, slot_of
 from policies.reservation import Granted
-from tests.faults.redis_fixtures import (
+from tests.faults.redis_ledgers import (
     LONG_DEADLINE_MS,
     ledger_at,
     reserve_request,

@@ -15,11 +15,9 @@ import uvloop
 from gateway.ledger.port import LedgerUnavailable
 from gateway.ledger.redis_connection import Address, ConnectionLost, Credentials, RedisConnection, RedisReplyError
 from tests.faults.chaos_proxy import ChaosProxy, chaos
-from tests.faults.redis_fixtures import LONG_DEADLINE_MS, retry_until_available, server, shared_server
+from tests.faults.redis_ledgers import LONG_DEADLINE_MS, retry_until_available
 from tests.ports import free_port
 from tests.redis_server import RedisServer
-
-__all__ = ["server", "shared_server"]
 
 
 @asynccontextmanager
@@ -36,12 +34,6 @@ async def connection_to(port: int, *, deadline_ms: int = LONG_DEADLINE_MS) -> As
 
 async def wait_until_connected(connection: RedisConnection) -> None:
     assert await retry_until_available(lambda: connection.call("PING")) == b"PONG"
-
-
-@pytest.fixture
-async def proxy(server: RedisServer) -> AsyncIterator[ChaosProxy]:
-    async with chaos(server.port) as started:
-        yield started
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -18,21 +18,17 @@ from gateway.ledger.port import CountersMissing, EntryKind, LedgerUnavailable, O
 from gateway.ledger.redis import RedisLedger
 from gateway.store.database import Database
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
-from tests.faults.redis_fixtures import (
+from tests.faults.redis_ledgers import (
     LONG_DEADLINE_MS,
     ledger_at,
     reserve_request,
     retry_until_available,
-    server,
     settled_and_reserved,
-    shared_server,
     tokens,
 )
 from tests.redis_server import RedisServer, running_server
 from tests.store_events import NOW_MS
 from tests.waiting import eventually
-
-__all__ = ["server", "shared_server"]
 
 
 class Store:

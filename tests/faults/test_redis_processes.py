@@ -8,17 +8,15 @@ import textwrap
 from pathlib import Path
 
 from gateway.ledger.port import ExpiredReservation
-from tests.faults.redis_fixtures import ledger_at, reserve_request, server, settled_and_reserved, shared_server
+from tests.faults.redis_ledgers import ledger_at, reserve_request, settled_and_reserved
 from tests.redis_server import RedisServer
-
-__all__ = ["server", "shared_server"]
 
 ROOT = Path(__file__).parents[2]
 
 RESERVE = textwrap.dedent("""
     import asyncio, sys
     from policies.reservation import Granted
-    from tests.faults.redis_fixtures import ledger_at, reserve_request
+    from tests.faults.redis_ledgers import ledger_at, reserve_request
 
     async def main(url, name):
         async with ledger_at(url) as ledger:
@@ -35,7 +33,7 @@ DIE = textwrap.dedent("""
     from policies.amounts import Amount
     from gateway.ledger.port import Progress
     from policies.reservation import OnLost
-    from tests.faults.redis_fixtures import ledger_at, reserve_request
+    from tests.faults.redis_ledgers import ledger_at, reserve_request
 
     async def main(url):
         async with ledger_at(url) as ledger:

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.ledger.port import LedgerUnavailable
 from policies.reservation import Granted
-from tests.faults.redis_fixtures import ledger_at, reserve_request
+from tests.faults.redis_ledgers import ledger_at, reserve_request
 from tests.ports import free_port
 from tests.redis_server import SLOTS, RedisServer
 

@@ -1,41 +1,28 @@
-"""Servers for the fault tests of the Redis ledger, and shorthand for its calls."""
+"""Ledgers on Redis for the fault tests, and shorthand for their calls."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
-import pytest
-
+from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import LedgerUnavailable, Reserve
 from gateway.ledger.redis import RedisLedger
+from gateway.ledger.spool import Spool
 from policies.amounts import Amount, Limit
 from policies.reservation import Demand, Hold
-from tests.redis_server import RedisServer, running_server
+from tests.faults.chaos_proxy import ChaosProxy
+from tests.waiting import eventually
 
 T = TypeVar("T")
 
 # For operations that have to succeed on a busy machine. Tests of the deadline itself set their own.
 LONG_DEADLINE_MS = 10_000
-
-
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[RedisServer]:
-    try:
-        with running_server() as server:
-            yield server
-    except FileNotFoundError as lacking:
-        pytest.skip(str(lacking))
-
-
-@pytest.fixture
-def server(shared_server: RedisServer) -> RedisServer:
-    """Flushed, and with the settings it was started with."""
-    shared_server.command("FLUSHALL")
-    shared_server.command("SCRIPT", "FLUSH")
-    return shared_server
+# How often a ledger that is out of reach is tried again: more often than in production, to keep the tests quick.
+PROBE_S = 0.1
 
 
 @asynccontextmanager
@@ -74,3 +61,35 @@ async def retry_until_available(operation: Callable[[], Awaitable[T]], within_s:
                 return await operation()
             except LedgerUnavailable:
                 await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def gateway_at(
+    url: str, folder: Path, *, name: str = "one", deadline_ms: int = 2_000, slow_ms: int = 1_500, processes: int = 1
+) -> AsyncIterator[OutageLedger]:
+    """A gateway's ledger that probes often, with a long deadline, because the machine may be busy."""
+    engine = RedisLedger(url, deadline_ms=deadline_ms)
+    ledger = OutageLedger(
+        engine, Spool(folder, name), slow_ms=slow_ms, processes_hint=processes, probe_s=PROBE_S, sweep_grace_s=0.0
+    )
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+async def take_down(proxy: ChaosProxy, gateway: OutageLedger) -> None:
+    """Redis becomes unreachable, and the gateway has noticed."""
+    await proxy.refuse()
+    async with asyncio.timeout(20):
+        while gateway.health.is_available:
+            try:
+                await gateway.now_ms()
+            except LedgerUnavailable:
+                continue
+
+
+async def bring_back(proxy: ChaosProxy, gateway: OutageLedger) -> None:
+    await proxy.start()
+    await eventually(lambda: gateway.health.is_available)
