@@ -28,7 +28,7 @@ LONG_DEADLINE_MS = 10_000
 
 @functools.cache
 def server() -> RedisServer:
-    started = RedisServer("--appendfsync", "no")
+    started = RedisServer()
     atexit.register(started.remove)
     started.start()
     return started
@@ -36,7 +36,7 @@ def server() -> RedisServer:
 
 @functools.cache
 def oldest_server() -> RedisServer:
-    started = RedisServer("--appendfsync", "no", program=oldest_binary())
+    started = RedisServer(program=oldest_binary())
     atexit.register(started.remove)
     started.start()
     return started

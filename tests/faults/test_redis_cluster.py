@@ -172,7 +172,6 @@ async def test_flushed_node_rebuilds_only_its_own_projects(cluster: RedisCluster
 async def test_down_node_makes_only_its_own_projects_unavailable(cluster: RedisCluster, ledger: RedisLedger) -> None:
     for project in PROJECTS:
         await ledger.reserve(project, reserve_request("c1"))
-    cluster.nodes[2].command("CONFIG", "SET", "appendonly", "yes")
     for node in cluster.nodes:
         node.command("CONFIG", "SET", "cluster-require-full-coverage", "no")
     cluster.nodes[2].kill()

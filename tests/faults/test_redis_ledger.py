@@ -248,7 +248,7 @@ class TestUnsuitableRedis:
         server.command("CONFIG", "SET", "appendfsync", "always")
         async with ledger_at(server.url, durability="strict"):
             pass
-        server.command("CONFIG", "SET", "appendfsync", "everysec")
+        server.command("CONFIG", "SET", "appendfsync", "no")
 
     async def test_full_redis_refuses_reserves_and_still_settles(
         self, server: RedisServer, ledger: RedisLedger

@@ -322,7 +322,7 @@ async def test_power_cut_of_redis_under_load_exceeds_the_budget_only_by_open_hol
 ) -> None:
     """The store has every event; Redis loses half of them with the tail of its log."""
     budget = 400
-    with running_server("--appendfsync", "everysec") as own:
+    with running_server() as own:
         disk = RedisDisk(own)
         async with ledger_at(own.url, rebuild=store.rebuild) as ledger:
 
@@ -369,7 +369,7 @@ async def test_power_cut_of_redis_and_gateways_grants_only_the_lost_usage_again(
         await Flusher(ledger, db, consumer="one").drain(LONG_DEADLINE_MS)
         return granted
 
-    with running_server("--appendfsync", "everysec") as own:
+    with running_server() as own:
         disk = RedisDisk(own)
         async with ledger_at(own.url) as ledger:
             assert await calls(ledger, "a", 40) == 40
