@@ -37,6 +37,13 @@ _NAMES: Final = {
     "user": "x-workflow-user",
     "parent_run": PARENT_HEADER,
 }
+_NEED_A_WORKFLOW: Final = (
+    "x-workflow-run-id",
+    PARENT_HEADER,
+    "x-workflow-step",
+    "x-workflow-budget-tokens",
+    "x-workflow-budget-usd",
+)
 _METADATA: Final = {"workflow": "workflow_id", "run": "run_id", "step": "step", "agent": "agent"}
 _BAGGAGE: Final = {
     "workflow": "workflow.id",
@@ -143,8 +150,8 @@ def checked(value: str, name: str) -> str:
 
 
 def _untagged(headers: Mapping[str, str]) -> Tags:
-    """A run, step or budget without a workflow would be ignored silently, so it is refused."""
-    for name in (*list(_NAMES.values())[1:3], "x-workflow-budget-tokens", "x-workflow-budget-usd"):
+    """A run, a parent, a step or a budget without a workflow would be ignored silently, so it is refused."""
+    for name in _NEED_A_WORKFLOW:
         if name in headers:
             raise BadRequest.header(name, "needs x-workflow-id beside it")
     return UNTAGGED

@@ -239,7 +239,9 @@ def test_invalid_tag_header_is_refused_with_400_naming_the_header(served: Served
     assert served.seen() == 0
 
 
-@pytest.mark.parametrize("header", ["x-workflow-run-id", "x-workflow-step", "x-workflow-budget-tokens"])
+@pytest.mark.parametrize(
+    "header", ["x-workflow-run-id", "x-workflow-parent-run-id", "x-workflow-step", "x-workflow-budget-tokens"]
+)
 def test_tags_without_a_workflow_are_refused(served: Served, header: str) -> None:
     reply = served.chat({header: "5"})
     assert (reply.status, reply.json()["error"]["param"]) == (400, header)
