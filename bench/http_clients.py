@@ -1,4 +1,4 @@
-"""The cost of a call in the fast lane's HTTP client and in aiohttp's: CPU of this process, alternating, with one upstream.
+"""The cost of a call in the direct lane's HTTP client and in aiohttp's: CPU of this process, alternating, with one upstream.
 
 .venv/bin/python -m bench.http_clients
 """

@@ -140,7 +140,7 @@ This page is generated from the models that read the file. Editors can complete 
 farebox schema > config.schema.json
 ```
 
-with `# yaml-language-server: $schema=config.schema.json` as the first line of `config.yaml`, which `farebox init` writes.
+Make `# yaml-language-server: $schema=config.schema.json` the first line of `config.yaml`, as `farebox init` does.
 
 The order of precedence is command line, environment, file, default. Environment variables can override the sections `server`, `storage`,
 `reservations`, `alerts` and `tracing` (`FAREBOX_SERVER_PORT=8080`, `FAREBOX_STORAGE_LEDGER=redis://…`) and every setting by its own name
@@ -150,6 +150,10 @@ variable that looks like one of these but is not gives a warning.
 _NOTES: Final = {
     "model_list": "LiteLLM's own list, unchanged. Entries with the same name share its load. Models come from this file only.",
     "router_settings": "Those of LiteLLM's keys that concern forwarding. Times in seconds.",
+    "litellm_settings": "LiteLLM's own section. Beside these two keys, its retries, timeouts and fallbacks take effect; `farebox check` "
+    "names those that do not ([from LiteLLM](migrate-litellm.md)).",
+    "environment_variables": "Variables by name, set before anything reads the environment; they take precedence over those of "
+    "the process.",
     "tiers": "The models of each tier, best first: `model: auto`, `auto:fast` and so on, and [routing](routing.md) choose from them.",
     "budgets": "Each has a scope, a pattern of names and at least one limit. Budgets created at run time (`farebox budgets`, "
     "`/api/budgets`) apply in addition. If several budgets match a call, it must fit into all of them.",

@@ -46,7 +46,7 @@ CALLS = 20
 OUR_CODE = (*gateway.__path__, *policies.__path__)
 # What a call waits for. Renewing, sweeping and moving the outbox are done for many calls at once, in the background.
 ON_THE_PATH = ("reserve", "extend", "settle", "void", "balances", "current_run", "pending")
-# Not needed by a gateway with a SQLite ledger and store whose models take the fast lane. Each costs a start 2 MB or more, and up to 9 s.
+# Not needed by a gateway with a SQLite ledger and store whose models take the direct lane. Each costs a start 2 MB or more, and up to 9 s.
 NOT_AT_START = (
     "litellm",
     "httpx",
