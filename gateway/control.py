@@ -150,7 +150,9 @@ class Control:
                 fault = fault or error
         if loaded != self._versions:
             self._versions = loaded
-            self.snapshot = replace(snapshot, generation=self.snapshot.generation + 1, is_loaded=True)
+            # Without its keys, a gateway would pass for one that has none, and be open to everyone on its machine.
+            is_loaded = Subject.KEYS in loaded
+            self.snapshot = replace(snapshot, generation=self.snapshot.generation + 1, is_loaded=is_loaded)
             for listener in self._listeners:
                 listener(self.snapshot)
         if fault is not None:

@@ -67,6 +67,27 @@ async def test_snapshot_loads_once_the_store_becomes_available(tmp_path: Path) -
     await database.close()
 
 
+async def test_snapshot_without_readable_keys_is_not_taken_for_one_of_a_gateway_without_keys(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    await database.open()
+    await database.migrate(NOW_MS)
+    await keys.create(database, KeyRequest("ci"), "test", NOW_MS)
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET limits = 'of a later version'"))
+    await database.close()
+    control = Control(database, poll_ms=10)
+    await control.start()  # the store is unreachable, so that nothing of it is read yet
+    await database.open()
+    await eventually(lambda: control.snapshot.generation > 0)
+    assert (control.snapshot.keys, control.snapshot.is_loaded) == ({}, False)
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET limits = ''"))
+    await eventually(lambda: control.snapshot.is_loaded)
+    assert len(control.snapshot.keys) == 1
+    await control.stop()
+    await database.close()
+
+
 async def test_file_value_applies_until_the_store_has_one(control: Control, db: Database) -> None:
     assert control.snapshot.is_loaded
     rows = control.snapshot.setting_rows
