@@ -111,13 +111,7 @@ class ModelCalls:
         if deployment is None:
             return None
         call_id = self._new_id()
-        try:
-            is_granted = await self._reserved(call, call_id, deployment, demand, purpose)
-        except BaseException:
-            self._pool.release(deployment)
-            raise
-        if not is_granted:
-            self._pool.release(deployment)
+        if not await self._reserved(call, call_id, deployment, demand, purpose):
             return None
         project = call.principal.project
         try:
@@ -184,6 +178,7 @@ class ModelCalls:
         self, deployment: Deployment, model: str, call_id: str, body: dict[str, Any], purpose: Purpose
     ) -> _ModelAnswer:
         question = UpstreamCall("chat", body, stream=False, request_id=call_id, timeouts=_TIMEOUTS, purpose=purpose)
+        self._pool.begin(deployment)
         try:
             answer = await self._upstream.send(deployment, question)
         except UpstreamError as error:
@@ -191,7 +186,7 @@ class ModelCalls:
             _log.warning("own_question_failed", model=model, error=str(error))
             return _ModelAnswer(None, may_cost=error.bytes_received)
         except BaseException:
-            self._pool.release(deployment)
+            self._pool.abandon(deployment)
             raise
         self._pool.report(deployment, answer.status)
         if answer.close is not None:

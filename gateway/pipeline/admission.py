@@ -151,11 +151,6 @@ class Admission:
             )
         return deployment
 
-    def release_deployment(self, call: Call) -> None:
-        """Release the deployment of a call that will not be forwarded."""
-        if call.deployment is not None:
-            self._pool.release(call.deployment)
-
     def price_of(self, deployment: Deployment) -> Price | None:
         return self._prices.price(deployment)
 

@@ -88,6 +88,7 @@ class Forwarding:
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - admission chose one
         call.is_with_upstream = True
+        self._pool.begin(deployment)
         try:
             answer = await self._upstream.send(deployment, self._upstream_call(call, send_observer))
         except UpstreamError as error:
@@ -98,7 +99,7 @@ class Forwarding:
             call.is_with_upstream = False
             return _Failure(deployment, None, error)
         except BaseException:
-            self._pool.release(deployment)
+            self._pool.abandon(deployment)
             raise
         call.lane = answer.lane
         if answer.status < 400:
@@ -129,11 +130,9 @@ class Forwarding:
             sibling = self._pool.choose(name, tried)
             if self._should_retry(failure, len(tried), has_others=sibling is not None):
                 candidate = sibling or self._pool.choose(name, include_cooling_down=True)
-                if candidate is not None and await self._may_use(call, candidate):
+                if candidate is not None and await self._hold_covers(call, candidate):
                     await self._wait(failure, len(tried), has_others=sibling is not None)
                     return candidate
-            elif sibling is not None:
-                self._pool.release(sibling)
         return await self._fallback(call, failure, tried)
 
     async def _fallback(self, call: Call, failure: _Failure, tried: list[str]) -> Deployment | None:
@@ -144,7 +143,7 @@ class Forwarding:
             if allowed and not is_among(name, allowed):
                 continue
             candidate = self._pool.choose(name, tried)
-            if candidate is not None and await self._may_use(call, candidate):
+            if candidate is not None and await self._hold_covers(call, candidate):
                 call.actions.append(f"fallback={name}")
                 return candidate
         return None
@@ -179,12 +178,6 @@ class Forwarding:
 
     async def _wait(self, failure: _Failure, attempts: int, *, has_others: bool) -> None:
         await asyncio.sleep(self._pool.wait_s(attempts, retry_after_s=failure.retry_after_s, has_others=has_others))
-
-    async def _may_use(self, call: Call, candidate: Deployment) -> bool:
-        if await self._hold_covers(call, candidate):
-            return True
-        self._pool.release(candidate)
-        return False
 
     async def _hold_covers(self, call: Call, candidate: Deployment) -> bool:
         """Whether the hold covers this deployment too, topping it up if needed: its price, prompt count and added fields differ."""

@@ -129,7 +129,6 @@ class CallHandler:
         try:
             await self._admission.admit(call)
         except BaseException as error:
-            self._admission.release_deployment(call)
             # The reservation may exist even though the ledger's reply never arrived; voiding it by its id is harmless if not.
             if call.count is not None and call.grant is None:
                 is_outage = isinstance(error, LedgerOutage)
@@ -193,7 +192,6 @@ class CallHandler:
         self, exchange: Exchange, call: Call, stored: StoredAnswer, settlement: Settlement
     ) -> None:
         """Send a cached answer. The whole hold has been released, because no provider was called."""
-        self._admission.release_deployment(call)
         headers = [
             *encoded(call_headers(call, settlement.balances)),
             (b"content-type", stored.content_type),

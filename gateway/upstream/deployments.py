@@ -95,7 +95,7 @@ class DeploymentPool:
     def choose(
         self, name: str, exclude: Collection[str] = (), *, include_cooling_down: bool = False
     ) -> Deployment | None:
-        """The deployment for the next attempt, or None. It counts as in flight until either `report` or `release` is called.
+        """The deployment for the next attempt, or None.
 
         `exclude` holds the ids that this call has tried. `include_cooling_down` is for when nothing else is left: if all are resting,
         the one whose rest ends first is chosen.
@@ -106,23 +106,23 @@ class DeploymentPool:
         if not available and len(self.of(name)) == 1:
             available = untried  # if the only deployment rested, every call would fail for certain
         if available:
-            chosen = available[0] if len(available) == 1 else self._pick(available)
-        elif untried and include_cooling_down:
-            chosen = min(untried, key=lambda item: self._health_of(item).cooldown_until_s)
-        else:
-            return None
-        self._health_of(chosen).in_flight += 1
-        return chosen
+            return available[0] if len(available) == 1 else self._pick(available)
+        if untried and include_cooling_down:
+            return min(untried, key=lambda item: self._health_of(item).cooldown_until_s)
+        return None
 
-    def release(self, deployment: Deployment) -> None:
-        """Give back a chosen deployment that was not called after all."""
-        health = self._health_of(deployment)
-        health.in_flight = max(0, health.in_flight - 1)
+    def begin(self, deployment: Deployment) -> None:
+        """An attempt begins. It counts as in flight until its end is reported, or it is abandoned."""
+        self._health_of(deployment).in_flight += 1
+
+    def abandon(self, deployment: Deployment) -> None:
+        """An attempt ended without telling anything about the deployment, because it was cancelled."""
+        self._end(self._health_of(deployment))
 
     def report(self, deployment: Deployment, status: int, *, retry_after_s: float | None = None) -> None:
         """Report how an attempt ended: `status` of the answer or of the `UpstreamError`, and the provider's retry-after."""
-        self.release(deployment)
         health = self._health_of(deployment)
+        self._end(health)
         if status < 400:
             health.fails = 0
             return
@@ -203,6 +203,11 @@ class DeploymentPool:
         if health.fails > self._settings.allowed_fails:
             health.cooldown_until_s = now_s + self._settings.cooldown_s
             health.fails = 0
+
+    @staticmethod
+    def _end(health: _Health) -> None:
+        # Not below 0: the table starts over when clients have named too many models of a wildcard entry.
+        health.in_flight = max(0, health.in_flight - 1)
 
     def _is_in_cooldown(self, deployment: Deployment) -> bool:
         return self._clock_s() < self._health_of(deployment).cooldown_until_s
