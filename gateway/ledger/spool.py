@@ -100,6 +100,10 @@ class Spool:
 
     async def forget(self, records: Sequence[SpoolRecord]) -> None:
         """The ledger has them. No fsync: a record that comes back after a crash is recognised by its id."""
+        if self._writing is not None:
+            # A line that is still queued would be written after this, and bring its record back at the next start, when the
+            # ledger may no longer know the id.
+            await asyncio.wait([self._writing])
         for record in records:
             self._pending.pop(record.key, None)
         loop = asyncio.get_running_loop()

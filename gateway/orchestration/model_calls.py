@@ -189,8 +189,6 @@ class ModelCalls:
             self._pool.abandon(deployment)
             raise
         self._pool.report(deployment, answer.status)
-        if answer.close is not None:
-            await answer.close()
         return (
             _ModelAnswer(None, may_cost=False)
             if answer.status >= 400

@@ -80,8 +80,6 @@ class Forwarding:
             next_deployment = await self._next_deployment(call, failure, tried)
             if next_deployment is None:
                 return _final(failure)
-            if failure.answer is not None and failure.answer.close is not None:
-                await failure.answer.close()
             self._admission.use(call, next_deployment)
 
     async def _attempt(self, call: Call, send_observer: SendObserver | None) -> UpstreamAnswer | _Failure:

@@ -81,7 +81,8 @@ class UpstreamCall:
 class UpstreamAnswer:
     """`body` for a buffered answer, `pieces` for a stream: raw bytes of server-sent events in the client's protocol.
 
-    An answer with a status of 400 or more always has a `body`: the provider's error, in the client's protocol.
+    An answer with a status of 400 or more always has a `body`: the provider's error, in the client's protocol. Only streams
+    have to be closed.
     """
 
     status: int

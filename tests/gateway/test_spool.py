@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -137,6 +138,30 @@ async def test_append_returns_after_fsync_and_concurrent_appends_share_it(
         # Appends that arrive during an fsync share the next one.
         assert len(synced) <= 3
         monkeypatch.undo()
+
+
+async def test_record_forgotten_while_its_line_waits_for_the_disk_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_syncing, goes_on = threading.Event(), threading.Event()
+
+    def fsync(descriptor: int) -> None:
+        is_syncing.set()
+        goes_on.wait(10)
+
+    async with spool_in(tmp_path) as spool:
+        monkeypatch.setattr(os, "fsync", fsync)
+        appending = [asyncio.create_task(spool.append([EVENT]))]
+        await asyncio.to_thread(is_syncing.wait, 10)
+        appending.append(asyncio.create_task(spool.append([FULL])))  # its line is queued behind the fsync
+        await asyncio.sleep(0)
+        forgetting = asyncio.create_task(spool.forget(spool.pending()))  # the ledger is back, and has them both
+        await asyncio.sleep(0.01)
+        goes_on.set()
+        await asyncio.gather(*appending, forgetting)
+        monkeypatch.undo()
+    async with spool_in(tmp_path) as spool:
+        assert spool.pending() == []
 
 
 async def test_full_disk_raises_and_the_record_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
