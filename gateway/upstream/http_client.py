@@ -251,11 +251,11 @@ class HttpClient:
         try:
             async with asyncio.timeout_at(deadline_s):
                 await waiter
-        except TimeoutError as error:
-            raise AnswerTimeout("no connection to it became free") from error
-        except asyncio.CancelledError:
+        except (TimeoutError, asyncio.CancelledError) as error:
             if not waiter.cancelled():
                 self._wake()  # we had already been woken: pass the turn on
+            if isinstance(error, TimeoutError):
+                raise AnswerTimeout("no connection to it became free") from error
             raise
 
     def _drop_idle(self) -> bool:

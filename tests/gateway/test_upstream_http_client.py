@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -328,6 +329,24 @@ async def test_timed_out_or_cancelled_waiter_does_not_block_others() -> None:
         third.cancel()
         await asyncio.gather(second, third, return_exceptions=True)
         assert (second.cancelled(), third.cancelled()) == (True, True)
+        await client.close()
+
+
+async def test_waiter_whose_time_is_up_as_its_turn_comes_passes_the_turn_on() -> None:
+    client, loop = HttpClient(ClientLimits(connections=1)), asyncio.get_running_loop()
+    async with running(Provider()) as address:
+        busy = await client._acquire(address, loop, 5.0, loop.time() + 5.0)
+        due_s = loop.time() + 0.05
+        late = asyncio.create_task(client._acquire(address, loop, 5.0, due_s))
+        await asyncio.sleep(0)
+        next_in_line = asyncio.create_task(client._acquire(address, loop, 5.0, due_s + 5.0))
+        await asyncio.sleep(0)
+        busy._idle_since_s = loop.time()
+        loop.call_at(due_s - 0.01, client.release, busy)
+        time.sleep(0.1)  # so that the loop finds the turn and the end of the time together
+        with pytest.raises(AnswerTimeout):
+            await late
+        assert await asyncio.wait_for(next_in_line, 1) is busy
         await client.close()
 
 
