@@ -44,6 +44,7 @@ from gateway.parts import Parts, make_parts
 from gateway.pipeline.answer_cache import AnswerCache
 from gateway.pipeline.assembly import admission_for
 from gateway.pipeline.call import Call
+from gateway.pipeline.ending import Ending
 from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.handler import CallHandler
 from gateway.pipeline.hold import HoldKeeper
@@ -106,10 +107,10 @@ class Application:
         )
         limits = AnswerLimits(config.answers.bytes_max, config.answers.answer_bytes_max)
         self._answer_storage = answer_storage_for(config.storage.ledger, limits, wall_clock_ms)
-        self._handler, intake = self._pipeline()
+        handler, intake, self._ending = self._pipeline()
         self._router = RequestRouter(
             protocols=PROTOCOLS,
-            handler=self.parts.tracing.handler(self._handler),
+            handler=self.parts.tracing.handler(handler),
             intake=intake,
             control=_application(self._routes(), self.parts.ids.new),
             model_names=lambda: self.parts.pool.names,
@@ -180,7 +181,7 @@ class Application:
             stack.push_async_callback(part.stop)
         stack.push_async_callback(self._answer_storage.close)
         stack.push_async_callback(parts.forwarder.close)
-        stack.push_async_callback(self._handler.drain)
+        stack.push_async_callback(self._ending.drain)
         await parts.orchestration.start()
         stack.push_async_callback(parts.orchestration.stop)
         parts.forwarder.prepare(parts.deployments)
@@ -206,7 +207,7 @@ class Application:
         await self.parts.flusher.stop()
         await asyncio.gather(task, return_exceptions=True)
 
-    def _pipeline(self) -> tuple[CallHandler, Intake]:
+    def _pipeline(self) -> tuple[CallHandler, Intake, Ending]:
         parts, config = self.parts, self.config
         intake = _intake(parts, open_to="nobody" if self._admin_key else parts.open_to)
         reserving = Reserving(
@@ -224,13 +225,6 @@ class Application:
             in_flight=self._heartbeat,
             timeouts=timeouts_of(config),
         )
-        relaying = Relaying(
-            forwarding=forwarding,
-            counter_for=self._counter_for,
-            keeper_for=lambda call: HoldKeeper(call, reserving, slice_tokens=config.reservations.slice_tokens),
-            in_flight=self._heartbeat,
-            judge=parts.orchestration,
-        )
         settler = Settler(
             ledger=parts.ledger,
             recorder=parts.recorder,
@@ -240,13 +234,21 @@ class Application:
             admission=admission,
             on_usage_reported=parts.orchestration.answered,
         )
+        ending = Ending(settler=settler, ledger=parts.ledger, in_flight=self._heartbeat)
+        relaying = Relaying(
+            forwarding=forwarding,
+            counter_for=self._counter_for,
+            keeper_for=lambda call: HoldKeeper(call, reserving, slice_tokens=config.reservations.slice_tokens),
+            in_flight=self._heartbeat,
+            ending=ending,
+            judge=parts.orchestration,
+        )
         handler = CallHandler(
             intake=intake,
             admission=admission,
             relaying=relaying,
             settler=settler,
-            in_flight=self._heartbeat,
-            ledger=parts.ledger,
+            ending=ending,
             concurrency=parts.concurrency,
             idempotency=Idempotency(self._answer_storage, keep_ms=int(config.answers.idempotency_seconds * 1000)),
             cache=AnswerCache(parts.pool.cache_ttl_s, self._answer_storage),
@@ -254,7 +256,7 @@ class Application:
             new_run_limit=NewRunLimit(config.server.new_runs_per_minute_max, time.monotonic),
             new_id=parts.ids.new,
         )
-        return handler, intake
+        return handler, intake, ending
 
     def _counter_for(self, call: Call) -> Any:
         deployment = call.deployment

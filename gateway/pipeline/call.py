@@ -122,6 +122,7 @@ class Call:
     arm: Arm | None = None  # the run's side of the holdout; None: nothing is compared
     lane: Lane | None = None
     is_admitted: bool = False
+    is_settled: bool = False  # or being settled
     is_with_upstream: bool = False  # a request is in flight at the provider: giving up now may still cost money
     raw: bytes = b""  # the body as received, until the loop breaker has seen it
     retry: int = 0  # how many times the client's SDK has already sent this call
@@ -146,13 +147,3 @@ class Outcome:
     output_tokens_seen: int = 0
     code: str = ""
     first_byte_ms: int | None = None
-    http_status: int = 200
-
-
-@value_class
-class Settlement:
-    """What was booked, for the answer's headers."""
-
-    balances: tuple[Balance, ...] = ()
-    booked: Amount = ZERO
-    overrun: Amount = ZERO

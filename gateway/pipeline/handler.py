@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter_ns
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from gateway.answers.port import StoredAnswer
 from gateway.errors import GatewayError, LedgerOutage, stopping
-from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.admission import Admission
 from gateway.pipeline.answer_cache import HEADER as CACHE_HEADER
 from gateway.pipeline.answer_cache import HIT_ACTION, AnswerCache, CacheLookup
-from gateway.pipeline.call import Call, Outcome, Settlement
+from gateway.pipeline.call import Call, Outcome
 from gateway.pipeline.concurrency import ConcurrencyLimits
+from gateway.pipeline.ending import Ending
 from gateway.pipeline.exchange import ClientDisconnected, Exchange
 from gateway.pipeline.idempotency import HEADER as IDEMPOTENCY_HEADER
 from gateway.pipeline.idempotency import REPLAYED_HEADER, Idempotency
 from gateway.pipeline.intake import Intake
 from gateway.pipeline.loop_breaker import LoopBreaker
-from gateway.pipeline.ports import InFlightCalls
 from gateway.pipeline.relaying import Relaying
-from gateway.pipeline.response_headers import call_headers, encoded, error_headers
+from gateway.pipeline.response_headers import Header, call_headers, encoded, error_headers
 from gateway.pipeline.run_rate import NewRunLimit
 from gateway.pipeline.settlement import Settler
 from gateway.tags import echoed_tags
@@ -46,8 +45,7 @@ class CallHandler:
         admission: Admission,
         relaying: Relaying,
         settler: Settler,
-        in_flight: InFlightCalls,
-        ledger: Ledger,
+        ending: Ending,
         concurrency: ConcurrencyLimits,
         idempotency: Idempotency,
         cache: AnswerCache,
@@ -59,15 +57,13 @@ class CallHandler:
         self._admission = admission
         self._relaying = relaying
         self._settler = settler
-        self._in_flight = in_flight
-        self._ledger = ledger
+        self._ending = ending
         self._concurrency = concurrency
         self._idempotency = idempotency
         self._cache = cache
         self._loop_breaker = loop_breaker
         self._new_run_limit = new_run_limit
         self._new_id = new_id
-        self._settling: set[asyncio.Task[Any]] = set()
 
     async def handle(self, exchange: Exchange, protocol: WireProtocol, path_tags: Mapping[str, str]) -> None:
         """Answer the call exactly once. Only a bug of ours ends in a 500, and even then the hold is settled or released."""
@@ -101,7 +97,8 @@ class CallHandler:
             if stored is None:
                 await self._serve(exchange, call)
             else:
-                await self._replay(exchange, call, stored)
+                call.actions.append("replay")
+                await self._answer_stored(exchange, call, Outcome(), stored, _REPLAYED)
 
     async def _serve(self, exchange: Exchange, call: Call) -> None:
         if call.run is not None:
@@ -129,33 +126,12 @@ class CallHandler:
         try:
             await self._admission.admit(call)
         except BaseException as error:
-            # The reservation may exist even though the ledger's reply never arrived; voiding it by its id is harmless if not.
             if call.count is not None and call.grant is None:
-                is_outage = isinstance(error, LedgerOutage)
-                undo = self._start_task(self._undo_admission(call, is_outage=is_outage))
-                # An unreachable ledger replies late or never, so do not keep the client waiting for it.
-                if not is_outage:
-                    await asyncio.shield(undo)
+                await self._ending.withdraw(call, is_outage=isinstance(error, LedgerOutage))
             raise
-
-    async def _undo_admission(self, call: Call, *, is_outage: bool) -> None:
-        try:
-            await self._ledger.void(call.principal.project, call.id)
-        except LedgerUnavailable:
-            # A call that an outage refused has hardly ever a hold, and the outage itself is in the log once.
-            if not is_outage:
-                _log.warning("hold_left_to_sweeper", request_id=call.id)
-
-    async def _replay(self, exchange: Exchange, call: Call, stored: StoredAnswer) -> None:
-        """Send the stored answer. Nothing is admitted or spent: the first call was."""
-        call.actions.append("replay")
-        await self.settle(call, Outcome())
-        headers = [*encoded(call_headers(call, ())), (b"content-type", stored.content_type), _REPLAYED]
-        await exchange.answer(200, headers, stored.body)
 
     async def _forward(self, exchange: Exchange, call: Call, lookup: CacheLookup | None) -> None:
         outcome = Outcome()
-        settle_once = _SettleOnce(self, call)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - we are in it
         exchange.watch(task)
@@ -163,9 +139,9 @@ class CallHandler:
             stored = None if lookup is None else await self._cache.find(lookup)
             if stored is not None:
                 call.actions.append(HIT_ACTION)
-                await self._answer_from_cache(exchange, call, stored, await settle_once.settle(outcome))
+                await self._answer_stored(exchange, call, outcome, stored, _CACHE_HIT)
                 return
-            await self._relaying.relay(exchange, call, outcome, settle_once.settle)
+            await self._relaying.relay(exchange, call, outcome)
         except asyncio.CancelledError:
             outcome.status, outcome.code = (
                 "cancelled",
@@ -186,43 +162,15 @@ class CallHandler:
             raise
         finally:
             exchange.unwatch()
-            await settle_once.settle(outcome)
+            await self._ending.settle(call, outcome)
 
-    async def _answer_from_cache(
-        self, exchange: Exchange, call: Call, stored: StoredAnswer, settlement: Settlement
+    async def _answer_stored(
+        self, exchange: Exchange, call: Call, outcome: Outcome, stored: StoredAnswer, mark: Header
     ) -> None:
-        """Send a cached answer. The whole hold has been released, because no provider was called."""
-        headers = [
-            *encoded(call_headers(call, settlement.balances)),
-            (b"content-type", stored.content_type),
-            _CACHE_HIT,
-        ]
-        await exchange.answer(200, headers, stored.body)
-
-    async def settle(self, call: Call, outcome: Outcome) -> Settlement:
-        """Settle even if the calling task is cancelled: the settlement is then repeated in a task of its own.
-
-        Repeating it is safe, because the ledger knows by the call's id what it has already booked.
-        """
-        try:
-            return await self._settler.settle(call, outcome)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._start_task(self._settler.settle(call, outcome)))
-            raise
-        finally:
-            self._in_flight.finished(call)
-
-    def _start_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(coroutine)
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-        return task
-
-    async def drain(self) -> None:
-        """Wait for settlements whose callers are already gone."""
-        while self._settling:
-            # Not `gather`: from Python 3.12 on it does not yield if all are done, and then their callbacks never empty the set.
-            await asyncio.wait(self._settling)
+        """Send an answer that was kept. Nothing was spent on this call, so whatever it holds is released first."""
+        await self._ending.settle(call, outcome)
+        headers = encoded(call_headers(call, call.reported_balances))
+        await exchange.answer(200, [*headers, (b"content-type", stored.content_type), mark], stored.body)
 
     async def _answer_error(
         self,
@@ -241,20 +189,3 @@ class CallHandler:
         if call is None:
             headers.append(("server-timing", f"total;dur={(perf_counter_ns() - exchange.began_ns) / 1e6:.1f}"))
         await exchange.answer(error.status, encoded(headers), protocol.error_body(error))
-
-
-class _SettleOnce:
-    """Settles a call once: only the first outcome counts, and later calls get the same settlement."""
-
-    def __init__(self, handler: CallHandler, call: Call) -> None:
-        self._handler = handler
-        self._call = call
-        self._settlement: Settlement | None = None
-        self._begun = False
-
-    async def settle(self, outcome: Outcome) -> Settlement:
-        if not self._begun:
-            self._begun = True
-            self._settlement = await self._handler.settle(self._call, outcome)
-            self._call.reported_balances = tuple(self._settlement.balances)
-        return self._settlement or Settlement()

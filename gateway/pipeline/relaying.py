@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from gateway.errors import GatewayError, StreamBroken, UpstreamFailure, stopping
-from gateway.pipeline.call import Call, Outcome, Settlement
+from gateway.pipeline.call import Call, Outcome
 from gateway.pipeline.cost_bounds import plausible_usage
+from gateway.pipeline.ending import Ending
 from gateway.pipeline.exchange import Exchange
 from gateway.pipeline.forwarding import Forwarding
 from gateway.pipeline.hold import HoldKeeper, booked_output
@@ -23,7 +24,6 @@ from gateway.wire.protocol import BinaryProtocol, CounterFactory, Relay
 from policies.pricing import Usage
 from policies.reservation import Balance
 
-Settle = Callable[[Outcome], Awaitable[Settlement]]
 CounterFor = Callable[[Call], CounterFactory]
 # How much of a stream is kept to judge its answer afterwards. A longer answer is not judged.
 _JUDGED_BYTES_MAX: Final = 1024 * 1024
@@ -52,15 +52,17 @@ class Relaying:
         counter_for: CounterFor,
         keeper_for: Callable[[Call], HoldKeeper],
         in_flight: InFlightCalls,
+        ending: Ending,
         judge: Judge,
     ) -> None:
         self._forwarding = forwarding
         self._counter_for = counter_for
         self._keeper_for = keeper_for
         self._in_flight = in_flight
+        self._ending = ending
         self._judge = judge
 
-    async def relay(self, exchange: Exchange, call: Call, outcome: Outcome, settle: Settle) -> None:
+    async def relay(self, exchange: Exchange, call: Call, outcome: Outcome) -> None:
         """Fill in `outcome` along the way, so that a call cancelled at any point is settled by what was seen so far."""
         try:
             answer = await self._forwarding.forward(call)
@@ -69,43 +71,37 @@ class Relaying:
         outcome.first_byte_ms = call.timings.elapsed_ms
         try:
             if answer.status >= 400:
-                await self._relay_error(exchange, call, answer, outcome, settle)
+                await self._relay_error(exchange, call, answer, outcome)
             elif answer.pieces is None:
-                await self._relay_whole(exchange, call, answer, outcome, settle)
+                await self._relay_whole(exchange, call, answer, outcome)
             else:
-                await self._relay_stream(exchange, call, answer, outcome, settle)
+                await self._relay_stream(exchange, call, answer, outcome)
         finally:
             if answer.close is not None:
                 await answer.close()
 
-    async def _relay_error(
-        self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome, settle: Settle
-    ) -> None:
+    async def _relay_error(self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome) -> None:
         """Relay the provider's error unchanged. Nothing was spent, because the provider refused the request."""
-        outcome.status, outcome.http_status, outcome.code = "error", answer.status, f"upstream_{answer.status}"
-        settlement = await settle(outcome)
-        headers = [*answer.headers.items(), *call_headers(call, settlement.balances)]
+        outcome.status, outcome.code = "error", f"upstream_{answer.status}"
+        await self._ending.settle(call, outcome)
+        headers = [*answer.headers.items(), *call_headers(call, call.reported_balances)]
         await exchange.answer(answer.status, encoded(_without_length(headers)), answer.body)
 
-    async def _relay_whole(
-        self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome, settle: Settle
-    ) -> None:
+    async def _relay_whole(self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome) -> None:
         outcome.reached = True
         body = read_usage(call, answer, outcome, self._counter_for(call))
         is_answer = isinstance(body, dict) and body.get(call.protocol.answer_field) is not None
         error = None if is_answer else _error_instead_of_answer(call, answer, body, outcome)
         if error is not None:
             outcome.status, outcome.code = "error", error.code
-            await settle(outcome)
+            await self._ending.settle(call, outcome)
             raise error
         self._judge.judge(call, answer.body)
-        settlement = await settle(outcome)
-        headers = [*answer.headers.items(), *call_headers(call, settlement.balances)]
+        await self._ending.settle(call, outcome)
+        headers = [*answer.headers.items(), *call_headers(call, call.reported_balances)]
         await exchange.answer(answer.status, encoded(_without_length(headers)), answer.body)
 
-    async def _relay_stream(
-        self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome, settle: Settle
-    ) -> None:
+    async def _relay_stream(self, exchange: Exchange, call: Call, answer: UpstreamAnswer, outcome: Outcome) -> None:
         outcome.reached = True
         stream = _Stream(
             answer, call.protocol.relay(call.request, self._counter_for(call)()), self._keeper_for(call), []
@@ -117,7 +113,7 @@ class Relaying:
         try:
             await self._pump(exchange, call, stream, outcome)
         except (StreamBroken, UpstreamError) as error:
-            await self._end_broken(exchange, call, stream, outcome, settle, _as_error(error, answer))
+            await self._end_broken(exchange, call, stream, outcome, _as_error(error, answer))
             return
         except asyncio.CancelledError:
             # Count again: the chunks since the last count have to be paid for too.
@@ -127,8 +123,8 @@ class Relaying:
                 await exchange.abort(stream.relay.fail(stopping()))
             raise
         self._judge_stream(call, stream)
-        settlement = await settle(outcome)
-        await self._end_whole(exchange, call, stream, settlement)
+        await self._ending.settle(call, outcome)
+        await self._end_whole(exchange, call, stream)
 
     async def _pump(self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome) -> None:
         """Relay until the stream ends or the budget ends it. Output is counted before it goes to the client."""
@@ -184,29 +180,29 @@ class Relaying:
         if stream.is_judged and not stream.was_cut:
             self._judge.judge(call, b"".join([*stream.buffered, stream.relay.close(None)]), streamed=True)
 
-    async def _end_whole(self, exchange: Exchange, call: Call, stream: _Stream, settlement: Settlement) -> None:
+    async def _end_whole(self, exchange: Exchange, call: Call, stream: _Stream) -> None:
         if stream.was_cut:
             call.actions.append("cut")
         if call.request.stream:
-            note = budget_note(call, settlement.balances)
+            note = budget_note(call, call.reported_balances)
             await exchange.write(stream.relay.close(note), more=False)
             return
         body = lenient_json.dumps(call.protocol.assemble(b"".join([*stream.buffered, stream.relay.close(None)])))
-        headers = [("content-type", "application/json"), *call_headers(call, settlement.balances)]
+        headers = [("content-type", "application/json"), *call_headers(call, call.reported_balances)]
         await exchange.answer(200, encoded(headers), body)
 
     async def _end_broken(
-        self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, settle: Settle, error: GatewayError
+        self, exchange: Exchange, call: Call, stream: _Stream, outcome: Outcome, error: GatewayError
     ) -> None:
         """Most clients take a stream that just stops for a success, so end it with an error event."""
         outcome.status, outcome.code = "error", error.code
         outcome.output_tokens_seen = stream.relay.output_tokens
         outcome.usage = _usage_so_far(call, stream.relay, outcome.output_tokens_seen)
-        settlement = await settle(outcome)
+        await self._ending.settle(call, outcome)
         if not call.request.stream:
             raise error
         error.metadata.setdefault("request_id", call.id)
-        await exchange.abort(stream.relay.fail(error, budget_note(call, settlement.balances)))
+        await exchange.abort(stream.relay.fail(error, budget_note(call, call.reported_balances)))
 
 
 def _usage_so_far(call: Call, relay: Relay, output_tokens_seen: int) -> Usage | None:

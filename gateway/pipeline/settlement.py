@@ -13,7 +13,7 @@ from gateway.ledger.retries import retry_while_unavailable
 from gateway.observability.alerts import Alerts
 from gateway.observability.telemetry import Telemetry
 from gateway.pipeline.admission import Admission
-from gateway.pipeline.call import Call, Outcome, Settlement
+from gateway.pipeline.call import Call, Outcome
 from gateway.pipeline.cost_bounds import booked_cost, plausible_usage
 from gateway.pipeline.events import detail_of, draft_of, whole_event
 from gateway.pipeline.hold import booked_output
@@ -56,8 +56,9 @@ class Settler:
         self._admission = admission
         self._on_usage_reported = on_usage_reported
 
-    async def settle(self, call: Call, outcome: Outcome) -> Settlement:
-        """Never raises when the ledger is unreachable: its outage wrapper keeps what could not be written, and replays it.
+    async def settle(self, call: Call, outcome: Outcome) -> None:
+        """Fill in the call's `reported_balances`. Never raises when the ledger is unreachable: its outage wrapper keeps what could
+        not be written, and replays it.
 
         Nothing is counted or recorded before the last await, so that a cancelled settlement can be repeated.
         """
@@ -66,21 +67,17 @@ class Settler:
             self._admission.remember_history(call, measured.usage)
         if measured is not None and call.is_tagged:
             self._note_routing_and_cache(call, measured)
-        settlement = Settlement()
         if call.grant is None or not call.grant.held.requests:
             self._record(call, outcome, measured)
         else:
             try:
-                settlement = await (
-                    self._void(call, outcome) if measured is None else self._book(call, outcome, measured)
-                )
+                await (self._void(call, outcome) if measured is None else self._book(call, outcome, measured))
             except LedgerUnavailable as error:
                 _log.error("settlement_not_written", request_id=call.id, error=str(error))
         self._telemetry.ended(
             call, outcome, measured.usage if measured else None, measured.amount if measured else ZERO
         )
         call.timings.stop("settle")
-        return settlement
 
     def _note_routing_and_cache(self, call: Call, measured: MeasuredUsage) -> None:
         """Compute what routing to another model has saved, and learn from the provider's usage about its prompt cache."""
@@ -101,7 +98,7 @@ class Settler:
         self._alerts.refused(call)
         self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
 
-    async def _book(self, call: Call, outcome: Outcome, measured: MeasuredUsage) -> Settlement:
+    async def _book(self, call: Call, outcome: Outcome, measured: MeasuredUsage) -> None:
         if _is_overage(call, measured.amount) and _OVERAGE not in call.actions:
             call.actions.append(_OVERAGE)
         detail = detail_of(call, outcome, measured.usage, measured.source)
@@ -116,15 +113,15 @@ class Settler:
         if resolution.state is State.LATE:
             _log.warning("settled_late", request_id=call.id, run=call.run)
         self._alerts.check_budgets(call, resolution.balances, resolution.booked)
-        return Settlement(resolution.balances, resolution.booked, resolution.overrun)
+        call.reported_balances = resolution.balances
 
-    async def _void(self, call: Call, outcome: Outcome) -> Settlement:
+    async def _void(self, call: Call, outcome: Outcome) -> None:
         project = call.principal.project
         resolution = await retry_while_unavailable(
             lambda: self._ledger.void(project, call.id), tries=_TRIES, pause_s=_PAUSE_S
         )
         self._recorder.record(project, self._entry(call, ZERO, whole_event(call, outcome)))
-        return Settlement(resolution.balances)
+        call.reported_balances = resolution.balances
 
     def _record(self, call: Call, outcome: Outcome, measured: MeasuredUsage | None) -> None:
         amount = measured.amount if measured else ZERO

@@ -247,7 +247,7 @@ class Gateway:
 
     async def settled(self) -> None:
         """All background work of the calls has ended, and every event is in the store."""
-        await self.application._handler.drain()
+        await self.application._ending.drain()
         await self.application.parts.recorder.flush()
         await self.application.parts.flusher.drain(timeout_ms=5_000)
 
@@ -311,7 +311,7 @@ async def inject_everywhere(folder: Path, ledger: str, faults: Faults) -> Findin
                     findings.strikes += bool(faults.struck)
                     if hung:
                         findings.hung.append(hung)
-                    await application._handler.drain()
+                    await application._ending.drain()
                     if set(await gateway.held()) - held_before - {"crowded"}:
                         findings.held_after_call.append(f"{faults.points[point]} {kind} {point} ({scenario.name})")
         findings.unreached = sorted(set(faults.points.values()) - {faults.points[point] for point in everywhere})
