@@ -10,18 +10,22 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from gateway.pipeline.call import Call, Outcome
 from policies.amounts import NANO_USD_PER_USD, Amount
 from policies.pricing import Usage
 
-_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+# From a cached answer to `router_settings.timeout`.
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 # Callers name workflows, and also models if an entry of model_list has a `*`: only this many get labels of their own.
 LABELS_MAX: Final = 200
 METRICS_FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+# A third of all series would be times of creation, which no query here uses.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Telemetry:
@@ -53,14 +57,14 @@ class Telemetry:
         )
         self.first_token = Histogram(
             "farebox_time_to_first_token_seconds",
-            "Time to the first byte of a streamed answer.",
+            "Time to the first byte of a streamed answer, not counting headers.",
             ("model",),
             buckets=_SECONDS,
             registry=registry,
         )
         self.overhead = Histogram(
             "farebox_overhead_seconds",
-            "Time spent in the gateway itself, per call.",
+            "Time a call spends in the gateway before it is sent to the provider.",
             buckets=_OVERHEAD_SECONDS,
             registry=registry,
         )
@@ -164,8 +168,16 @@ class Telemetry:
             self._cost[model, workflow].inc(amount.nano_usd / NANO_USD_PER_USD)
 
     def refused(self, call: Call, code: str) -> None:
+        self.rejected(call.protocol.name, code)
+
+    def rejected(self, route: str, code: str) -> None:
+        """Refused, perhaps before there was a call: without a key, or with a request that cannot be read."""
         self._admissions["refused", code].inc()
-        self._requests[call.protocol.name, "none", "none", "refused"].inc()
+        self._requests[route, "none", "none", "refused"].inc()
+
+    def broke(self, route: str) -> None:
+        """A fault of ours before the call was admitted."""
+        self._requests[route, "none", "none", "error"].inc()
 
     def overran(self, call: Call, overrun: Amount) -> None:
         self.overruns.inc()

@@ -82,13 +82,15 @@ class CallHandler:
         except ClientDisconnected:
             return
         except GatewayError as error:
-            if call is not None and not call.is_admitted:
+            if call is None:
+                self._settler.rejected(protocol, error.code)
+            elif not call.is_admitted:
                 self._settler.refused(call, error.code)
             await self._answer_error(exchange, protocol, error, call, call_id, path_tags)
         except Exception:  # noqa: BLE001 - the safety net: a bug of ours is answered and logged, and the hold resolved
             _log.exception("call_failed", request_id=call_id)
-            if call is not None and not call.is_admitted:
-                self._settler.not_admitted(call, "internal_error", "error")
+            if call is None or not call.is_admitted:
+                self._settler.broke(protocol, call)
             internal_error = GatewayError("Something broke inside the gateway.")
             await self._answer_error(exchange, protocol, internal_error, call, call_id, path_tags)
 

@@ -68,7 +68,8 @@ class Relaying:
             answer = await self._forwarding.forward(call)
         finally:
             call.timings.stop("upstream")
-        outcome.first_byte_ms = call.timings.elapsed_ms
+        if answer.pieces is None:
+            outcome.first_byte_ms = call.timings.elapsed_ms
         try:
             if answer.status >= 400:
                 await self._relay_error(exchange, call, answer, outcome)
@@ -130,6 +131,8 @@ class Relaying:
         """Relay until the stream ends or the budget ends it. Output is counted before it goes to the client."""
         assert stream.answer.pieces is not None  # noqa: S101
         async for piece in stream.answer.pieces:
+            if outcome.first_byte_ms is None:  # many servers send the headers long before the model has read the prompt
+                outcome.first_byte_ms = call.timings.elapsed_ms
             for part in stream.keeper.parts(piece):
                 if not await self._relay_part(exchange, call, stream, outcome, part):
                     return

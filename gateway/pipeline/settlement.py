@@ -18,6 +18,7 @@ from gateway.pipeline.cost_bounds import booked_cost, plausible_usage
 from gateway.pipeline.events import detail_of, draft_of, whole_event
 from gateway.pipeline.hold import booked_output
 from gateway.pipeline.ports import Recorder
+from gateway.wire.protocol import WireProtocol
 from policies.amounts import ZERO, Amount
 from policies.pricing import Usage, cost_nano_usd
 from policies.reservation import State
@@ -91,9 +92,19 @@ class Settler:
     def refused(self, call: Call, code: str) -> None:
         """Record a refusal: it costs nothing, but operators look for it in the usage."""
         self._telemetry.refused(call, code)
-        self.not_admitted(call, code, "refused")
+        self._not_admitted(call, code, "refused")
 
-    def not_admitted(self, call: Call, code: str, status: str) -> None:
+    def rejected(self, protocol: WireProtocol, code: str) -> None:
+        """Refused before it was known whose call this is, so that only the metrics can show it."""
+        self._telemetry.rejected(protocol.name, code)
+
+    def broke(self, protocol: WireProtocol, call: Call | None) -> None:
+        """Record a fault of ours that came before the call was admitted."""
+        self._telemetry.broke(protocol.name)
+        if call is not None:
+            self._not_admitted(call, "internal_error", "error")
+
+    def _not_admitted(self, call: Call, code: str, status: str) -> None:
         outcome = Outcome(status=status, code=code)
         self._alerts.refused(call)
         self._recorder.record(call.principal.project, self._entry(call, ZERO, whole_event(call, outcome)))
