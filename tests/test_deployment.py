@@ -32,6 +32,9 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GATEWAYS = ["gateway-1", "gateway-2"]
 COMPOSE_SCHEMA = json.loads((ROOT / "tests/compose_spec/schema.json").read_text())
+RULES_TEST = ROOT / "tests/prometheus/rules_test.yml"
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool, which comes with Prometheus")
 _METRIC = re.compile(r"\bfarebox_[a-z_]+")
 _VARIABLE = re.compile(r"\$\{(\w+)")
 
@@ -62,6 +65,37 @@ def test_every_dashboard_and_alert_query_uses_existing_metrics(title: str, expre
     assert asked <= metric_names(), f"{title}: {asked - metric_names()}"
     assert asked or "up{" in expression
     assert expression.count("(") == expression.count(")")
+
+
+def promtool(*arguments: str, given: bytes = b"") -> None:
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, *arguments], input=given, capture_output=True)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+
+
+@needs_promtool
+def test_alerts_fire_for_the_series_that_they_are_about_and_for_no_others() -> None:
+    promtool("test", "rules", str(RULES_TEST))
+
+
+@needs_promtool
+def test_prometheus_accepts_its_configuration_and_the_metrics() -> None:
+    promtool("check", "config", str(ROOT / "deploy/prometheus/prometheus.yml"))
+    promtool("check", "metrics", given=Telemetry().exposition())
+
+
+def test_every_alert_is_evaluated_by_a_test() -> None:
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"][0]["rules"]
+    cases = [
+        case for group in yaml.safe_load(RULES_TEST.read_text())["tests"] for case in group.get("alert_rule_test", ())
+    ]
+    assert {rule["alert"] for rule in rules} == {case["alertname"] for case in cases if case["exp_alerts"]}
+
+
+def test_every_alert_is_explained() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"][0]["rules"]
+    assert [rule["alert"] for rule in rules if f"`{rule['alert']}`" not in page] == []
 
 
 def test_every_metric_is_used_by_a_dashboard_or_an_alert() -> None:
