@@ -31,7 +31,11 @@ def test_time_to_first_token_ends_at_the_first_event_and_not_at_the_headers(serv
     ("body", "headers", "code"),
     [
         ("{", {}, "invalid_json"),
-        ('{"model": "fake", "messages": [{"role": "user", "content": "hi"}]}', {"x-workflow-id": "a b"}, "invalid_header"),
+        (
+            '{"model": "fake", "messages": [{"role": "user", "content": "hi"}]}',
+            {"x-workflow-id": "a b"},
+            "invalid_header",
+        ),
         ('{"model": "other", "messages": [{"role": "user", "content": "hi"}]}', {}, "model_not_found"),
     ],
     ids=["unreadable body", "bad tag", "unknown model"],
