@@ -98,6 +98,22 @@ def test_concurrent_edit_of_a_budget_is_refused_with_409(client: Client) -> None
     assert client.post("/admin/budgets", again).status == 303
 
 
+def test_edited_budget_stays_in_its_project(client: Client) -> None:
+    path = "/admin/budgets?project=team-c"
+    form = {"scope": "agent", "match": "bot-of-team-c", "window": "day", "project": "team-c"}
+    assert client.post(path, form | {"tokens": "500"}).status == 303
+    row = next(row for row in client.get(path).text.split("<tr>") if ">bot-of-team-c<" in row)
+    identifier = re.search(r"edit=(budget-[^&#\"]+)", row)
+    assert identifier
+    edited = client.get(f"{path}&edit={identifier[1]}").text
+    edited = edited[edited.index('id="edit"') :]
+    sent = {name: field_value(edited, name) for name in ("id", "seen", "match", "project")}
+    assert sent["project"] == "team-c"
+    assert client.post(path, form | sent | {"tokens": "600"}).status == 303
+    assert "only in team-c" in client.get(path).text
+    assert "bot-of-team-c" not in client.get("/admin/budgets").text, "it applies to no other project"
+
+
 def test_concurrent_edit_of_a_declaration_is_refused_with_409(client: Client) -> None:
     path = "/admin/workflows/edited-by-two"
     form = {"action": "save", "seen": field_value(client.get(path).text, "seen")}

@@ -22,7 +22,7 @@ from gateway.runs.view import RunView
 from policies.budgets import HoldKind, Mode, OnOutage, Scope, Subject, Window
 
 _SUBJECT_FIELDS: Final = ("key", "workflow", "run", "step", "agent")
-_TEXT_FIELDS: Final = ("scope", "match", "window", "hold", "on_outage", "mode", "timezone")
+_TEXT_FIELDS: Final = ("scope", "match", "project", "window", "hold", "on_outage", "mode", "timezone")
 _CHOICES: Final = {
     "scope": tuple(Scope),
     "window": tuple(one for one in Window if one is not Window.RUN),
@@ -34,6 +34,7 @@ _EMPTY_FORM: Final = {
     "id": "",
     "scope": "workflow",
     "match": "*",
+    "project": "",
     "tokens": "",
     "usd": "",
     "requests": "",
