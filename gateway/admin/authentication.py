@@ -3,8 +3,8 @@
     request                                          is let in as
     ---------------------------------------------    -------------------------------
     a session cookie                                 its user, with the user's role
-    anybody on this machine, while there is no key   local, with the role admin
     an admin or viewer key in Authorization          the key, with the key's role
+    anybody on this machine, while there is no key   local, with the role admin
     anybody else                                     redirected to the login
 
 A form that changes something must come from one of our own pages. Browsers say where it comes from (Sec-Fetch-Site, Origin), so forms
@@ -24,7 +24,7 @@ from starlette.requests import Request
 from gateway.endpoints.access import Access, Actor, Role, is_local
 from gateway.errors import AuthenticationFailed, Overloaded
 from gateway.pipeline.intake import credential_of
-from gateway.store import admin_users as admin_users
+from gateway.store import admin_users
 from gateway.store.admin_users import AdminUser
 from gateway.store.database import Database
 
@@ -61,11 +61,10 @@ class Authenticator:
         session = await admin_users.find_session(self._store, token, self._clock_ms()) if token else None
         if session is not None:
             return Identity(Actor(session.user.name, cast(Role, session.user.role)), "session")
-        if self.is_open_to(request):
-            return Identity(Actor("local", "admin"), "local")
+        # Before "local", which is for browsers: a program that sends a credential cannot have been sent here by another site's page.
         if credential_of(request.headers) is not None:
             return Identity(self._access.check(request, "viewer"), "key")
-        return None
+        return Identity(Actor("local", "admin"), "local") if self.is_open_to(request) else None
 
     def is_open_to(self, request: Request) -> bool:
         return self._access.is_open() and is_local(request)

@@ -14,10 +14,11 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from gateway.cli.configuration import load_configuration
-from gateway.cli.connection import POLL_INTERVAL_S, START_WAIT_S, serving_operator
+from gateway.cli.connection import POLL_INTERVAL_S, START_WAIT_S, serving_operator, user_name
 from gateway.config.schema import Config
-from gateway.endpoints.access import Operator
-from gateway.store import admin_users as admin_users
+from gateway.endpoints.access import USER_HEADER, Operator
+from gateway.store import admin_users, audit
+from gateway.store.audit import AuditEvent
 from gateway.store.database import Database, StoreError, StoreInUse
 from gateway.tags import NAME_IN_WORDS, VALUE
 
@@ -65,6 +66,8 @@ async def _put_user(config: Config, name: str, password: str, role: str) -> None
         else:
             await store.migrate(now_ms)
         await admin_users.put_user(store, name, password, role, now_ms)
+        event = AuditEvent(now_ms, f"cli:{user_name()}", "admin.person_set", name, detail={"role": role})
+        await audit.append(store, [event])
     finally:
         await store.close()
 
@@ -87,7 +90,7 @@ def _set_through_gateway(operator: Operator, name: str, password: str, role: str
     """Ask the gateway that holds the embedded store to do it, with the operator's token from beside the store's file."""
     form = urllib.parse.urlencode({"name": name, "password": password, "role": role}).encode()
     try:
-        headers = {"authorization": f"Bearer {operator.token}"}
+        headers = {"authorization": f"Bearer {operator.token}", USER_HEADER: user_name()}
         request = urllib.request.Request(
             f"http://{urllib.parse.urlsplit(operator.address).netloc}/admin/people", form, headers
         )

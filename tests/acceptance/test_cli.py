@@ -369,6 +369,20 @@ def test_commands_do_not_use_another_configurations_gateway(served: tuple[Cli, F
     assert "tried for 5 s" in taken.err
 
 
+def test_login_set_by_the_command_is_in_the_audit_log(cli: Cli, tmp_path: Path) -> None:
+    """Whether the command writes to the store itself or asks the gateway that has it."""
+    assert cli("admin", stdin="correct horse battery\n").code == 0
+    gateway = FareboxProcess(tmp_path, json.loads((tmp_path / "config.yaml").read_text()))
+    gateway.start()
+    try:
+        assert cli("admin", "second", "--role", "viewer", stdin="correct horse battery\n").code == 0
+        events = cli("audit", "--action", "admin.", "--json").json()["events"]
+    finally:
+        gateway.stop()
+    said = [(event["actor"].partition(":")[0], event["target"], event["detail"]) for event in events]
+    assert said == [("cli", "second", {"role": "viewer"}), ("cli", "admin", {"role": "admin"})]
+
+
 @contextlib.contextmanager
 def store_locked_for(seconds: float, file: Path) -> Iterator[None]:
     """Holds the store open, as a gateway does before it listens."""

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.admin import authentication as admin_authentication
 from gateway.admin.authentication import FAILURES_PER_SOURCE_MAX, Authenticator
 from gateway.errors import AuthenticationFailed, Overloaded
+from gateway.store import admin_users
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def authenticator(monkeypatch: pytest.MonkeyPatch) -> Authenticator:
     async def no_user(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(admin_authentication.admin_users, "check_password", no_user)
+    monkeypatch.setattr(admin_users, "check_password", no_user)
     unused = cast(Any, None)
     return Authenticator(unused, unused, clock_ms=lambda: 0, timer_s=lambda: 0.0)
 
@@ -64,7 +64,7 @@ async def test_concurrent_failed_logins_are_counted(
         checked += 1
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(admin_authentication.admin_users, "check_password", no_user)
+    monkeypatch.setattr(admin_users, "check_password", no_user)
     answers = await asyncio.gather(*(guess(authenticator, "ada", "1.1.1.1") for _ in range(100)))
     assert checked <= FAILURES_PER_SOURCE_MAX + 1  # two are checked at once
     assert answers.count("locked") == 100 - checked
