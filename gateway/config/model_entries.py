@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -48,4 +49,4 @@ def _abilities(info: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _is_number(value: Any, minimum: int) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= minimum
+    return isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value < math.inf

@@ -116,6 +116,7 @@ ONE_FAULT: list[tuple[str, str, str]] = [
         "must be a number of tokens, not -5",
     ),
     (MODEL + "    model_info: {max_output_tokens: '9'}\n", "farebox.yaml:4:18: model_list[0]", "number of tokens"),
+    (MODEL + "    model_info: {max_input_tokens: .inf}\n", "farebox.yaml:4:18: model_list[0]", "number of tokens"),
     (MODEL + "    model_info: {quality: 99}\n", "farebox.yaml:4:18: model_list[0].model_info.quality:", "0 to 10"),
     (MODEL + "    model_info: {cache_ttl_seconds: abc}\n", "farebox.yaml:4:18: model_list[0]", "number of seconds"),
     (MODEL + "    model_info: {supports_vision: 'yes'}\n", "farebox.yaml:4:18: model_list[0]", "true or false"),
