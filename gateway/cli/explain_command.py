@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -49,7 +50,8 @@ def explain(
     project: Annotated[str, typer.Option(help="The project.")] = "default",
 ) -> None:
     """Explain an error code, log event or check, and what to do about it; or what would happen to a call, without sending it."""
-    if what != "-" and not Path(what).exists():
+    # A folder may have the name of a check, such as `ledger`.
+    if what != "-" and (os.path.isdir(what) or not os.path.exists(what)):
         _explain_name(session, what)
         return
     given: dict[str, Any] = {
