@@ -17,6 +17,8 @@ from rich.text import Text
 # A pipe has no width, and wrapping would break up what a program looks for.
 _PIPE_WIDTH: Final = 100_000
 _CELL_PADDING: Final = 3
+# A provider's error code is among what cells hold, and a terminal obeys escapes in it.
+_CONTROL_CHARACTERS: Final = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")
 _COLOURS: Final = {
     "ok": "green",
     "active": "green",
@@ -102,7 +104,7 @@ def cell_text(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.9f}".rstrip("0").rstrip(".")
-    return str(value)
+    return str(value).translate(_CONTROL_CHARACTERS)
 
 
 def setting_text(value: object) -> str:

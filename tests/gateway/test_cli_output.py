@@ -40,6 +40,11 @@ def test_row_is_printed_as_lines_if_the_table_does_not_fit(monkeypatch: pytest.M
     ]
 
 
+def test_no_escape_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(("code",), [("bad\x1b]0;title\x07\x9b31m\nfake row",)])
+    assert not {*map(ord, capsys.readouterr().out)} & {0x07, 0x1B, 0x9B}
+
+
 def test_timestamps_end_with_z_and_nouns_are_pluralized() -> None:
     assert (timestamp("2026-11-28T18:22:15.353Z"), timestamp(None)) == ("2026-11-28 18:22:15Z", None)
     assert (pluralized(1, "call"), pluralized(0, "call"), pluralized(1_200, "call")) == (
