@@ -23,7 +23,7 @@ _PER_RUN: Final = {"run": "`farebox runs list`", "step": "`farebox runs show`"}
 @command(app, "list")
 def list_budgets(session: Session, project: Project = "default") -> None:
     """List all budgets, each with its fullest account."""
-    response = session.request("GET", "/budgets", {"limit": 1000, "project": project})
+    response = session.request_all("/budgets", "budgets", {"project": project})
     headings = ("id", "on", "match", "window", "tokens", "usd", "requests", "mode", "accounts", "fullest", "used")
     session.print_rows(response, lambda: (headings, [_budget_row(budget) for budget in response["budgets"]]))
 

@@ -125,7 +125,7 @@ def list_keys(
     session: Session, project: Annotated[str | None, typer.Option(help="Only of this project.")] = None
 ) -> None:
     """List all keys, the newest first, without their secrets."""
-    response = session.request("GET", "/keys", {"limit": 1000, "project": project})
+    response = session.request_all("/keys", "keys", {"project": project})
     headings = ("id", "name", "project", "key", "role", "limits", "state", "created", "by", "expires")
     session.print_rows(
         response,

@@ -19,6 +19,7 @@ from gateway.config.schema import Config
 
 ResultT = TypeVar("ResultT")
 EXIT_FAILED: Final = 1
+_PAGE_ITEMS: Final = 1_000
 
 _JSON: Final = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _KEY: Final = Annotated[
@@ -72,6 +73,22 @@ class Session:
 
         return self.run(send)
 
+    def request_all(self, path: str, field: str, query: Mapping[str, Any] | None = None) -> Any:
+        """The answers of all pages of a list as one, with the items in `field`. Raises `CommandError`."""
+
+        async def read(connection: Connection) -> Any:
+            items: list[Any] = []
+            cursor = ""
+            while True:
+                page_query = {**(query or {}), "limit": _PAGE_ITEMS, "cursor": cursor or None}
+                page = (await connection.request("GET", path, page_query)).raise_for_error().value
+                items += page[field]
+                cursor = page["next"]
+                if not cursor:
+                    return page | {field: items}
+
+        return self.run(read)
+
     def request_text(self, path: str, query: Mapping[str, Any]) -> str:
         """Send one GET request and return the text of its answer. Raises `CommandError`."""
 
@@ -80,15 +97,22 @@ class Session:
 
         return self.run(send)
 
-    def print_rows(self, value: Any, rows: Callable[[], tuple[tuple[str, ...], list[tuple[Any, ...]]]]) -> None:
-        """Print the value as JSON, or as a table of the headings and rows that `rows` returns. Say on stderr if the list is incomplete."""
+    def print_rows(
+        self,
+        value: Any,
+        rows: Callable[[], tuple[tuple[str, ...], list[tuple[Any, ...]]]],
+        *,
+        others: str = "--limit shows more",
+    ) -> None:
+        """Print the value as JSON, or as a table of the headings and rows that `rows` returns. Say on stderr if the list is incomplete,
+        and what shows the `others`."""
         if self.as_json:
             echo_json(value)
             return
         headings, lines = rows()
         show_table(headings, lines)
         if value.get("next"):
-            typer.echo("There are more than these; --limit shows more.", err=True)
+            typer.echo(f"There are more than these; {others}.", err=True)
 
     def print_result(self, value: Any, sentence: str) -> None:
         """Print the value as JSON, or a sentence."""

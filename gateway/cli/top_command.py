@@ -65,7 +65,8 @@ async def _watch(
     response = (await connection.request("GET", "/runs", query)).raise_for_error().value
     terminal = console()
     if once or session.as_json or not terminal.is_terminal:
-        session.print_rows(response, lambda: (RUN_HEADINGS, [run_row(run) for run in response["runs"]]))
+        rows = [run_row(run) for run in response["runs"]]
+        session.print_rows(response, lambda: (RUN_HEADINGS, rows), others="`farebox runs list --limit` shows more")
         return
     with Live(console=terminal, screen=True, auto_refresh=False) as live:
         while True:

@@ -21,7 +21,7 @@ Project = Annotated[str, typer.Option(help="The project.")]
 @command(app, "list")
 def list_workflows(session: Session, project: Project = "default") -> None:
     """List all declarations, by name."""
-    response = session.request("GET", "/workflows", {"limit": 1000, "project": project})
+    response = session.request_all("/workflows", "workflows", {"project": project})
     session.print_rows(
         response,
         lambda: (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,7 +17,10 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.store.bulk import ignore_conflict, insert
+from gateway.store.database import Database
 from gateway.store.file_lock import FileLock
+from gateway.store.tables import workflows
 from tests.acceptance.scaled_out import redis_or_skip
 from tests.farebox_process import FareboxProcess
 from tests.ports import free_port
@@ -367,6 +371,23 @@ def test_commands_do_not_use_another_configurations_gateway(served: tuple[Cli, F
     lock.release()
     assert (taken.code, taken.err.count("\n"), "used by another process" in taken.err) == (1, 1, True)
     assert "tried for 5 s" in taken.err
+
+
+def test_list_without_limit_has_all_items_of_all_pages(cli: Cli, tmp_path: Path) -> None:
+    async def declare(count: int) -> None:
+        store = Database(f"sqlite:///{tmp_path}/store.db")
+        await store.open()
+        await store.migrate(0)
+        rows = [{"project": "default", "name": f"w{number:04}", "updated_at": 0} for number in range(count)]
+        async with store.begin() as connection:
+            await insert(connection, workflows, rows, ignore_conflict)
+        await store.close()
+
+    asyncio.run(declare(2_001))
+    listed = cli("workflows", "list")
+    assert (listed.code, listed.err) == (0, "")
+    names = [line.split()[0] for line in listed.out.splitlines() if line.lstrip().startswith("w0") or "w2000" in line]
+    assert (len(cli("workflows", "list", "--json").json()["workflows"]), names[-1]) == (2_001, "w2000")
 
 
 def test_login_set_by_the_command_is_in_the_audit_log(cli: Cli, tmp_path: Path) -> None:

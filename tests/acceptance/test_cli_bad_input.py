@@ -54,4 +54,15 @@ def test_piped_tables_end_and_note_truncation_on_stderr(served: tuple[Cli, Fareb
     assert farebox("runs", "list").err == ""
     cut = farebox("runs", "list", "--limit", "1")
     assert ("r-1" in cut.out, cut.err) == (False, "There are more than these; --limit shows more.\n")
+    for number in range(3, 102):
+        assert gateway.chat("hi", tagged("w", f"r-{number}", "s"), max_tokens=5).status == 200
+    assert farebox("top").err == "There are more than these; `farebox runs list --limit` shows more.\n"
     assert "there are orchestration, budgets, compression" in farebox("settings", "list", "--category", "x").err
+
+
+def test_unknown_name_to_explain_is_reported_in_a_sentence(cli: Cli) -> None:
+    """Longer than the name of a file can be, and the name of a check that a folder has, too."""
+    (cli.folder / "ledger").mkdir()
+    assert "Whether the ledger can be reached" in cli("explain", "ledger").out
+    output = cli("explain", "a" * 300)
+    assert (output.code, output.err.count("\n"), "There is no code" in output.err) == (1, 1, True)
