@@ -96,6 +96,8 @@ def _window_refusal(call: Call, link: Link, refused: Refused, unit: Unit, facts:
 
 def _too_large_refusal(call: Call, link: Link, refused: Refused, unit: Unit, facts: dict[str, Any]) -> GatewayError:
     facts["hint"] = "Send less context, cap the output with max_tokens, allow clamping, or raise the budget."
+    if unit == "requests":
+        facts["hint"] = "The budget allows no calls at all. Raise it, or delete it."
     limit = refused.balance.limit.of(unit) or 0
     message = f"This call needs {_amount(refused.needed, unit)}; the whole budget of {_name(link, call)} is {_amount(limit, unit)}."
     return BudgetRefusal(message, code="request_exceeds_budget", metadata=facts, headers=_NO_RETRY)
@@ -160,11 +162,10 @@ def _name(link: Link, call: Call) -> str:
 
 
 def _amount(value: int, unit: Unit) -> str:
-    return (
-        f"{_figure(value, unit)} {'requests' if unit == 'requests' else 'tokens'}"
-        if unit != "nano_usd"
-        else _figure(value, unit)
-    )
+    if unit == "nano_usd":
+        return _figure(value, unit)
+    noun = "request" if unit == "requests" else "token"
+    return f"{value} {noun}{'' if value == 1 else 's'}"
 
 
 def _figure(value: int, unit: Unit) -> str:

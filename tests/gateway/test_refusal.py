@@ -150,6 +150,13 @@ def test_too_large_call_names_the_smallest_of_several_budgets() -> None:
     assert (error.metadata["scope"], error.metadata["limit"]) == ("run", 300)
 
 
+def test_budget_of_no_requests_says_that_it_allows_no_calls() -> None:
+    closed = Balance("account", Limit(requests=0), ZERO, ZERO)
+    error = refusal_error(call_with(RUN), Refused(Refusal.TOO_LARGE, "account", "requests", 1, closed, NOW_MS))
+    assert error.message == "This call needs 1 request; the whole budget of run 'R-17' is 0 requests."
+    assert error.metadata["hint"] == "The budget allows no calls at all. Raise it, or delete it."
+
+
 @pytest.mark.parametrize(("is_share", "cure"), [(True, "the budget of the run"), (False, "the budget of the step")])
 def test_hint_names_the_budget_that_limits_the_step(is_share: bool, cure: str) -> None:
     call = call_with(Link(Hold("account"), Scope.STEP, "Draft", Window.RUN, soft_tokens=2000, is_share=is_share))
