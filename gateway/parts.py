@@ -26,6 +26,7 @@ from gateway.ledger.spool import Spool
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.loopback import is_loopback
 from gateway.observability.alerts import Alerts
+from gateway.observability.logs import redactor, secrets_of
 from gateway.observability.telemetry import Telemetry
 from gateway.orchestration import Orchestration
 from gateway.orchestration.assembly import make_orchestration
@@ -129,7 +130,7 @@ def make_parts(config: Config, environment: MutableMapping[str, str], allow_anon
         budgets=budgets,
         concurrency=_concurrency_limits(config),
         recorder=recorder,
-        alerts=Alerts(config.alerts),
+        alerts=Alerts(config.alerts, redactor(secrets_of(config, environment))),
         forwarder=forwarder,
         deployments=deployments,
         clock=clock,

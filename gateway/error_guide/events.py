@@ -271,10 +271,14 @@ EVENTS: Final[dict[str, Guide]] = {
         "warning",
     ),
     "alert_not_sent": Guide(
-        "`alerts.webhook` could not be reached.", "The alert is in this log, too; check the address.", "warning"
+        "`alerts.webhook` could not be reached. Without `retry_in_s`, the alert is given up.",
+        "The alert is in this log, too; check the address.",
+        "warning",
     ),
     "alert_not_taken": Guide(
-        "`alerts.webhook` answered with an error.", "The alert is in this log, too; check the receiver.", "warning"
+        "`alerts.webhook` answered with an error. Without `retry_in_s`, the alert is given up.",
+        "The alert is in this log, too; check the receiver.",
+        "warning",
     ),
     "worker_died": Guide(
         "A worker process died and was replaced. Its holds expire and are booked.",

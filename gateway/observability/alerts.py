@@ -9,6 +9,7 @@ DNS can direct the gateway elsewhere.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
@@ -17,6 +18,8 @@ import structlog
 from cachetools import LRUCache
 
 from gateway.config.schema import AlertConfig
+from gateway.ids import process_name
+from gateway.observability.logs import Redact, redacted, redactor
 from gateway.pipeline.call import Call
 from gateway.tasks import cancel
 from policies.amounts import UNITS, Amount
@@ -28,19 +31,25 @@ _REPORTED_MAX: Final = 50_000
 _WAITING_MAX: Final = 1_000
 _LOOP_WINDOW_S: Final = 60
 _STEPS_MAX: Final = 10_000
+# Of one event. A provider that counts otherwise than we do makes every call an overrun, and that must not bury the other alerts.
+_SENT_PER_MINUTE_MAX: Final = 30
 # Steps come and go by the thousand, and of runs only the end is news. For budgets on keys or projects, early warnings are useful.
 _ONLY_AT_THE_END: Final = (Scope.RUN,)
 
 
 class Alerts:
-    def __init__(self, config: AlertConfig) -> None:
+    def __init__(self, config: AlertConfig, redact: Redact | None = None) -> None:
         self._webhook = config.webhook
+        self._redact = redact or redactor()
         self._private_allowed = config.private_networks
         self._percent = tuple(sorted(config.budget_percent))
         self._loop_calls = config.loop_calls
         self._reported: LRUCache[tuple[object, ...], bool] = LRUCache(_REPORTED_MAX)
         self._calls: dict[tuple[str, str, str], int] = {}
         self._window_ends_s = 0.0
+        self._minute_ends_s = 0.0
+        self._sent: Counter[str] = Counter()  # in this minute, by event
+        self._withheld: Counter[str] = Counter()  # since the last one that was sent
         self._waiting: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_WAITING_MAX)
         self._task: asyncio.Task[None] | None = None
 
@@ -89,8 +98,22 @@ class Alerts:
             return
         self._reported[event, *occasion] = True
         _log.warning(event, **facts)
-        if self._task is not None and not self._waiting.full():
-            self._waiting.put_nowait({"event": event, **facts})
+        if self._task is not None:
+            self._send(event, facts)
+
+    def _send(self, event: str, facts: dict[str, Any]) -> None:
+        now_s = monotonic()
+        if now_s >= self._minute_ends_s:
+            self._minute_ends_s = now_s + 60
+            self._sent.clear()
+        if self._sent[event] >= _SENT_PER_MINUTE_MAX or self._waiting.full():
+            self._withheld[event] += 1
+            return
+        self._sent[event] += 1
+        message = {"event": event, **facts, "gateway": process_name()}
+        if event in self._withheld:
+            message["withheld"] = self._withheld.pop(event)
+        self._waiting.put_nowait(redacted(message, self._redact))
 
     def _count(self, call: Call) -> None:
         """Count the calls of each step in the current minute. Cheap, as every call does it: a dictionary that is cleared each minute."""

@@ -81,7 +81,7 @@ def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> 
     )
 
     def take_secrets_out(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {key: _redacted(value, redact) for key, value in event.items()}
+        return {key: redacted(value, redact) for key, value in event.items()}
 
     structlog.configure(
         processors=[
@@ -131,13 +131,14 @@ class _Redacting(logging.Formatter):
         return self._redact(super().format(record))
 
 
-def _redacted(value: Any, redact: Redact, depth: int = 0) -> Any:
+def redacted(value: Any, redact: Redact, depth: int = 0) -> Any:
+    """The same value with `redact` applied to every text in it; what is neither text nor number becomes text."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, _PLAIN):
         return value
     if depth < _DEPTH_MAX and isinstance(value, Mapping):
-        return {str(key): _redacted(item, redact, depth + 1) for key, item in value.items()}
+        return {str(key): redacted(item, redact, depth + 1) for key, item in value.items()}
     if depth < _DEPTH_MAX and isinstance(value, (list, tuple)):
-        return [_redacted(item, redact, depth + 1) for item in value]
+        return [redacted(item, redact, depth + 1) for item in value]
     return redact(repr(value))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,9 @@ import structlog
 from aiohttp import web
 
 from gateway.config.schema import AlertConfig
+from gateway.ids import process_name
+from gateway.observability import alerts as alerts_module
+from gateway.observability import webhook
 from gateway.observability.alerts import Alerts
 from gateway.observability.gauges import Gauges
 from gateway.observability.telemetry import Telemetry
@@ -23,6 +27,7 @@ from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Amount, Limit
 from policies.budgets import Budget, RunLimits, Scope, Subject, Window, chain_for
 from policies.reservation import Balance
+from tests.ports import free_port
 from tests.waiting import eventually
 
 
@@ -41,7 +46,9 @@ def events(alerts: Alerts) -> list[tuple[Any, ...]]:
 
 
 @asynccontextmanager
-async def serving(routes: Mapping[str, Callable[[web.Request], Awaitable[web.Response]]]) -> AsyncIterator[int]:
+async def serving(
+    routes: Mapping[str, Callable[[web.Request], Awaitable[web.Response]]], port: int = 0
+) -> AsyncIterator[int]:
     """The port of a server that takes POST requests to the paths in `routes`."""
     application = web.Application()
     for path, handler in routes.items():
@@ -49,7 +56,7 @@ async def serving(routes: Mapping[str, Callable[[web.Request], Awaitable[web.Res
     runner = web.AppRunner(application)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
@@ -108,8 +115,89 @@ async def test_alert_is_posted_to_the_webhook_and_redirects_are_not_followed() -
         alerts.overran(call_of(), Amount(5, 7))
         await asyncio.wait_for(arrived.wait(), 5)
         await alerts.stop()
-    assert received == [{"event": "overrun", "request": "c-1", "run": "r", "tokens": 5, "nano_usd": 7}]
+    assert received == [
+        {"event": "overrun", "request": "c-1", "run": "r", "tokens": 5, "nano_usd": 7, "gateway": process_name()}
+    ]
     assert elsewhere == []
+
+
+@asynccontextmanager
+async def receiving(*statuses: int) -> AsyncIterator[tuple[Alerts, list[dict[str, Any]]]]:
+    """Alerts with a webhook that answers with these statuses, and then with 200; and what it received."""
+    received: list[dict[str, Any]] = []
+    left = list(statuses)
+
+    async def take(request: web.Request) -> web.Response:
+        received.append(await request.json())
+        return web.Response(status=left.pop(0) if left else 200)
+
+    async with serving({"/hook": take}) as port:
+        alerts = Alerts(AlertConfig(webhook=f"http://127.0.0.1:{port}/hook", private_networks=True))
+        alerts.start()
+        try:
+            yield alerts, received
+        finally:
+            await alerts.stop()
+
+
+async def test_alert_is_sent_again_when_the_receiver_fails_and_given_up_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhook, "_PAUSES_S", (0.01, 0.01, 0.01))
+    async with receiving(500, 429, 503, 502, 400) as (alerts, received):
+        with structlog.testing.capture_logs() as log:
+            for number in range(3):
+                alerts.report("overrun", number, number=number)
+            await eventually(lambda: len(received) == 6, 10)
+    assert [message["number"] for message in received] == [0, 0, 0, 0, 1, 2], "a 400 would not become better"
+    failures = [(line["status"], line["retry_in_s"]) for line in log if line["event"] == "alert_not_taken"]
+    assert failures == [(500, 0.01), (429, 0.01), (503, 0.01), (502, None), (400, None)]
+
+
+async def test_alert_outlives_a_receiver_that_is_down_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "_PAUSES_S", (0.01, 0.5, 5.0))
+    port = free_port()
+    alerts = Alerts(AlertConfig(webhook=f"http://127.0.0.1:{port}/hook", private_networks=True))
+    alerts.start()
+    with structlog.testing.capture_logs() as log:
+        alerts.overran(call_of(), Amount(5, 7))
+        await eventually(lambda: len([line for line in log if line["event"] == "alert_not_sent"]) == 2, 10)
+    arrived = asyncio.Event()
+
+    async def take(_: web.Request) -> web.Response:
+        arrived.set()
+        return web.Response()
+
+    async with serving({"/hook": take}, port):
+        await asyncio.wait_for(arrived.wait(), 10)
+        await alerts.stop()
+
+
+async def test_many_alerts_of_one_event_do_not_flood_the_receiver_or_bury_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with receiving() as (alerts, received):
+        with structlog.testing.capture_logs() as log:
+            for number in range(100):
+                alerts.report("overrun", number)
+            alerts.report("breaker_opened", 1)
+            await eventually(lambda: len(received) == 31, 10)
+            monkeypatch.setattr(alerts_module, "monotonic", lambda: monotonic() + 61)
+            alerts.report("overrun", "in the next minute")
+            await eventually(lambda: len(received) == 32, 10)
+    assert received[30]["event"] == "breaker_opened"
+    assert [message.get("withheld") for message in received] == [None] * 31 + [70]
+    assert len([line for line in log if line["event"] == "overrun"]) == 101, "the log has all of them"
+
+
+async def test_webhook_gets_no_secret_that_is_kept_out_of_the_log() -> None:
+    """Callers choose the names of runs, and errors of engines may repeat a URL."""
+    async with receiving() as (alerts, received):
+        alerts.report("budget_reached", account="run/sk-proj-abcdefgh12345678")
+        alerts.report("breaker_opened", reason="no answer from redis://:opensesame@redis:6379")
+        await eventually(lambda: len(received) == 2, 10)
+    assert received[0]["account"] == "run/sk-pro…"
+    assert "opensesame" not in received[1]["reason"]
 
 
 def test_only_the_settlement_that_crosses_a_threshold_alerts() -> None:
