@@ -9,8 +9,6 @@ from typing import Final
 import structlog
 
 from gateway.bookkeeping.flusher import Flusher
-from gateway.ledger.port import LedgerError
-from gateway.store.database import StoreUnavailable
 
 # A reader waits no longer than this; the flusher moves the rest a moment later anyway.
 TIMEOUT_MS: Final = 1_000
@@ -27,7 +25,7 @@ class CatchUp:
         self._moving: asyncio.Task[None] | None = None
 
     async def __call__(self, timeout_ms: int = TIMEOUT_MS) -> None:
-        """Wait until all earlier events are in the store, or the time is up. Never raises for ledger or store errors."""
+        """Wait until all earlier events are in the store, or the time is up. Never raises for errors of the ledger or the store."""
         if self._moving is not None:
             # The move in progress may have read the outbox before our caller's events, so it does not count.
             await asyncio.wait({self._moving}, timeout=timeout_ms / 1000)
@@ -45,5 +43,5 @@ class CatchUp:
             await self._flush_waiting()
             while await self._flusher.flush_once() >= self._flusher.batch:
                 pass
-        except (StoreUnavailable, LedgerError) as error:
+        except Exception as error:  # noqa: BLE001 - the flusher meets the same error, and reports it
             _log.info("catch_up_failed", error=str(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Final, TextIO, cast
@@ -71,7 +72,8 @@ def secrets_of(config: Config, environment: Mapping[str, str]) -> set[str]:
 def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> None:
     """Log to standard error. `log_format`: console or json.
 
-    Libraries only log warnings and above, whatever the level, because some log whole requests.
+    Libraries only log warnings and above, whatever the level, because some log whole requests. Their lines have the same form as
+    ours, with a `logger`.
     """
     redact = redactor(secrets)
     renderer: Any = (
@@ -83,22 +85,25 @@ def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> 
     def take_secrets_out(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         return {key: redacted(value, redact) for key, value in event.items()}
 
+    stamp: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    render: list[Any] = [structlog.processors.format_exc_info, take_secrets_out, renderer]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            take_secrets_out,
-            renderer,
-        ],
+        processors=[structlog.contextvars.merge_contextvars, *stamp, *render],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lossy(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Redacting(redact))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*stamp, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
     logging.basicConfig(level=max(logging.WARNING, _LEVELS[level]), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    # These repeat parts of answers, which are none of the log's business.
+    warnings.filterwarnings("ignore", "Pydantic serializer warnings")
 
 
 class _Lossy:
@@ -118,17 +123,6 @@ class _Lossy:
     def flush(self) -> None:
         with suppress(OSError):
             self._stream.flush()
-
-
-class _Redacting(logging.Formatter):
-    """Redacts libraries' own lines, including tracebacks."""
-
-    def __init__(self, redact: Redact) -> None:
-        super().__init__("%(message)s")
-        self._redact = redact
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self._redact(super().format(record))
 
 
 def redacted(value: Any, redact: Redact, depth: int = 0) -> Any:

@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 
 import pytest
 import structlog
+from pydantic import BaseModel
 
 from gateway.config.loading import parse_config
 from gateway.observability.logs import redactor, secrets_of, set_up_logging
@@ -43,8 +45,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     before, level, settings = logging.root.handlers[:], logging.root.level, structlog.get_config()
-    set_up_logging("json", "debug", secrets_of(parse_config(CONFIG), ENVIRONMENT))
-    yield written
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        set_up_logging("json", "debug", secrets_of(parse_config(CONFIG), ENVIRONMENT))
+        yield written
+        logging.captureWarnings(False)
     logging.basicConfig(level=level, handlers=before, force=True)
     structlog.configure(**settings)
 
@@ -68,6 +73,37 @@ def test_known_secret_is_removed_from_every_part_of_a_log_line(log: io.StringIO,
     assert canary not in written
     assert written.count("RuntimeError") >= 2
     assert json.loads(written.splitlines()[0])["nested"] == {"a": [{"b": "…"}]}
+
+
+def test_every_line_is_json_even_of_libraries_and_with_tracebacks(log: io.StringIO) -> None:
+    library = logging.getLogger("some.library")
+    library.info("not interesting")
+    library.warning("two\nlines of %s", "text")
+    try:
+        raise RuntimeError("broken\nin two")
+    except RuntimeError:
+        library.exception("failed")
+        structlog.get_logger().exception("failed_too")
+    warnings.warn("something is deprecated", UserWarning, stacklevel=1)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    *others, warned = [(line["event"], line["level"], line.get("logger")) for line in lines]
+    assert others == [
+        ("two\nlines of text", "warning", "some.library"),
+        ("failed", "error", "some.library"),
+        ("failed_too", "error", None),
+    ]
+    assert "something is deprecated" in warned[0]
+    assert warned[1:] == ("warning", "py.warnings")
+    assert all("broken\nin two" in line["exception"] for line in lines[1:3])
+    assert all(line["timestamp"].endswith("Z") for line in lines)
+
+
+def test_warning_that_repeats_an_answer_is_not_logged(log: io.StringIO) -> None:
+    class Answer(BaseModel):
+        tokens: int
+
+    Answer.model_construct(tokens="what the model said").model_dump()
+    assert log.getvalue() == ""
 
 
 @pytest.mark.parametrize(
