@@ -118,8 +118,8 @@ class Heartbeat:
                 in_flight.is_reported_unsent = in_flight.is_reported_unsent or in_flight.is_waiting
             try:
                 await self._ledger.renew(project, progress, self._ttl_ms)
-            except LedgerError as error:
-                _log.warning("heartbeat_missed", calls=len(flights), error=str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the holds of all later calls have to be renewed
+                _log.warning("heartbeat_missed", calls=len(flights), error=str(error), kind=type(error).__name__)
                 continue
             for in_flight in flights:
                 in_flight.renewed_tick = self._tick
@@ -142,10 +142,10 @@ class Heartbeat:
             try:
                 await self.sweep()
                 reason = ""
-            except LedgerError as error:
+            except Exception as error:  # noqa: BLE001 - nothing else resolves what dead gateways hold
                 if str(error) != reason:  # an outage is logged once, and not at each of its sweeps
                     reason = str(error)
-                    _log.warning("sweep_missed", error=reason)
+                    _log.warning("sweep_missed", error=reason, kind=type(error).__name__)
 
     async def sweep(self) -> None:
         for lost in await self._ledger.expire_due():

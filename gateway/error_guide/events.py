@@ -74,6 +74,11 @@ EVENTS: Final[dict[str, Guide]] = {
         "warning",
     ),
     "sweep_missed": Guide("The search for expired holds failed.", "Nothing: the next sweep finds them.", "warning"),
+    "runs_in_progress_not_stored": Guide(
+        "Runs whose first call takes long are not shown yet, because the store refused them.",
+        "Nothing, unless it persists: then compare the store's schema with this version (`farebox migrate`).",
+        "warning",
+    ),
     "events_wait_for_ledger": Guide(
         "Usage events wait in memory, because the ledger does not accept them.",
         "Bring the ledger back before the process ends.",

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from gateway.ledger.port import Ledger, LedgerUnavailable
+from gateway.ledger.port import Ledger, LedgerError
 from gateway.tasks import cancel
 
 _log = structlog.get_logger(__name__)
@@ -42,5 +42,5 @@ class LedgerClock:
     async def _adjust(self) -> None:
         try:
             self._offset_ms = await self._ledger.now_ms() - time.monotonic_ns() // 1_000_000
-        except LedgerUnavailable:
+        except LedgerError:
             _log.warning("ledger_clock_not_read")

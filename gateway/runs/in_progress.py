@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Final
 
+import structlog
 from cachetools import LRUCache
 
 from gateway.ledger.clock import wall_clock_ms
 from gateway.pipeline.call import Call
 from gateway.store import runs
-from gateway.store.database import Database, StoreUnavailable
+from gateway.store.database import Database, StoreUnavailable, first_line
 from gateway.store.runs import Run, RunStep
 from gateway.tasks import cancel
 
 _EVERY_S: Final = 0.5
 _KNOWN_MAX: Final = 50_000
+_log = structlog.get_logger(__name__)
 
 
 class RunsInProgress:
@@ -40,10 +41,16 @@ class RunsInProgress:
         await cancel(self._task)
 
     async def _store_forever(self) -> None:
+        reason = ""
         while True:
             await asyncio.sleep(_EVERY_S)
-            with suppress(StoreUnavailable):  # the flusher reports it; the next check tries again
+            try:
                 await self.store_new_runs()
+            except Exception as error:  # noqa: BLE001 - the next check tries again, whatever is wrong with the store
+                # The flusher reports an unreachable store, and anything else is logged once, and not at each check.
+                if not isinstance(error, StoreUnavailable) and str(error) != reason:
+                    reason = str(error)
+                    _log.warning("runs_in_progress_not_stored", error=first_line(error), kind=type(error).__name__)
 
     async def store_new_runs(self) -> None:
         """Store the runs and steps of calls that were already in flight at the last check. Raises `StoreUnavailable`."""

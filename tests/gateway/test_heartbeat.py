@@ -29,7 +29,7 @@ class RecordingLedger(MemoryLedger):
     def __init__(self, clock_ms: Callable[[], int]) -> None:
         super().__init__(clock_ms=clock_ms)
         self.renewed: list[Progress] = []
-        self.errors: list[LedgerError] = []
+        self.errors: list[Exception] = []
         self.sweeps = 0
 
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
@@ -40,8 +40,8 @@ class RecordingLedger(MemoryLedger):
 
     async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         self.sweeps += 1
-        if self.sweeps == 1:
-            raise LedgerError("damaged for a moment")
+        if self.sweeps <= 2:
+            raise LedgerError("damaged for a moment") if self.sweeps == 1 else ValueError("a fault of ours")
         return await super().expire_due()
 
 
@@ -150,14 +150,14 @@ async def test_no_send_observer_is_needed_when_lost_holds_are_released() -> None
     assert heartbeat.sent(await held(ledger, "a")) is None
 
 
-async def test_ledger_errors_stop_neither_renewal_nor_sweep() -> None:
+async def test_errors_stop_neither_renewal_nor_sweep() -> None:
     ledger = RecordingLedger(lambda: 0)
-    ledger.errors = [LedgerUnavailable("away"), LedgerError("damaged")]
+    ledger.errors = [LedgerUnavailable("away"), LedgerError("damaged"), ValueError("a fault of ours")]
     async with beating(ledger) as heartbeat:
         heartbeat.sent(await held(ledger, "a"))
         await eventually(lambda: bool(ledger.renewed))
         assert not ledger.errors
-        await eventually(lambda: ledger.sweeps >= 3)
+        await eventually(lambda: ledger.sweeps >= 4)
 
 
 async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:

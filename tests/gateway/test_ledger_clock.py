@@ -4,7 +4,12 @@ from itertools import pairwise
 
 import pytest
 
+from gateway.ledger import ledger_clock
 from gateway.ledger.clock import SteadyClock, wall_clock_ms
+from gateway.ledger.ledger_clock import LedgerClock
+from gateway.ledger.memory import MemoryLedger
+from gateway.ledger.port import LedgerError
+from tests.waiting import eventually
 
 
 class FakeWallClock:
@@ -60,3 +65,22 @@ def test_clock_continues_from_the_time_of_an_earlier_process() -> None:
 
 def test_wall_clock_is_in_unix_milliseconds() -> None:
     assert 1_700_000_000_000 < wall_clock_ms() < 4_200_000_000_000
+
+
+class DamagedLedger(MemoryLedger):
+    reads = 0
+
+    async def now_ms(self) -> int:
+        self.reads += 1
+        if self.reads == 2:
+            raise LedgerError("a reply that nobody expected")
+        return 1_000_000 * self.reads
+
+
+async def test_error_of_the_ledger_does_not_end_the_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_clock, "_INTERVAL_S", 0.01)
+    clock = LedgerClock(DamagedLedger())
+    await clock.start()
+    assert 1_000_000 <= clock.now_ms() < 2_000_000
+    await eventually(lambda: clock.now_ms() >= 3_000_000)
+    await clock.stop()
