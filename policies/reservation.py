@@ -226,6 +226,11 @@ class Granted:
     balances: tuple[Balance, ...]  # in the order of the holds, this reservation included
     breaches: tuple[str, ...] = ()  # observed accounts that would have refused
 
+    @property
+    def limits_money(self) -> bool:
+        """Whether any account limits money, as the ledger knows it: an operator's override is in no chain."""
+        return any(balance.limit.nano_usd is not None for balance in self.balances)
+
 
 class Refusal(StrEnum):
     EXCEEDED = "exceeded"  # it does not fit into what is left

@@ -214,9 +214,8 @@ class Admission:
         return self._reserving.reserve(call, request)
 
     async def _accept(self, call: Call, demand: Demand, granted: Granted) -> None:
-        """Remember the grant. The ledger may limit money where the chain does not: an operator's override is known only there."""
-        limits_money = any(balance.limit.nano_usd is not None for balance in granted.balances)
-        if limits_money and call.price is None:
+        """Remember the grant. The ledger may limit money where the chain does not."""
+        if granted.limits_money and call.price is None:
             await self._ledger.void(call.principal.project, call.id)
             self._require_price(call, True)
         call.grant = granted

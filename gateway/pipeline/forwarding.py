@@ -183,7 +183,7 @@ class Forwarding:
         if grant is None or call.count is None or not grant.held.requests:
             return True
         price = self._admission.price_of(candidate)
-        if price is None and call.chain.limits_money:
+        if price is None and grant.limits_money:
             return False
         count = await self._admission.count(call, candidate)
         request = with_defaults_of(candidate, call.request)
