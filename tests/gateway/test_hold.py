@@ -91,6 +91,14 @@ async def test_used_up_hold_is_extended_while_the_budget_has_room() -> None:
     assert (balance.settled.tokens, balance.reserved.tokens) == (0, 1000)
 
 
+async def test_budget_that_only_the_ledger_knows_binds_too() -> None:
+    ledger = MemoryLedger()
+    await ledger.set_override("default", "run/r", Limit(1000))
+    keeper = HoldKeeper(await held(ledger, None, 100), reserving(ledger), slice_tokens=64)
+    assert await keeper.covers(990)
+    assert not await keeper.covers(991), "ten of the thousand tokens are the prompt"
+
+
 PRIORITY = {"input_cost_per_token_priority": 2e-6, "output_cost_per_token_priority": 4e-6}
 SPOKEN = {"input_cost_per_audio_token": 2e-5, "output_cost_per_audio_token": 8e-5}
 
