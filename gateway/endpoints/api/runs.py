@@ -16,6 +16,7 @@ from gateway.endpoints.api.schema import (
     NoBody,
     Priority,
     ProjectQuery,
+    Requests,
     RowsQuery,
     Share,
     Strategy,
@@ -52,7 +53,7 @@ class RunBody(Strict):
     parent_run: Name | None = None
     budget_tokens: Tokens | None = None
     budget_usd: Usd | None = None
-    budget_requests: Tokens | None = None
+    budget_requests: Requests | None = None
     strategy: Strategy | None = None
     ais: Share | None = Field(default=None, description="The agent's intensity score; default: what is known of it.")
     priority: Priority | None = Field(default=None, description="The priority of steps that name none.")
@@ -65,7 +66,7 @@ class BudgetChange(Strict):
 
     tokens: Tokens | None = Field(default=None, validation_alias=AliasChoices("tokens", "budget_tokens"))
     usd: Usd | None = Field(default=None, validation_alias=AliasChoices("usd", "budget_usd"))
-    requests: Tokens | None = Field(default=None, validation_alias=AliasChoices("requests", "budget_requests"))
+    requests: Requests | None = Field(default=None, validation_alias=AliasChoices("requests", "budget_requests"))
 
     @model_validator(mode="after")
     def _require_change(self) -> BudgetChange:

@@ -78,6 +78,7 @@ Wanted = Annotated[str, StringConstraints(pattern=r"^[^\x00]{0,512}$")]
 Text = Annotated[str, StringConstraints(max_length=100_000)]
 Line = Annotated[str, StringConstraints(pattern=_LINE)]
 Tokens = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True, description="Whole tokens.")]
+Requests = Annotated[int, Field(ge=0, le=AMOUNT_MAX, strict=True, description="Calls.")]
 Usd = Annotated[
     int,
     BeforeValidator(_as_nano),
