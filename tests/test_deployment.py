@@ -93,7 +93,7 @@ def test_every_alert_is_evaluated_by_a_test() -> None:
 
 
 def test_every_alert_is_explained() -> None:
-    page = (ROOT / "docs/operations.md").read_text()
+    page = (ROOT / "docs/runbooks.md").read_text()
     rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"][0]["rules"]
     assert [rule["alert"] for rule in rules if f"`{rule['alert']}`" not in page] == []
 
