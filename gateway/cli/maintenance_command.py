@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shlex
 import time
 from dataclasses import asdict, dataclass
@@ -188,6 +189,8 @@ def reconcile(
         raise typer.Exit(EXIT_FAILED)
 
 
+# Before the host, or in the query, where Postgres takes it as well.
+_PASSWORD = re.compile(r"(?<=://)([^:/?#]*:).*(?=@)|([?&]password=)[^&]*", re.IGNORECASE)
 _UNITS = ("tokens", "usd")
 _SIDES = ("booked", "stored")
 
@@ -224,11 +227,7 @@ def _file_text(path: Path | None) -> str:
 
 
 def _without_password(url: str) -> str:
-    scheme, separator, after_scheme = url.partition("://")
-    if "@" not in after_scheme:
-        return url
-    user, _, host = after_scheme.rpartition("@")
-    return f"{scheme}{separator}{user.partition(':')[0]}:…@{host}" if ":" in user else url
+    return _PASSWORD.sub(lambda match: (match[1] or match[2]) + "…", url)
 
 
 def _schema_of_running_gateway(session: Session) -> str:

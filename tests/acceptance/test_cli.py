@@ -373,6 +373,15 @@ def test_commands_do_not_use_another_configurations_gateway(served: tuple[Cli, F
     assert "tried for 5 s" in taken.err
 
 
+def test_check_shows_no_password_of_an_engine(cli: Cli, tmp_path: Path) -> None:
+    config = json.loads((tmp_path / "config.yaml").read_text())
+    for store in ("postgresql://u:hunter@2/@h/db", "postgresql://h/db?user=u&password=hunter@2/&sslmode=require"):
+        config["storage"]["store"] = store
+        (tmp_path / "config.yaml").write_text(json.dumps(config))
+        shown = cli("check").out
+        assert ("hunter" in shown, "@2" in shown, "h/db" in shown) == (False, False, True), shown
+
+
 def test_list_without_limit_has_all_items_of_all_pages(cli: Cli, tmp_path: Path) -> None:
     async def declare(count: int) -> None:
         store = Database(f"sqlite:///{tmp_path}/store.db")
