@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from gateway.ledger.port import EntryKind, OutboxEntry
-from gateway.store import runs, step_history, usage, usage_csv, usage_report
+from gateway.store import recent_calls, runs, step_history, usage, usage_csv, usage_report
 from gateway.store.database import Database
 from gateway.store.runs import Sums
 from gateway.store.usage_report import GroupBy, UsageFilter
@@ -181,6 +181,24 @@ async def test_calls_are_paged_without_gaps_or_repeats(db: Database) -> None:
             break
     assert listed == [f"e{number:02}" for number in reversed(range(30))]
     assert (await usage_report.calls(db, UsageFilter(run="r2"))).calls[0]["model"] == "small"
+
+
+@pytest.mark.parametrize("sorted_calls_max", [0, 1_000])
+async def test_recent_calls_are_the_latest_of_the_project(
+    db: Database, monkeypatch: pytest.MonkeyPatch, sorted_calls_max: int
+) -> None:
+    """By either of the two ways in which SQLite is made to find them."""
+    monkeypatch.setattr(recent_calls, "_SORTED_CALLS_MAX", sorted_calls_max)
+    monkeypatch.setattr(recent_calls, "CALLS_MAX", 3)
+    events = [
+        entry(f"e{number}", at_ms=NOW_MS + number, project="small" if number % 3 else "large", detail=detail)
+        for number in range(12)
+        for detail in ({"status": "refused", "code": f"code{number}"},)
+    ]
+    await usage.insert_entries(db, events, NOW_MS)
+    found = await recent_calls.recent_calls(db, "small")
+    assert (found.calls, {code for code, _ in found.refusals}) == (3, {"code8", "code10", "code11"})
+    assert (await recent_calls.recent_calls(db, "none")).calls == 0
 
 
 async def test_names_that_look_like_formulas_are_escaped_in_csv(db: Database) -> None:
