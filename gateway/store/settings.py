@@ -87,12 +87,16 @@ async def put_many(
     return rows
 
 
-async def history(db: Database, key: str | None = None, limit: int = 100) -> list[SettingChange]:
-    """Newest changes first, of one key or of all."""
+async def history(
+    db: Database, key: str | None = None, limit: int = 100, before_id: int | None = None
+) -> list[SettingChange]:
+    """Newest changes first, of one key or of all. For the next page, pass the last change's `id` as `before_id`."""
     table = settings_history.c
     query = select(settings_history).order_by(table.id.desc()).limit(limit)
     if key is not None:
         query = query.where(table.key == key)
+    if before_id is not None:
+        query = query.where(table.id < before_id)
     async with db.begin() as connection:
         return [_change(row) for row in (await connection.execute(query)).mappings()]
 

@@ -48,6 +48,9 @@ async def test_setting_change_takes_effect_at_once_and_can_be_reverted(api: Api)
     assert reverted["value"] == 4000
     everything = await api.get("/api/settings/history?limit=2")
     assert [change["new"] for change in everything["changes"]] == [4000, 6000]
+    await api.put(
+        f"/api/settings/{STEP}", {"value": 7000}
+    )  # which must not push a change from the first page onto the next
     following = await api.get(f"/api/settings/history?limit=2&cursor={everything['next']}")
     assert [change["new"] for change in following["changes"]] == [5000]
     assert following["next"] is None

@@ -125,11 +125,10 @@ async def _put(request: ApiRequest[Any, Any], values: dict[str, Any]) -> None:
 
 
 async def _changes(request: ApiRequest[ListQuery, NoBody], key: str | None) -> ChangeList:
-    start = page_start(request.query.cursor)
-    end = start + request.query.limit
-    changes = await settings_store.history(request.store, key, end + 1)
-    page = tuple(_change(change) for change in changes[start:end])
-    return ChangeList(page, str(end) if len(changes) > end else None)
+    limit, before_id = request.query.limit, page_start(request.query.cursor) or None
+    changes = await settings_store.history(request.store, key, limit + 1, before_id)
+    page = changes[:limit]
+    return ChangeList(tuple(map(_change, page)), str(page[-1].id) if len(changes) > limit else None)
 
 
 def _known(key: str) -> str:
