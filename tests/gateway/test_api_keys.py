@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
+from gateway.admin.pages import keys as keys_page
 from tests.api_client import Api
 
 pytest_plugins = ("tests.api_fixtures",)
@@ -156,3 +158,15 @@ async def test_creation_rotation_and_revocation_are_audited_without_the_key(admi
     actions = [event["action"] for event in reversed(events)]
     assert actions == ["key.created", "key.created", "key.rotated", "key.revoked"]
     assert key["key"] not in str(events)
+
+
+async def test_page_of_keys_leads_to_the_older_ones(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys_page, "_KEYS_SHOWN", 2)
+    api.headers |= bearer(await api.post("/api/keys", {"name": "first", "admin": True}))
+    for name in ("second", "third"):
+        await api.post("/api/keys", {"name": name, "project": "other"})
+    newest = (await api.ask("GET", "/admin/keys")).text
+    assert [name in newest for name in ("<b>first</b>", "<b>second</b>", "<b>third</b>")] == [False, True, True]
+    older = re.search(r'href="(\?[^"]*cursor=[^"]+)"', newest)
+    assert older
+    assert "<b>first</b>" in (await api.ask("GET", f"/admin/keys{older[1]}")).text

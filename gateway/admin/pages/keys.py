@@ -21,6 +21,7 @@ from gateway.store.invitations import invite
 _TEXT_FIELDS = ("name", "project", "workflow", "agent", "step", "user", "role")
 _LIMIT_FIELDS = ("allowed_models", "tokens", "usd", "requests", "window", "concurrency", "expires_in_days")
 _CHANGE_FIELDS = ("workflow", "agent", "step", "user", *_LIMIT_FIELDS)
+_KEYS_SHOWN = 500
 _EMPTY_FORM = dict.fromkeys((*_TEXT_FIELDS, *_LIMIT_FIELDS, "id", "no_limits"), "")
 
 
@@ -95,11 +96,14 @@ async def _keys_page(
     warning: str = "",
 ) -> Response:
     """`refused_form` is a form that was refused, which is shown again with its values. `warning` is about a change that was made."""
-    key_list = await page_request.call_api(keys.list_keys, query=ListQuery.model_validate({"limit": 500}))
+    # Of all projects, unlike `page_request.query`.
+    query = ListQuery.model_validate({"limit": _KEYS_SHOWN, "cursor": page_request.param("cursor") or None})
+    key_list = await page_request.call_api(keys.list_keys, query=query)
     return page_request.render(
         "keys",
         status=200 if fault is None else fault.status,
         keys=key_list.keys,
+        next_cursor=key_list.next,
         new=new,
         first_login=first_login,
         refused_form=refused_form,
