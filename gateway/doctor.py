@@ -16,7 +16,7 @@ from gateway.ledger.health import health_of
 from gateway.ledger.outage import OutageLedger
 from gateway.ledger.port import CountersMissing, Ledger, LedgerError
 from gateway.store import versions
-from gateway.store.database import Database, StoreError
+from gateway.store.database import Database, StoreError, first_line
 from gateway.store.tables import SCHEMA_REVISION
 from policies.settings import conflicts
 
@@ -98,7 +98,7 @@ async def store_findings(store: Database, now_ms: int) -> tuple[Finding, ...]:
     except StoreError as error:
         return (Finding("store", "fail", f"{engine}: {error}"),)
     except Exception as error:  # noqa: BLE001 - missing tables and permissions come as errors of many drivers
-        return (Finding("store", "fail", f"{engine}: {_first_line(error)} Run `farebox migrate`."),)
+        return (Finding("store", "fail", f"{engine}: {first_line(error)} Run `farebox migrate`."),)
     status: Status = "warn" if latency_ms > STORE_MS_WARN else "ok"
     reachability = Finding("store", status, f"{engine} answers in {latency_ms:.1f} ms (median of {_MEASUREMENTS}).")
     return reachability, schema, await _writable(store, now_ms)
@@ -108,7 +108,7 @@ async def _writable(store: Database, now_ms: int) -> Finding:
     try:
         await versions.put_value(store, "doctor", str(now_ms))
     except Exception as error:  # noqa: BLE001 - the engine's error for a forbidden write is the finding
-        return Finding("store permissions", "fail", f"It cannot be written to: {_first_line(error)}")
+        return Finding("store permissions", "fail", f"It cannot be written to: {first_line(error)}")
     return Finding("store permissions", "ok", "It can be read and written.")
 
 
@@ -184,8 +184,3 @@ async def _latency_ms(operation: Callable[[], Awaitable[object]]) -> float:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _first_line(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
-    return (str(cause) or type(cause).__name__).splitlines()[0]

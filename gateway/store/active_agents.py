@@ -60,8 +60,8 @@ async def latest_runs_since(db: Database, project: str, agent: str, since_ms: in
     condition = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
     query = select(runs.c.last_at).where(condition).order_by(runs.c.last_at.desc()).offset(RUNS_MAX - 1).limit(1)
     async with db.read() as connection:
-        run_count = (await connection.execute(query)).scalar()
-    return since_ms if run_count is None else int(run_count)
+        last_at_ms = (await connection.execute(query)).scalar()
+    return since_ms if last_at_ms is None else int(last_at_ms)
 
 
 async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> ToolUse:

@@ -35,5 +35,5 @@ _BY_ENDPOINT: Final[Mapping[str, WireProtocol]] = {
 PROTOCOLS: Final[Mapping[str, WireProtocol]] = {
     prefix + path: protocol for path, protocol in _BY_ENDPOINT.items() for prefix in ("/v1", "")
 }
-# Answered here without calling a model, by `MESSAGES.parse_count` and `MESSAGES.counted`.
+# Answered here without calling a model, by `MESSAGES.parse_count` and `MESSAGES.count_answer`.
 COUNT_TOKENS_PATHS: Final = frozenset({"/v1/messages/count_tokens", "/messages/count_tokens"})

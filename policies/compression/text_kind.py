@@ -56,8 +56,8 @@ def kind_of(text: str) -> TextKind:
 def _kind_of_lines(lines: list[str]) -> TextKind:
     if _DIFF.search("\n".join(lines)):
         return TextKind.CODE
-    with_request_id = sum(1 for line in lines if TIMESTAMP.match(line) or _LOG_LEVEL.search(line[:80]))
-    if with_request_id >= _LOG_SHARE_MIN * len(lines):
+    logged = sum(1 for line in lines if TIMESTAMP.match(line) or _LOG_LEVEL.search(line[:80]))
+    if logged >= _LOG_SHARE_MIN * len(lines):
         return TextKind.LOG
     tabular = sum(1 for line in lines if _is_row(line))
     if len(lines) >= 3 and tabular >= 0.6 * len(lines):
