@@ -49,10 +49,6 @@ async def get_all(db: Database) -> dict[str, SettingRow]:
     return {key: rows[key] for key in SETTINGS if key in rows}
 
 
-async def get(db: Database, key: str) -> SettingRow | None:
-    return (await get_all(db)).get(key)
-
-
 async def put(
     db: Database, key: str, value: object, actor: str, now_ms: int, first_values: Mapping[str, SettingValue] = _NONE
 ) -> SettingRow:

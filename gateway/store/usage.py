@@ -113,15 +113,6 @@ async def create_partitions_ahead(db: Database, now_ms: int) -> None:
             await partitions.create_ahead(connection, now_ms)
 
 
-async def dead_letters(db: Database, limit: int = 100) -> list[dict[str, Any]]:
-    """The newest events that could not be stored, complete and with the reason."""
-    query = (
-        select(usage_dead_letter).order_by(usage_dead_letter.c.parked_at.desc(), usage_dead_letter.c.id).limit(limit)
-    )
-    async with db.begin() as connection:
-        return [dict(row) for row in (await connection.execute(query)).mappings()]
-
-
 async def _acquire_writer_lock(connection: StoreConnection) -> None:
     if connection.dialect.name == "postgresql":
         # A writer that freezes in its transaction must not block the others for ever. And a generic plan looks ids up by the

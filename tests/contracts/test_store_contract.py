@@ -264,7 +264,7 @@ async def test_invalid_entry_is_dead_lettered_and_the_rest_is_stored(
     done = await usage.insert_entries(db, [entry("a"), bad, entry("b")], NOW_MS)
     assert (done.inserted, done.dead_lettered) == (2, 1)
     assert sorted(row["id"] for row in await rows_of(db)) == ["a", "b"]
-    (parked,) = await usage.dead_letters(db)
+    (parked,) = await rows_of(db, usage_dead_letter)
     assert (parked["id"], parked["parked_at"]) == ("bad", NOW_MS)
     assert reason in parked["reason"]
     assert (await usage.insert_entries(db, [bad], NOW_MS)).dead_lettered == 1

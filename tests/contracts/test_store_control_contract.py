@@ -26,9 +26,7 @@ pytest_plugins = ("tests.store_fixtures",)
 
 
 async def value_of(db: Database, key: str) -> SettingValue:
-    row = await settings.get(db, key)
-    assert row is not None
-    return row.value
+    return (await settings.get_all(db))[key].value
 
 
 def assert_created(new: NewKey | None) -> NewKey:
@@ -57,7 +55,7 @@ async def test_setting_change_records_actor_time_old_and_new_value(db: Database)
     before = (await versions.read(db))["settings"]
     row = await settings.put(db, key, "5000", "ada", NOW_MS)
     assert (row.value, row.updated_by, row.updated_at_ms) == (5000, "ada", NOW_MS)
-    assert await settings.get(db, key) == row
+    assert (await settings.get_all(db))[key] == row
     await settings.put(db, key, 6000, "bob", NOW_MS + 1)
     await settings.put(db, key, 6000, "bob", NOW_MS + 2)  # no change, no history
     changes = await settings.history(db, key)
