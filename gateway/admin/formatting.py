@@ -51,7 +51,7 @@ def with_exact_value(value: float | None, formatted: str) -> Markup:
     """The formatted text, with the exact value for programs and in a tooltip."""
     if value is None:
         return Markup("{}").format(formatted)
-    text = f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    text = input_text(value)
     if value == 0:
         return Markup('<data value="0" class="zero">{}</data>').format(formatted)
     return Markup('<data value="{}" title="{}">{}</data>').format(text, text, formatted)

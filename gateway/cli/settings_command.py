@@ -9,11 +9,11 @@ import typer
 from gateway.cli.connection import CommandError
 from gateway.cli.output import setting_text, timestamp
 from gateway.cli.session import Session, command
+from policies.settings import PREFIX
 
 app = typer.Typer(help="The 40 settings: show, change and revert them.", no_args_is_help=True)
 
 Setting = Annotated[str, typer.Argument(metavar="KEY", help="With or without `orchestration_`.")]
-_PREFIX = "orchestration_"
 
 
 @command(app, "list")
@@ -106,4 +106,4 @@ def revert_change(session: Session, change: Annotated[int, typer.Argument(help="
 
 
 def _full_key(key: str) -> str:
-    return key if key.startswith(_PREFIX) else _PREFIX + key
+    return key if key.startswith(PREFIX) else PREFIX + key

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from gateway.cli.output import cell_text, timestamp
 from gateway.cli.session import Session
-
-
-class Grouping(StrEnum):
-    WORKFLOW = "workflow"
-    RUN = "run"
-    STEP = "step"
-    AGENT = "agent"
-    INTENT = "intent"
-    MODEL = "model"
-    KEY = "key"
-    DAY = "day"
-    SAVINGS = "savings"
-
+from gateway.store.usage_report import GroupBy
 
 Since = Annotated[str | None, typer.Option("--from", help="A date or time in UTC, such as 2026-11-22; inclusive.")]
 Until = Annotated[str | None, typer.Option("--to", help="A date or time in UTC; exclusive.")]
@@ -39,7 +26,7 @@ _FIGURE_COLUMNS = (
 
 def usage(
     session: Session,
-    by: Annotated[Grouping, typer.Option("--by", "--group-by", help="What to group by.")] = Grouping.WORKFLOW,
+    by: Annotated[GroupBy, typer.Option("--by", "--group-by", help="What to group by.")] = GroupBy.WORKFLOW,
     workflow: Annotated[str | None, typer.Option(help="Only of this workflow.")] = None,
     run: Annotated[str | None, typer.Option(help="Only of this run.")] = None,
     step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
