@@ -14,13 +14,11 @@ import yaml
 from gateway.config.faults import ConfigError, near
 from gateway.config.loading import Override, load_config, parse_config
 from gateway.config.marked_yaml import Path as KeyPath
-from gateway.config.schema import Config
+from gateway.config.schema import SECTIONS_BY_VARIABLE, Config
 from policies.settings import PREFIX, SETTINGS
 
 DEFAULT_FILE: Final = Path("config.yaml")
 EXIT_CONFIG: Final = 2
-# The parts of the file that a variable may replace: FAREBOX_SERVER_PORT, FAREBOX_STORAGE_LEDGER, …
-_SECTIONS: Final = ("server", "storage", "reservations", "alerts", "tracing")
 _PREFIX: Final = "FAREBOX_"
 
 
@@ -65,7 +63,7 @@ def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Overr
     section in front: FAREBOX_SETTINGS_ORCHESTRATION_ENABLED.
     """
     paths_by_name = {
-        f"{section}_{field}": (section, field) for section in _SECTIONS for field in _section_keys(section)
+        f"{section}_{field}": (section, field) for section in SECTIONS_BY_VARIABLE for field in _section_keys(section)
     }
     paths_by_name |= {f"{section}{key}": ("settings", key) for key in SETTINGS for section in ("", "settings_")}
     overrides: dict[KeyPath, Override] = {}
@@ -77,7 +75,7 @@ def _environment_values(environ: Mapping[str, str]) -> tuple[dict[KeyPath, Overr
             continue
         if key in paths_by_name:
             overrides[paths_by_name[key]] = Override(_parse_value(text), source)
-        elif key.startswith((PREFIX, *(f"{section}_" for section in _SECTIONS))):
+        elif key.startswith((PREFIX, *(f"{section}_" for section in SECTIONS_BY_VARIABLE))):
             suggestion = near(name, [_PREFIX + known_name.upper() for known_name in paths_by_name])
             ignored.append(f"{source}: ignored: there is no key of this name{suggestion}")
         elif section := next((section for section in Config.model_fields if f"{key}_".startswith(f"{section}_")), None):

@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -24,7 +23,7 @@ import orjson
 
 from gateway.config.faults import ConfigError
 from gateway.config.schema import Config
-from gateway.endpoints.access import OPERATOR_SCOPE, USER_HEADER, Operator, read_operator
+from gateway.endpoints.access import OPERATOR_SCOPE, USER_HEADER, Operator, read_operator, store_file
 from gateway.ledger.port import LedgerError, LedgerInUse
 from gateway.loopback import is_loopback, local_address
 from gateway.store.database import StoreError, StoreInUse
@@ -150,7 +149,7 @@ async def _try_connect(
     if url or (base and await _is_alive(session, base)):
         token = operator.token if operator is not None and _is_same_gateway(base, operator.address) else None
         return HttpConnection(session, base, key or token)
-    file = store_file(config)
+    file = store_file(config.storage.store)
     # Checking the lock is cheaper than trying to start, and leaves the processor to a gateway that may be starting.
     if file is not None and is_locked(file):
         return StoreInUse(f"The store {file} is used by another process; an SQLite file belongs to one at a time.")
@@ -200,17 +199,11 @@ def serving_operator(config: Config) -> Operator | None:
 
     Its address is empty if no serving process holds the store. None for a store on a server.
     """
-    file = store_file(config)
+    file = store_file(config.storage.store)
     if file is None:
         return None
     operator = read_operator(file)  # a killed process leaves this file behind, hence the lock
     return operator if operator is not None and is_locked(file) else Operator("")
-
-
-def store_file(config: Config) -> Path | None:
-    """The embedded store's file. None for a store on a server."""
-    path = config.storage.store.removeprefix("sqlite:///")
-    return None if path == config.storage.store else Path(path)
 
 
 def _is_same_gateway(base: str, address: str) -> bool:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import gateway
-from gateway.config.schema import Config
+from gateway.config.schema import SECTIONS_BY_VARIABLE, Config
 from policies.settings import SETTINGS
 
 SCHEMA_ID: Final = "config.schema.json"
 _KEY: Final = re.compile(r"^(?P<indent>[ #-]*)(?P<key>[a-z_]+):(?P<rest>.*)$")
 _COMMENT: Final = re.compile(r"(?:^|\s)#\s+(?P<text>.+)$")
-# Environment variables can override these sections: FAREBOX_SERVER_PORT and so on.
-_BY_VARIABLE: Final = ("server", "storage", "reservations", "alerts", "tracing")
 _USD: Final = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}, {"type": "null"}], "default": None}
 _EXTRA: Final = {
     ("ModelConfig", "model_name"): "the public name, which clients send as `model`",
@@ -189,7 +187,7 @@ def _table(definitions: Mapping[str, Any], definition: str, section: str) -> str
         default = "**needed**" if key in required else f"`{json.dumps(field.get('default'))}`"
         remark = field.get("description", "").replace("|", "\\|")
         lines.append(f"| `{key}` | {_kind(field, definitions)} | {default} | {remark} |\n")
-    if section in _BY_VARIABLE:
+    if section in SECTIONS_BY_VARIABLE:
         lines.append(f"\nEach also as a variable: `FAREBOX_{section.upper()}_…`.\n")
     return "".join(lines)
 

@@ -6,7 +6,7 @@ models; the store is the only source of keys and of everything made at run time.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
@@ -205,6 +205,10 @@ class TracingConfig(Strict):
     conventions: Literal["1.36", "1.41", "genai-0.1"] = "1.41"
 
     _address = field_validator("endpoint")(_web_address)
+
+
+# The sections that environment variables can override: FAREBOX_SERVER_PORT, FAREBOX_STORAGE_LEDGER, …
+SECTIONS_BY_VARIABLE: Final = ("server", "storage", "reservations", "alerts", "tracing")
 
 
 class Config(Strict):

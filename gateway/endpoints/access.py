@@ -174,12 +174,11 @@ class OperatorFile:
     @classmethod
     def of_store(cls, url: str) -> OperatorFile:
         """The file for a store's URL. A store on a server has none: whoever may administer it can connect to it."""
-        path = url.removeprefix("sqlite:///")
-        return cls(Path(path) if path != url and path else None)
+        return cls(store_file(url))
 
-    def __init__(self, store_file: Path | None) -> None:
-        self._path = None if store_file is None else operator_file(store_file)
-        self.token = "" if store_file is None else secrets.token_urlsafe(32)
+    def __init__(self, file: Path | None) -> None:
+        self._path = None if file is None else operator_file(file)
+        self.token = "" if file is None else secrets.token_urlsafe(32)
 
     def write(self, address: str = "") -> None:
         """Write the file. Call it only while holding the store's lock, whose holder owns this file, too. Raises StoreError."""
@@ -201,14 +200,20 @@ class OperatorFile:
             self._path.unlink(missing_ok=True)
 
 
-def operator_file(store_file: Path) -> Path:
-    return store_file.with_name(store_file.name + ".operator")
+def store_file(url: str) -> Path | None:
+    """The embedded store's file. None for a store on a server."""
+    path = url.removeprefix("sqlite:///")
+    return Path(path) if path != url and path else None
 
 
-def read_operator(store_file: Path) -> Operator | None:
+def operator_file(file: Path) -> Path:
+    return file.with_name(file.name + ".operator")
+
+
+def read_operator(file: Path) -> Operator | None:
     """The operator of a store's file, or None if there is none or it cannot be read."""
     try:
-        token, _, address = operator_file(store_file).read_text(encoding="ascii").partition("\n")
+        token, _, address = operator_file(file).read_text(encoding="ascii").partition("\n")
     except OSError:
         return None
     return Operator(token, address) if token else None
