@@ -179,6 +179,7 @@ async def _admit(parts: Parts, call: Call, result: DryRunResult) -> None:
     try:
         await admission.admit(call)
     finally:
+        admission.release_deployment(call)
         result.prompt_tokens = await result.planner.original_tokens(call)
         result.balances = await _balances_before(call, dry_run_ledger)
 

@@ -178,16 +178,15 @@ class ModelCalls:
         self, deployment: Deployment, model: str, call_id: str, body: dict[str, Any], purpose: Purpose
     ) -> _ModelAnswer:
         question = UpstreamCall("chat", body, stream=False, request_id=call_id, timeouts=_TIMEOUTS, purpose=purpose)
-        self._pool.begin(deployment)
+        self._pool.acquire(deployment)
         try:
             answer = await self._upstream.send(deployment, question)
         except UpstreamError as error:
             self._pool.report(deployment, error.status)
             _log.warning("own_question_failed", model=model, error=str(error))
             return _ModelAnswer(None, may_cost=error.bytes_received)
-        except BaseException:
-            self._pool.abandon(deployment)
-            raise
+        finally:
+            self._pool.release(deployment)
         self._pool.report(deployment, answer.status)
         return (
             _ModelAnswer(None, may_cost=False)

@@ -193,6 +193,8 @@ class Routing:
         if chosen is None or call.deployment is None:
             return False
         self._compare_with(call, call.model)
+        self._pool.acquire(chosen)
+        self._pool.release(call.deployment)
         call.deployment, call.price, call.model = chosen, self._prices.price(chosen), model
         call.actions.append(f"route={model}")
         call.decisions.append({"route": model, "why": reason})

@@ -139,6 +139,8 @@ class Admission:
 
     def use(self, call: Call, deployment: Deployment) -> None:
         """Set the deployment to call, its price, and the fields that its entry adds to the request."""
+        self._pool.acquire(deployment)
+        self.release_deployment(call)
         call.deployment = deployment
         call.price = self._prices.price(deployment)
         call.request = with_defaults_of(deployment, call.request)
@@ -150,6 +152,11 @@ class Admission:
                 f"There is no model {model[:200]!r}; GET /v1/models lists what there is.", param="model"
             )
         return deployment
+
+    def release_deployment(self, call: Call) -> None:
+        """The call is over. It counts as in flight from the choice of its deployment, so that a burst is spread, to its last byte."""
+        if call.deployment is not None:
+            self._pool.release(call.deployment)
 
     def price_of(self, deployment: Deployment) -> Price | None:
         return self._prices.price(deployment)

@@ -86,7 +86,6 @@ class Forwarding:
         deployment = call.deployment
         assert deployment is not None  # noqa: S101 - admission chose one
         call.is_with_upstream = True
-        self._pool.begin(deployment)
         try:
             answer = await self._upstream.send(deployment, self._upstream_call(call, send_observer))
         except UpstreamError as error:
@@ -96,9 +95,6 @@ class Forwarding:
             )
             call.is_with_upstream = False
             return _Failure(deployment, None, error)
-        except BaseException:
-            self._pool.abandon(deployment)
-            raise
         call.lane = answer.lane
         if answer.status < 400:
             self._pool.report(deployment, answer.status)

@@ -93,6 +93,9 @@ class CallHandler:
                 self._settler.broke(protocol, call)
             internal_error = GatewayError("Something broke inside the gateway.")
             await self._answer_error(exchange, protocol, internal_error, call, call_id, path_tags)
+        finally:
+            if call is not None:
+                self._admission.release_deployment(call)
 
     async def _serve_once(self, exchange: Exchange, call: Call) -> None:
         async with self._idempotency.once(exchange, call) as stored:

@@ -111,18 +111,19 @@ class DeploymentPool:
             return min(untried, key=lambda item: self._health_of(item).cooldown_until_s)
         return None
 
-    def begin(self, deployment: Deployment) -> None:
-        """An attempt begins. It counts as in flight until its end is reported, or it is abandoned."""
+    def acquire(self, deployment: Deployment) -> None:
+        """A call is to be answered by this deployment. It counts as in flight until `release`."""
         self._health_of(deployment).in_flight += 1
 
-    def abandon(self, deployment: Deployment) -> None:
-        """An attempt ended without telling anything about the deployment, because it was cancelled."""
-        self._end(self._health_of(deployment))
+    def release(self, deployment: Deployment) -> None:
+        """The call is over, or another deployment answers it."""
+        health = self._health_of(deployment)
+        # Not below 0: the table starts over when clients have named too many models of a wildcard entry.
+        health.in_flight = max(0, health.in_flight - 1)
 
     def report(self, deployment: Deployment, status: int, *, retry_after_s: float | None = None) -> None:
         """Report how an attempt ended: `status` of the answer or of the `UpstreamError`, and the provider's retry-after."""
         health = self._health_of(deployment)
-        self._end(health)
         if status < 400:
             health.fails = 0
             return
@@ -203,11 +204,6 @@ class DeploymentPool:
         if health.fails > self._settings.allowed_fails:
             health.cooldown_until_s = now_s + self._settings.cooldown_s
             health.fails = 0
-
-    @staticmethod
-    def _end(health: _Health) -> None:
-        # Not below 0: the table starts over when clients have named too many models of a wildcard entry.
-        health.in_flight = max(0, health.in_flight - 1)
 
     def _is_in_cooldown(self, deployment: Deployment) -> bool:
         return self._clock_s() < self._health_of(deployment).cooldown_until_s

@@ -59,12 +59,12 @@ def test_all_zero_weights_are_equal(clock: Clock) -> None:
 def test_least_busy_deployment_is_chosen(clock: Clock) -> None:
     shared = pool(clock, 1, 1, 1, routing_strategy="least-busy")
     for _ in range(3):
-        shared.begin(chosen(shared))
+        shared.acquire(chosen(shared))
     assert [shared.in_flight(item) for item in shared.of("m")] == [1, 1, 1]
-    shared.report(shared.of("m")[1], 200)
+    shared.release(shared.of("m")[1])
     assert chosen(shared).id == "m/1"
-    shared.begin(shared.of("m")[1])
-    shared.abandon(shared.of("m")[2])
+    shared.acquire(shared.of("m")[1])
+    shared.release(shared.of("m")[2])
     assert chosen(shared).id == "m/2"
     assert [shared.in_flight(item) for item in shared.of("m")] == [1, 1, 0]
 
