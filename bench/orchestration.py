@@ -168,19 +168,17 @@ def document(figures: Sequence[Figure]) -> str:
     lines = [
         "# The cost of orchestration",
         "",
-        "CPU milliseconds, measured by `.venv/bin/python -m bench.orchestration` on "
-        f"{platform.machine()}, CPython {platform.python_version()}. `make bench` measures whole calls.",
+        "What classification, allocation and routing add to a call, in CPU milliseconds (`.venv/bin/python -m bench.orchestration`, "
+        f"{platform.machine()}, CPython {platform.python_version()}). `make bench` measures whole calls.",
         "",
         "| what | median | p99 | must stay below |",
         "|---|---:|---:|---:|",
         *(f"| {line.what} | {line.median_ms:.3f} | {line.p99_ms:.3f} | {line.limit_ms:g} |" for line in figures),
         "",
-        "*All of it* is what admission asks the orchestration before it counts and reserves: the intent, the step's share of the "
-        "run, the model, and whether the prompt may be compressed, with routing and compression allowed. The prompt has 900 "
-        "characters after a system prompt of 1,000; the ledger is in memory, the store is SQLite. The first call of a run reads the "
-        "store once and allocates the tokens of all steps; the intents of declared steps are classified once for all runs. Most of "
-        "its last figure is CPU time of the batches that write the allocations of 50 steps and the audit trail, and of SQLite's own "
-        "thread, for which no call waits. Compression itself runs in a thread and is measured by `make eval-compression`.",
+        "*All of it* is the intent, the step's share of the run, the model, and whether the prompt may be compressed, for a prompt of "
+        "900 characters after a system prompt of 1,000, with the ledger in memory and the store in SQLite. The first call of a run "
+        "reads the store once and allocates the tokens of all steps. Most of its last figure is writing that in the background, for "
+        "which no call waits. Compression runs in a thread and is measured by `make eval-compression`.",
         "",
     ]
     return "\n".join(lines)
