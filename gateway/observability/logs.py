@@ -72,14 +72,12 @@ def secrets_of(config: Config, environment: Mapping[str, str]) -> set[str]:
 def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> None:
     """Log to standard error. `log_format`: console or json.
 
-    Libraries only log warnings and above, whatever the level, because some log whole requests. Their lines have the same form as
-    ours, with a `logger`.
+    Libraries only log warnings and above, whatever the level, because some log whole requests. In JSON, their lines have the
+    same form as ours, with a `logger`; for people they are the message alone, which also says why a gateway does not start.
     """
-    redact = redactor(secrets)
+    redact, is_json = redactor(secrets), log_format == "json"
     renderer: Any = (
-        structlog.processors.JSONRenderer()
-        if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer() if is_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
 
     def take_secrets_out(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -94,12 +92,7 @@ def set_up_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> 
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*stamp, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
-        )
-    )
+    handler.setFormatter(_Json([*stamp, structlog.stdlib.add_logger_name], render) if is_json else _Redacting(redact))
     logging.basicConfig(level=max(logging.WARNING, _LEVELS[level]), handlers=[handler], force=True)
     logging.captureWarnings(True)
     # These repeat parts of answers, which are none of the log's business.
@@ -123,6 +116,24 @@ class _Lossy:
     def flush(self) -> None:
         with suppress(OSError):
             self._stream.flush()
+
+
+class _Json(structlog.stdlib.ProcessorFormatter):
+    """Makes libraries' own lines like ours."""
+
+    def __init__(self, stamp: list[Any], render: list[Any]) -> None:
+        super().__init__(processors=[self.remove_processors_meta, *render], foreign_pre_chain=stamp)
+
+
+class _Redacting(logging.Formatter):
+    """Redacts libraries' own lines, including tracebacks."""
+
+    def __init__(self, redact: Redact) -> None:
+        super().__init__("%(message)s")
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))
 
 
 def redacted(value: Any, redact: Redact, depth: int = 0) -> Any:

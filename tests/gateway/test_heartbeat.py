@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
+import structlog
 
 from gateway.bookkeeping.heartbeat import Heartbeat
 from gateway.errors import LedgerOutage
@@ -173,3 +174,13 @@ async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
         await eventually(lambda: ledger.sweeps >= sweeps + 3)
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (62, 0)
+
+
+async def test_outage_is_logged_once_and_not_at_each_tick() -> None:
+    ledger = RecordingLedger(clock_ms=lambda: 1)
+    ledger.errors = [LedgerUnavailable("away")] * 4
+    with structlog.testing.capture_logs() as log:
+        async with beating(ledger) as heartbeat:
+            heartbeat.sent(await held(ledger, "a"))
+            await eventually(lambda: bool(ledger.renewed), 10)
+    assert [line["error"] for line in log if line["event"] == "heartbeat_missed"] == ["away"]
