@@ -77,8 +77,8 @@ class StorageConfig(Strict):
     allow_eviction: bool = False
     spool: str = ".farebox/spool"
     outbox_cap: Annotated[int, Field(ge=1000)] = 1_000_000
-    retention_months: Annotated[int, Field(ge=1)] | None = None
-    audit_days: Annotated[int, Field(ge=90)] | None = 400
+    retention_months: Annotated[int, Field(ge=1, le=1_200)] | None = None
+    audit_days: Annotated[int, Field(ge=90, le=36_500)] | None = 400
 
     @field_validator("ledger")
     @classmethod
@@ -145,7 +145,7 @@ class ClassifierConfig(Strict):
     model: str | None = None
     wait: bool = False
     wait_ms: Annotated[int, Field(ge=1, le=500)] = 500
-    cache_ttl_seconds: Annotated[float, Field(ge=1)] = 7 * 86_400.0
+    cache_ttl_seconds: Annotated[float, Field(ge=1, le=366 * 86_400)] = 7 * 86_400.0
 
 
 def _web_address(value: str | None) -> str | None:

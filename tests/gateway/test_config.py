@@ -104,6 +104,9 @@ ONE_FAULT: list[tuple[str, str, str]] = [
         "farebox.yaml:4:20: litellm_settings.request_timeout:",
         "greater than 0",
     ),
+    (MODEL + "classifier: {cache_ttl_seconds: .inf}\n", "farebox.yaml:4:14: classifier.cache_ttl_seconds:", "31622400"),
+    (MODEL + "storage: {retention_months: 30000}\n", "farebox.yaml:4:11: storage.retention_months:", "1200"),
+    (MODEL + "storage: {audit_days: 1000000000000000}\n", "farebox.yaml:4:11: storage.audit_days:", "36500"),
     (
         MODEL + "    model_info: {input_cost_per_token: abc}\n",
         "farebox.yaml:4:18: model_list[0].model_info.input_cost_per_token:",
