@@ -284,6 +284,9 @@ class Intents:
             return await intent_store.get_many(self._store, keys, self._clock_ms())
         except StoreError:
             return {}
+        except Exception as error:  # noqa: BLE001 - the task that asks the model must go on
+            _log.warning("learned_intents_not_loaded", error=str(error))
+            return {}
 
     async def _answer(self, question: _Question) -> LearnedIntent | None:
         assert self._ask is not None  # noqa: S101 - the task exists only with a model to ask

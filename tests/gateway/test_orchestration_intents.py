@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from sqlalchemy import text
 
 from gateway.orchestration.intents import IntentRules, Intents
 from gateway.pipeline.call import Call, Principal
@@ -276,6 +277,17 @@ async def test_missing_or_invalid_answer_is_asked_again_only_after_a_minute(
     await intents.of(call_of(), None, SURE)
     await settled(model, 2)
     assert await intent_store.latest(store, clock.ms) == []
+    await intents.stop()
+
+
+async def test_questions_are_asked_although_the_store_refuses_to_be_read(store: Database) -> None:
+    model = FakeModel()
+    intents = await started(store, model, Clock())
+    async with store.begin() as connection:
+        await connection.execute(text("DROP TABLE intent_cache"))
+    for step in ("work-on-it", "work-on-that"):
+        await intents.of(call_of(step), None, SURE)
+        await settled(model, 1 if step == "work-on-it" else 2)
     await intents.stop()
 
 
