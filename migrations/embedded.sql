@@ -37,7 +37,7 @@ CREATE TABLE alembic_version (
 	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
 );
 
-INSERT INTO "alembic_version" VALUES('0004');
+INSERT INTO "alembic_version" VALUES('0005');
 
 CREATE TABLE api_keys (
 	id TEXT NOT NULL, 
@@ -432,3 +432,5 @@ CREATE INDEX ix_admin_sessions_user ON admin_sessions (user);
 CREATE TRIGGER audit_events_keep_update BEFORE UPDATE ON audit_events BEGIN SELECT RAISE(ABORT, 'audit_events is append-only'); END;
 
 CREATE TRIGGER audit_events_keep_delete BEFORE DELETE ON audit_events WHEN OLD.at > (strftime('%s', 'now') - 7776000) * 1000 BEGIN SELECT RAISE(ABORT, 'audit_events is append-only'); END;
+
+CREATE INDEX ix_runs_agent ON runs (project, agent, last_at) WHERE agent <> '';

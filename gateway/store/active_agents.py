@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, and_, func, literal_column, select
 
 from gateway.store.database import Database
 from gateway.store.tables import runs, token_usage
@@ -55,9 +55,15 @@ async def active_since(db: Database, since_ms: int) -> list[ActiveAgent]:
     return [ActiveAgent(*key, last_at, workflows) for key, (last_at, workflows) in sorted(agents.items())]
 
 
+def runs_of_agent(project: str, agent: str, since_ms: int) -> ColumnElement[bool]:
+    """Runs of an agent whose last event is not older. That there is one is stated, so that the partial index on agents can be used."""
+    has_agent = runs.c.agent != literal_column("''")
+    return and_(runs.c.project == project, has_agent, runs.c.agent == agent, runs.c.last_at >= since_ms)
+
+
 async def latest_runs_since(db: Database, project: str, agent: str, since_ms: int) -> int:
     """The time since which the agent's latest 50 runs had their last event; `since_ms` if there were fewer runs."""
-    condition = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
+    condition = runs_of_agent(project, agent, since_ms)
     query = select(runs.c.last_at).where(condition).order_by(runs.c.last_at.desc()).offset(RUNS_MAX - 1).limit(1)
     async with db.read() as connection:
         last_at_ms = (await connection.execute(query)).scalar()
@@ -66,12 +72,11 @@ async def latest_runs_since(db: Database, project: str, agent: str, since_ms: in
 
 async def tool_use(db: Database, project: str, agent: str, since_ms: int) -> ToolUse:
     """Over the latest 2,000 calls of the agent's runs since then. Raises StoreUnavailable."""
-    condition = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
     joined = runs.join(token_usage, and_(token_usage.c.project == runs.c.project, token_usage.c.run == runs.c.run))
     query = (
         select(token_usage.c.detail)
         .select_from(joined)
-        .where(condition, token_usage.c.status.in_(CALL_STATUSES))
+        .where(runs_of_agent(project, agent, since_ms), token_usage.c.status.in_(CALL_STATUSES))
         .order_by(token_usage.c.at.desc())
         .limit(CALLS_MAX)
     )

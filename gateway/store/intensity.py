@@ -9,6 +9,7 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import and_, case, func, not_, select, tuple_
 
+from gateway.store.active_agents import runs_of_agent
 from gateway.store.database import Database
 from gateway.store.tables import agent_intensity_metrics, run_steps, runs
 from gateway.store.versions import Subject, raise_version
@@ -109,7 +110,7 @@ async def forget_old(db: Database, now_ms: int) -> None:
 
 async def observed(db: Database, project: str, agent: str, since_ms: int) -> ObservedActivity:
     """Figures of the agent's runs whose last event is not older than `since_ms`."""
-    of_agent = and_(runs.c.project == project, runs.c.agent == agent, runs.c.last_at >= since_ms)
+    of_agent = runs_of_agent(project, agent, since_ms)
     summed = ("calls", "refused", "errors", "input_tokens", "output_tokens", "total_tokens")
     query = select(
         func.count().label("runs"),

@@ -329,6 +329,10 @@ def _conditions(run_filter: RunFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = [
         column == value for column, value in columns_and_values if value is not None
     ]
+    if run_filter.agent:
+        conditions.append(
+            runs.c.agent != literal_column("''")
+        )  # stated, as in `family`, for the partial index on agents
     if run_filter.from_ms is not None:
         conditions.append(runs.c.last_at >= run_filter.from_ms)
     if run_filter.to_ms is not None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table, Text
 
 # The newest revision in `migrations/versions`. Repeated here so that a start need not load Alembic to check it.
-SCHEMA_REVISION: Final = "0004"
+SCHEMA_REVISION: Final = "0005"
 
 METADATA: Final = MetaData()
 
@@ -151,8 +151,9 @@ runs: Final = Table(
     *(_count(name) for name in SUMS),
     Index("ix_runs_last_at", "project", "last_at"),
     Index("ix_runs_workflow", "project", "workflow", "last_at"),
-    # Partial where parent_run <> '': few runs have a parent, so the others need not be in the index.
+    # Partial where parent_run <> '' and agent <> '': runs without one need not be in the index.
     Index("ix_runs_parent", "project", "parent_run"),
+    Index("ix_runs_agent", "project", "agent", "last_at"),
 )
 
 run_steps: Final = Table(

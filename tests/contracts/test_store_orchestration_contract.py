@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import select, text
 
 from gateway.ledger.port import EntryKind
-from gateway.store import active_agents, known_steps, runs, step_history, usage
+from gateway.store import active_agents, known_steps, runs, step_history, tables, usage
 from gateway.store.active_agents import ActiveAgent, ToolUse
 from gateway.store.database import Database
 from gateway.store.known_steps import KnownStep
-from gateway.store.runs import RunStep
+from gateway.store.runs import Run, RunStep
 from tests.store_events import DAY_MS, NOW_MS, entry
 
 pytest_plugins = ("tests.store_fixtures",)
@@ -115,3 +116,17 @@ async def test_tool_use_and_retries_are_summed_over_calls(db: Database) -> None:
         {"run": "3", "agent": "bob", "detail": seen_detail(tools=9)},
     )
     assert await active_agents.tool_use(db, "default", "ada", 0) == ToolUse(4, tool_calls=2, retries=1, tools_max=5)
+
+
+async def test_runs_of_an_agent_are_found_by_their_index(db: Database) -> None:
+    """Without it, each round of scoring reads all runs of the project for each agent that runs seldom."""
+    many = [Run("default", f"r{number}", agent="often", first_at_ms=NOW_MS + number) for number in range(3_000)]
+    await runs.begin(db, [*many, Run("default", "rare", agent="ada", first_at_ms=NOW_MS)])
+    query = select(tables.runs.c.last_at).where(active_agents.runs_of_agent("default", "ada", 0))
+    async with db.begin() as connection:
+        if db.is_postgres:
+            await connection.execute(text("ANALYZE runs"))
+        explain = "EXPLAIN" if db.is_postgres else "EXPLAIN QUERY PLAN"
+        statement = query.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+        plan = " ".join(str(tuple(row)) for row in await connection.execute(text(f"{explain} {statement}")))
+    assert "ix_runs_agent" in plan
