@@ -42,7 +42,7 @@ from gateway.observability.alerts import Alerts
 from gateway.observability.gauges import Gauges
 from gateway.parts import Parts, make_parts
 from gateway.pipeline.answer_cache import AnswerCache
-from gateway.pipeline.assembly import admission_for
+from gateway.pipeline.assembly import admission_for, fitting_for
 from gateway.pipeline.call import Call
 from gateway.pipeline.ending import Ending
 from gateway.pipeline.forwarding import Forwarding
@@ -216,12 +216,12 @@ class Application:
             runs=parts.runs,
             is_outbox_full=lambda: parts.flusher.is_full,
         )
-        admission = admission_for(parts, reserving)
+        fitting = fitting_for(parts, reserving)
         forwarding = Forwarding(
             upstream=parts.tracing.upstream(parts.forwarder),
             pool=parts.pool,
             reserving=reserving,
-            admission=admission,
+            fitting=fitting,
             in_flight=self._heartbeat,
             timeouts=timeouts_of(config),
         )
@@ -231,10 +231,10 @@ class Application:
             telemetry=parts.telemetry,
             alerts=parts.alerts,
             now_ms=parts.clock.now_ms,
-            admission=admission,
+            fitting=fitting,
             on_usage_reported=parts.orchestration.answered,
         )
-        ending = Ending(settler=settler, ledger=parts.ledger, in_flight=self._heartbeat)
+        ending = Ending(settler=settler, ledger=parts.ledger, in_flight=self._heartbeat, pool=parts.pool)
         relaying = Relaying(
             forwarding=forwarding,
             counter_for=self._counter_for,
@@ -245,7 +245,7 @@ class Application:
         )
         handler = CallHandler(
             intake=intake,
-            admission=admission,
+            admission=admission_for(parts, fitting),
             relaying=relaying,
             settler=settler,
             ending=ending,

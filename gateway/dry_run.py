@@ -18,7 +18,7 @@ from gateway.orchestration.service import (
     declared_limits,
     with_share,
 )
-from gateway.pipeline.assembly import admission_for
+from gateway.pipeline.assembly import admission_for, fitting_for
 from gateway.pipeline.call import Call, IntentTag, Principal
 from gateway.pipeline.intake import check_model
 from gateway.pipeline.reserving import Reserving
@@ -173,13 +173,14 @@ async def _admit(parts: Parts, call: Call, result: DryRunResult) -> None:
     dry_run_ledger = DryRunLedger(parts.ledger, await _overrides(parts, call))
     runs = parts.runs.dry_run_copy(dry_run_ledger)
     reserving = Reserving(dry_run_ledger, local=None, runs=runs, is_outbox_full=lambda: parts.flusher.is_full)
+    fitting = fitting_for(parts, reserving, planner=result.planner)
     admission = admission_for(
-        parts, reserving, ledger=dry_run_ledger, planner=result.planner, runs=runs, sleep=_without_waiting
+        parts, fitting, ledger=dry_run_ledger, planner=result.planner, runs=runs, sleep=_without_waiting
     )
     try:
         await admission.admit(call)
     finally:
-        admission.release_deployment(call)
+        parts.pool.release(call.deployment)
         result.prompt_tokens = await result.planner.original_tokens(call)
         result.balances = await _balances_before(call, dry_run_ledger)
 

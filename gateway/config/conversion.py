@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gateway.config.schema import Config
-from gateway.pipeline.admission import AdmissionRules
+from gateway.pipeline.fitting import ReservationRules
 from gateway.store.housekeeping import Retention
 from gateway.upstream.deployments import PoolSettings
 from gateway.upstream.port import Timeouts
@@ -43,9 +43,9 @@ def timeouts_of(config: Config) -> Timeouts:
     )
 
 
-def rules_of(config: Config, owner: str) -> AdmissionRules:
+def rules_of(config: Config, owner: str) -> ReservationRules:
     reservations = config.reservations
-    return AdmissionRules(
+    return ReservationRules(
         ttl_ms=int(reservations.ttl_seconds * 1000),
         output_tokens_min=reservations.output_tokens_min,
         output_tokens_unknown=reservations.output_tokens_unknown,

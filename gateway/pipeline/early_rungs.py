@@ -11,12 +11,13 @@ from typing import Final
 from gateway.errors import GatewayError
 from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call
+from gateway.pipeline.fitting import Fitting
 from gateway.pipeline.ports import Planner
+from gateway.pipeline.pressure_ladder import WAIT_STEP_MS
 from gateway.pipeline.refusal import refusal_error
 from policies.pressure import Rung, TightestLimit, tightest_limit
-from policies.reservation import Decision, Demand, Refusal, Refused
+from policies.reservation import Demand, Refusal, Refused
 
-_WAIT_STEP_MS: Final = 100
 _EMPTY_DEMAND: Final = Demand(0, 0, 0, requests=0)
 
 
@@ -26,22 +27,14 @@ class EarlyRungs:
         *,
         ledger: Ledger,
         planner: Planner,
+        fitting: Fitting,
         skip_reason: Callable[[Call, Rung], str],
-        compress: Callable[[Call, None], Awaitable[bool]],
-        reroute: Callable[[Call, None], Awaitable[bool]],
-        demand: Callable[[Call], Demand],
-        try_reserve: Callable[[Call, Demand], Awaitable[Decision]],
-        output_tokens_min: int,
         sleep: Callable[[float], Awaitable[object]],
     ) -> None:
         self._ledger = ledger
         self._planner = planner
+        self._fitting = fitting
         self._skip_reason = skip_reason
-        self._compress = compress
-        self._reroute = reroute
-        self._demand = demand
-        self._try_reserve = try_reserve
-        self._output_tokens_min = output_tokens_min
         self._sleep = sleep
 
     async def take(self, call: Call) -> None:
@@ -61,9 +54,9 @@ class EarlyRungs:
     async def _take_rung(self, call: Call, rung: Rung, share: float, tightest: TightestLimit) -> TightestLimit | None:
         match rung:
             case Rung.COMPRESS:
-                await self._compress(call, None)
+                await self._fitting.compress(call, None)
             case Rung.ROUTE:
-                await self._reroute(call, None)
+                await self._fitting.reroute(call, None)
             case Rung.CLAMP:
                 self._clamp(call, tightest)
             case Rung.WAIT:
@@ -77,7 +70,7 @@ class EarlyRungs:
 
         Never clamps below the shortest useful answer.
         """
-        demand = self._demand(call)
+        demand = self._fitting.demand(call)
         spendable = tightest.remaining // 2
         if tightest.unit == "tokens":
             room = spendable - demand.prompt_tokens
@@ -85,9 +78,7 @@ class EarlyRungs:
             room = (spendable - demand.prompt_nano_usd) // demand.output_nano_usd_per_token
         else:
             return
-        shortest = max(
-            self._output_tokens_min, call.request.output_tokens_min_useful, self._planner.output_tokens_min_useful(call)
-        )
+        shortest = max(self._fitting.output_tokens_min(call), self._planner.output_tokens_min_useful(call))
         cap = max(room // demand.choices, shortest)
         if cap < demand.output_tokens_max:
             call.request.output_tokens_max = call.output_cap = cap
@@ -103,8 +94,8 @@ class EarlyRungs:
             and current.balance.reserved.of(current.unit) > 0
             and waited_ms < call.chain.wait_ms
         ):
-            await self._sleep(_WAIT_STEP_MS / 1000)
-            waited_ms += _WAIT_STEP_MS
+            await self._sleep(WAIT_STEP_MS / 1000)
+            waited_ms += WAIT_STEP_MS
             current = await self._tightest_limit(call)
         if waited_ms:
             call.actions.append(f"wait={waited_ms}ms")
@@ -112,12 +103,12 @@ class EarlyRungs:
 
     async def _share_refusal(self, call: Call, share: float, tightest: TightestLimit) -> GatewayError:
         # Reserve nothing: the ledger records what the call tightens, and reports the balances of all accounts.
-        decision = await self._try_reserve(call, _EMPTY_DEMAND)
+        decision = await self._fitting.try_reserve(call, _EMPTY_DEMAND)
         call.reported_balances = decision.balances
         if isinstance(decision, Refused):
             self._planner.refused(call, decision)
             return refusal_error(call, decision)
-        needed = self._demand(call).prompt_amount.of(tightest.unit)
+        needed = self._fitting.demand(call).prompt_amount.of(tightest.unit)
         refused = Refused(Refusal.EXCEEDED, tightest.account, tightest.unit, needed, tightest.balance, decision.now_ms)
         self._planner.refused(call, refused)
         error = refusal_error(call, refused)

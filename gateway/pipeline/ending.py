@@ -12,15 +12,17 @@ from gateway.ledger.port import Ledger, LedgerUnavailable
 from gateway.pipeline.call import Call, Outcome
 from gateway.pipeline.ports import InFlightCalls
 from gateway.pipeline.settlement import Settler
+from gateway.upstream.deployments import DeploymentPool
 
 _log = structlog.get_logger(__name__)
 
 
 class Ending:
-    def __init__(self, *, settler: Settler, ledger: Ledger, in_flight: InFlightCalls) -> None:
+    def __init__(self, *, settler: Settler, ledger: Ledger, in_flight: InFlightCalls, pool: DeploymentPool) -> None:
         self._settler = settler
         self._ledger = ledger
         self._in_flight = in_flight
+        self._pool = pool
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def settle(self, call: Call, outcome: Outcome) -> None:
@@ -45,6 +47,10 @@ class Ending:
         # An unreachable ledger replies late or never, so do not keep the client waiting for it.
         if not is_outage:
             await asyncio.shield(voiding)
+
+    def release(self, call: Call) -> None:
+        """The call is over. It counts as in flight from the choice of its deployment, so that a burst is spread, to its last byte."""
+        self._pool.release(call.deployment)
 
     async def drain(self) -> None:
         """Wait for what goes on although its callers are gone."""

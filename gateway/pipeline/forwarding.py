@@ -10,10 +10,10 @@ from typing import Final
 import structlog
 
 from gateway.errors import UpstreamFailure
-from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call
 from gateway.pipeline.cost_bounds import worst_case_cost
 from gateway.pipeline.entry_defaults import with_defaults_of
+from gateway.pipeline.fitting import Fitting
 from gateway.pipeline.intake import is_among
 from gateway.pipeline.ports import InFlightCalls
 from gateway.pipeline.reserving import Reserving
@@ -57,14 +57,14 @@ class Forwarding:
         upstream: Upstream,
         pool: DeploymentPool,
         reserving: Reserving,
-        admission: Admission,
+        fitting: Fitting,
         in_flight: InFlightCalls,
         timeouts: Timeouts,
     ) -> None:
         self._upstream = upstream
         self._pool = pool
         self._reserving = reserving
-        self._admission = admission
+        self._fitting = fitting
         self._in_flight = in_flight
         self._timeouts = timeouts
 
@@ -80,7 +80,7 @@ class Forwarding:
             next_deployment = await self._next_deployment(call, failure, tried)
             if next_deployment is None:
                 return _final(failure)
-            self._admission.use(call, next_deployment)
+            self._fitting.use(call, next_deployment)
 
     async def _attempt(self, call: Call, send_observer: SendObserver | None) -> UpstreamAnswer | _Failure:
         deployment = call.deployment
@@ -178,10 +178,10 @@ class Forwarding:
         grant = call.grant
         if grant is None or call.count is None or not grant.held.requests:
             return True
-        price = self._admission.price_of(candidate)
+        price = self._fitting.price_of(candidate)
         if price is None and grant.limits_money:
             return False
-        count = await self._admission.count(call, candidate)
+        count = await self._fitting.count(call, candidate)
         request = with_defaults_of(candidate, call.request)
         worst = worst_case_cost(request, price, count, grant.output_tokens)
         needed_nano_usd = (

@@ -95,7 +95,7 @@ class CallHandler:
             await self._answer_error(exchange, protocol, internal_error, call, call_id, path_tags)
         finally:
             if call is not None:
-                self._admission.release_deployment(call)
+                self._ending.release(call)
 
     async def _serve_once(self, exchange: Exchange, call: Call) -> None:
         async with self._idempotency.once(exchange, call) as stored:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.pipeline.call import Call
+from gateway.pipeline.fitting import Fitting
 from gateway.pipeline.ports import Planner
 from policies.amounts import Unit
 from policies.pressure import Rung, prompt_room
 from policies.reservation import Decision, Demand, Granted, Refusal, Refused
 
-_WAIT_STEP_MS: Final = 100
+WAIT_STEP_MS: Final = 100
 _Attempt = tuple[Rung, str, Unit | None, str]  # rung, account and unit that are short, and the model that is asked
 
 
@@ -43,31 +44,14 @@ class _ClimbState:
 
 
 class PressureLadder:
-    """`try_reserve` asks the ledger, `demand` computes what the call in its current form may cost, `compress` shortens its prompt,
-    and `reroute` chooses a cheaper model."""
-
-    def __init__(
-        self,
-        *,
-        planner: Planner,
-        try_reserve: Callable[[Call, Demand], Awaitable[Decision]],
-        demand: Callable[[Call], Demand],
-        compress: Callable[[Call, int], Awaitable[bool]],
-        reroute: Callable[[Call, Refused], Awaitable[bool]],
-        output_tokens_min: int,
-        sleep: Callable[[float], Awaitable[object]],
-    ) -> None:
+    def __init__(self, *, planner: Planner, fitting: Fitting, sleep: Callable[[float], Awaitable[object]]) -> None:
         self._planner = planner
-        self._try_reserve = try_reserve
-        self._demand = demand
-        self._compress = compress
-        self._reroute = reroute
-        self._output_tokens_min = output_tokens_min
+        self._fitting = fitting
         self._sleep = sleep
 
     async def climb(self, call: Call) -> tuple[Demand, Decision]:
         """The last demand, and the ledger's decision on it."""
-        climb = _ClimbState(self._demand(call))
+        climb = _ClimbState(self._fitting.demand(call))
         rungs = [rung for rung in call.chain.ladder.tried if not self.skip_reason(call, rung)]
         first: Rung | None = None
         if rungs and rungs[0] is Rung.CLAMP:
@@ -120,16 +104,16 @@ class PressureLadder:
         if refused is None:
             return False
         if rung is Rung.ROUTE:
-            return await self._reroute(call, refused)
+            return await self._fitting.reroute(call, refused)
         room = self._prompt_tokens_target(call, climb, refused)
         if room is None:
             call.decisions.append({"compress": "a shorter prompt would not make it fit"})
             return False
-        return await self._compress(call, room)
+        return await self._fitting.compress(call, room, under_pressure=True)
 
     async def _reserve_again(self, call: Call, climb: _ClimbState, rung: Rung | None) -> None:
         is_first = climb.decision is None
-        climb.decision = await self._try_reserve(call, climb.demand)
+        climb.decision = await self._fitting.try_reserve(call, climb.demand)
         refused = climb.refused
         if refused is None:
             if not is_first:
@@ -140,14 +124,14 @@ class PressureLadder:
         call.decisions.append({"rung": rung or "whole"} | _refusal_facts(refused))
 
     def _demand_of(self, call: Call, climb: _ClimbState) -> Demand:
-        demand = self._demand(call)
+        demand = self._fitting.demand(call)
         return self._clamped(call, demand) if climb.is_clamped else demand
 
     def _clamped(self, call: Call, demand: Demand) -> Demand:
         return replace(demand, output_tokens_min=self._shortest_answer_tokens(call, demand))
 
     def _shortest_answer_tokens(self, call: Call, demand: Demand) -> int:
-        return min(max(self._output_tokens_min, call.request.output_tokens_min_useful), demand.output_tokens_max)
+        return min(self._fitting.output_tokens_min(call), demand.output_tokens_max)
 
     def _prompt_tokens_target(self, call: Call, climb: _ClimbState, refused: Refused) -> int | None:
         """The prompt size to aim at, in tokens; None if no prompt would be short enough.
@@ -177,9 +161,9 @@ class PressureLadder:
         while (
             isinstance(decision, Refused) and decision.reason is Refusal.BUSY and climb.waited_ms < call.chain.wait_ms
         ):
-            await self._sleep(_WAIT_STEP_MS / 1000)
-            climb.waited_ms += _WAIT_STEP_MS
-            decision = await self._try_reserve(call, climb.demand)
+            await self._sleep(WAIT_STEP_MS / 1000)
+            climb.waited_ms += WAIT_STEP_MS
+            decision = await self._fitting.try_reserve(call, climb.demand)
         if climb.waited_ms == waited_before_ms:
             call.decisions.append({"rung": Rung.WAIT, "result": "changed nothing"})
             return

@@ -12,10 +12,10 @@ from gateway.ledger.port import EntryKind, Ledger, LedgerUnavailable, OutboxEntr
 from gateway.ledger.retries import retry_while_unavailable
 from gateway.observability.alerts import Alerts
 from gateway.observability.telemetry import Telemetry
-from gateway.pipeline.admission import Admission
 from gateway.pipeline.call import Call, Outcome
 from gateway.pipeline.cost_bounds import booked_cost, plausible_usage
 from gateway.pipeline.events import detail_of, draft_of, whole_event
+from gateway.pipeline.fitting import Fitting
 from gateway.pipeline.hold import booked_output
 from gateway.pipeline.ports import Recorder
 from gateway.wire.protocol import WireProtocol
@@ -46,7 +46,7 @@ class Settler:
         telemetry: Telemetry,
         alerts: Alerts,
         now_ms: Callable[[], int],
-        admission: Admission,
+        fitting: Fitting,
         on_usage_reported: Callable[[Call, Usage], None],
     ) -> None:
         self._ledger = ledger
@@ -54,7 +54,7 @@ class Settler:
         self._telemetry = telemetry
         self._alerts = alerts
         self._now_ms = now_ms
-        self._admission = admission
+        self._fitting = fitting
         self._on_usage_reported = on_usage_reported
 
     async def settle(self, call: Call, outcome: Outcome) -> None:
@@ -65,7 +65,7 @@ class Settler:
         """
         measured = await self._measure(call, outcome)
         if measured is not None and measured.usage.stored_ids:
-            self._admission.remember_history(call, measured.usage)
+            self._fitting.remember_history(call, measured.usage)
         if measured is not None and call.is_tagged:
             self._note_routing_and_cache(call, measured)
         if call.grant is None or not call.grant.held.requests:
@@ -168,7 +168,7 @@ class Settler:
         if call.count is not None:
             return call.count.tokens
         try:
-            return (await self._admission.count(call)).tokens
+            return (await self._fitting.count(call)).tokens
         except Exception:  # noqa: BLE001 - the client may already have its answer
             _log.exception("prompt_not_counted", request_id=call.id)
             return 0

@@ -115,8 +115,10 @@ class DeploymentPool:
         """A call is to be answered by this deployment. It counts as in flight until `release`."""
         self._health_of(deployment).in_flight += 1
 
-    def release(self, deployment: Deployment) -> None:
-        """The call is over, or another deployment answers it."""
+    def release(self, deployment: Deployment | None) -> None:
+        """The call is over, or another deployment answers it. None: none was chosen for it."""
+        if deployment is None:
+            return
         health = self._health_of(deployment)
         # Not below 0: the table starts over when clients have named too many models of a wildcard entry.
         health.in_flight = max(0, health.in_flight - 1)

@@ -65,18 +65,14 @@ class Scenario:
         self.frees_at_ms = 10**9  # when the sibling hold is released
         self.ladder = PressureLadder(
             planner=self,  # type: ignore[arg-type]
-            try_reserve=self.ask,
-            demand=self.demand,
-            compress=self.compress,
-            reroute=self.reroute,
-            output_tokens_min=16,
+            fitting=self,  # type: ignore[arg-type]
             sleep=self.sleep,
         )
 
     async def climb(self) -> Decision:
         return (await self.ladder.climb(self.call))[1]
 
-    async def ask(self, call: Call, demand: Demand) -> Decision:
+    async def try_reserve(self, call: Call, demand: Demand) -> Decision:
         self.asked.append(demand)
         return self.book.reserve("p", Reserve("c1", "me", call.chain.holds, demand, 60_000, b"{}"), 0)
 
@@ -86,7 +82,10 @@ class Scenario:
         prompt = self.prompt + self.media
         return Demand(prompt, output, output, prompt * prompt_price, output_price)
 
-    async def compress(self, call: Call, aim: int) -> bool:
+    def output_tokens_min(self, call: Call) -> int:
+        return max(16, call.request.output_tokens_min_useful)
+
+    async def compress(self, call: Call, aim: int, *, under_pressure: bool) -> bool:
         self.aims.append(aim)
         before, self.prompt = self.prompt, min(self.prompt, max(self.shortest, aim))
         return self.prompt < before
