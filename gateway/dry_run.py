@@ -180,7 +180,8 @@ async def _admit(parts: Parts, call: Call, result: DryRunResult) -> None:
     try:
         await admission.admit(call)
     finally:
-        parts.pool.release(call.deployment)
+        if call.deployment is not None:
+            parts.pool.release(call.deployment)
         result.prompt_tokens = await result.planner.original_tokens(call)
         result.balances = await _balances_before(call, dry_run_ledger)
 

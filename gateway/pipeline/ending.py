@@ -50,7 +50,8 @@ class Ending:
 
     def release(self, call: Call) -> None:
         """The call is over. It counts as in flight from the choice of its deployment, so that a burst is spread, to its last byte."""
-        self._pool.release(call.deployment)
+        if call.deployment is not None:
+            self._pool.release(call.deployment)
 
     async def drain(self) -> None:
         """Wait for what goes on although its callers are gone."""

@@ -69,7 +69,8 @@ class Fitting:
     def use(self, call: Call, deployment: Deployment) -> None:
         """Set the deployment to call, its price, and the fields that its entry adds to the request."""
         self._pool.acquire(deployment)
-        self._pool.release(call.deployment)
+        if call.deployment is not None:
+            self._pool.release(call.deployment)
         call.deployment = deployment
         call.price = self._prices.price(deployment)
         call.request = with_defaults_of(deployment, call.request)

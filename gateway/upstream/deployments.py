@@ -7,6 +7,7 @@ fails too often rests for `cooldown_time`; the only entry of a name is called al
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -65,7 +66,7 @@ class DeploymentPool:
         self._by_name: dict[str, list[Deployment]] = {}
         for deployment in deployments:
             self._by_name.setdefault(deployment.name, []).append(deployment)
-        self._health: dict[str, _Health] = {}
+        self._health: defaultdict[str, _Health] = defaultdict(_Health)  # by the deployment's id
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,30 +103,28 @@ class DeploymentPool:
         """
         untried = [item for item in self.of(name) if item.id not in exclude]
         now_s = self._clock_s()
-        available = [item for item in untried if now_s >= self._health_of(item).cooldown_until_s]
+        available = [item for item in untried if now_s >= self._health[item.id].cooldown_until_s]
         if not available and len(self.of(name)) == 1:
             available = untried  # if the only deployment rested, every call would fail for certain
         if available:
             return available[0] if len(available) == 1 else self._pick(available)
         if untried and include_cooling_down:
-            return min(untried, key=lambda item: self._health_of(item).cooldown_until_s)
+            return min(untried, key=lambda item: self._health[item.id].cooldown_until_s)
         return None
 
     def acquire(self, deployment: Deployment) -> None:
         """A call is to be answered by this deployment. It counts as in flight until `release`."""
-        self._health_of(deployment).in_flight += 1
+        self._health[deployment.id].in_flight += 1
 
-    def release(self, deployment: Deployment | None) -> None:
-        """The call is over, or another deployment answers it. None: none was chosen for it."""
-        if deployment is None:
-            return
-        health = self._health_of(deployment)
+    def release(self, deployment: Deployment) -> None:
+        """The call is over, or another deployment answers it."""
+        health = self._health[deployment.id]
         # Not below 0: the table starts over when clients have named too many models of a wildcard entry.
         health.in_flight = max(0, health.in_flight - 1)
 
     def report(self, deployment: Deployment, status: int, *, retry_after_s: float | None = None) -> None:
         """Report how an attempt ended: `status` of the answer or of the `UpstreamError`, and the provider's retry-after."""
-        health = self._health_of(deployment)
+        health = self._health[deployment.id]
         if status < 400:
             health.fails = 0
             return
@@ -144,7 +143,7 @@ class DeploymentPool:
         return all(self._is_in_cooldown(item) for item in self.of(name))
 
     def in_flight(self, deployment: Deployment) -> int:
-        return self._health_of(deployment).in_flight
+        return self._health[deployment.id].in_flight
 
     def should_retry(
         self,
@@ -191,8 +190,8 @@ class DeploymentPool:
 
     def _pick(self, available: Sequence[Deployment]) -> Deployment:
         if self._settings.routing_strategy == "least-busy":
-            in_flight_min = min(self._health_of(item).in_flight for item in available)
-            available = [item for item in available if self._health_of(item).in_flight == in_flight_min]
+            in_flight_min = min(self._health[item.id].in_flight for item in available)
+            available = [item for item in available if self._health[item.id].in_flight == in_flight_min]
         weights = [max(0, item.weight) for item in available]
         if not any(weights):
             return self._rng.choice(available)
@@ -208,10 +207,4 @@ class DeploymentPool:
             health.fails = 0
 
     def _is_in_cooldown(self, deployment: Deployment) -> bool:
-        return self._clock_s() < self._health_of(deployment).cooldown_until_s
-
-    def _health_of(self, deployment: Deployment) -> _Health:
-        health = self._health.get(deployment.id)
-        if health is None:
-            health = self._health[deployment.id] = _Health()
-        return health
+        return self._clock_s() < self._health[deployment.id].cooldown_until_s
