@@ -84,6 +84,14 @@ def test_prometheus_accepts_its_configuration_and_the_metrics() -> None:
     promtool("check", "metrics", given=Telemetry().exposition())
 
 
+@needs_promtool
+def test_dashboard_queries_are_valid(tmp_path: Path) -> None:
+    queries = dict(enumerate(expression.replace("$__rate_interval", "1m") for _, expression in expressions()))
+    recorded = [{"record": f"query_{number}", "expr": query} for number, query in queries.items()]
+    (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))
+    promtool("check", "rules", str(tmp_path / "queries.yml"))
+
+
 def test_every_alert_is_evaluated_by_a_test() -> None:
     rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"][0]["rules"]
     cases = [

@@ -246,6 +246,7 @@ def test_selectors_match_the_gateways_and_not_the_migration_job() -> None:
         assert not selector.items() <= of_job.items()
     monitored = document_of(documents, "ServiceMonitor")["spec"]
     assert monitored["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service["metadata"]["labels"][monitored["jobLabel"]] == "farebox", "rules.yml asks for this job"
     each = document_of(documents, "Service", "-each")["metadata"]["labels"]
     assert not monitored["selector"]["matchLabels"].items() <= each.items(), "each gateway would be scraped twice"
     secret = {"credentials": {"name": "scraping", "key": "farebox"}}
