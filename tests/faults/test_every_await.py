@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Functions whose awaits no scenario reaches, with the reason.
 UNREACHED = {
-    "early_rungs.EarlyRungs._wait": "a ladder that waits early needs a crowd that lasts; tests/gateway has it",
+    "early_rungs.EarlyRungs._wait": "a ladder that waits early needs a crowd that lasts: tests/gateway/test_early_rungs.py",
     "ending.Ending.drain": "runs when the gateway stops, and not in a call",
     "idempotency.Idempotency._renew": "the first renewal comes after twenty seconds",
     "reserving.Reserving.extend": "the local allowance needs a Redis that is away: tests/faults/test_redis_outage_allowance.py",
