@@ -50,6 +50,7 @@ _INLINE_CHARACTERS = 8_192
 _INLINE_LOOKUPS = 1_000
 # Streams are counted in blocks, small enough that reading the count between chunks takes less than 0.1 ms.
 _OUTPUT_BLOCK_CHARACTERS = 512
+_THREADS = 2
 
 
 class _TooMuchInlineError(Exception):
@@ -63,12 +64,12 @@ class Tokenizer:
     in both encodings, and `count_prompt` waits. `cache_entries_max` bounds the memory of cached counts (about 0.2 KB each).
     """
 
-    def __init__(self, *, cache_entries_max: int = 20_000, threads: int = 2) -> None:
+    def __init__(self, *, cache_entries_max: int = 20_000) -> None:
         self._encodings: dict[str, Counter] = {}
         self._counts: dict[str, _CountCache] = {}
         self._cache_entries_max = cache_entries_max
         self._loading = asyncio.Lock()
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="tokenizer")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
 
     async def load(self, *encodings: str) -> None:
         """Build encodings (by default o200k_base) in a thread, from shipped files; safe to call again.

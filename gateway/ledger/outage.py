@@ -87,8 +87,6 @@ class OutageLedger:
         probe_s: float = _PROBE_S,
         sweep_grace_s: float = _SWEEP_GRACE_S,
         grace_min_outage_s: float = _GRACE_MIN_OUTAGE_S,
-        monotonic_s: Callable[[], float] = time.monotonic,
-        clock_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self._ledger = ledger
         self._spool = spool
@@ -101,8 +99,6 @@ class OutageLedger:
         self._probe_s = probe_s
         self._sweep_grace_s = sweep_grace_s
         self._grace_min_outage_s = grace_min_outage_s
-        self._monotonic_s = monotonic_s
-        self._clock_ms = clock_ms
         self._known: OrderedDict[tuple[str, str], _KnownReservation] = OrderedDict()
         self._settling: dict[tuple[str, str], Settlement] = {}
         self._unwanted: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -110,9 +106,9 @@ class OutageLedger:
         self._is_opened = False
         self._is_down = True
         self._sweep_after_s = 0.0
-        self._outage_began_s = monotonic_s()
+        self._outage_began_s = time.monotonic()
         self._prober: asyncio.Task[None] | None = None
-        self._lag = LoopLag(monotonic_s=monotonic_s)
+        self._lag = LoopLag()
 
     @property
     def health(self) -> Health:
@@ -167,7 +163,7 @@ class OutageLedger:
         `LedgerUnavailable` if the demand does not fit into the allowance.
         """
         checks.check_reserve(request)
-        decision = self._require_allowed(self._allowance.reserve(project, request, self._clock_ms()))
+        decision = self._require_allowed(self._allowance.reserve(project, request, wall_clock_ms()))
         if isinstance(decision, Granted):
             self._unwanted.pop((project, request.id), None)
             self._remember(project, request, decision)
@@ -190,7 +186,7 @@ class OutageLedger:
             if known is None:
                 raise LedgerUnavailable(self._reason)
             self._allowance.adopt(project, known.granted, known.request)
-        decision = self._allowance.extend(project, reservation_id, holds, extra, self._clock_ms())
+        decision = self._allowance.extend(project, reservation_id, holds, extra, wall_clock_ms())
         return self._require_allowed(decision)
 
     async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
@@ -237,7 +233,7 @@ class OutageLedger:
         return resolution
 
     async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
-        if self._monotonic_s() < self._sweep_after_s:
+        if time.monotonic() < self._sweep_after_s:
             return ()
         return await self._call_long(self._ledger.expire_due, limit)
 
@@ -246,7 +242,7 @@ class OutageLedger:
         try:
             await self._call_long(self._ledger.record, project, entries)
         except LedgerUnavailable:
-            now_ms = self._clock_ms()
+            now_ms = wall_clock_ms()
             dated = (replace(entry, project=project, at_ms=entry.at_ms or now_ms) for entry in entries)
             await self._spool_records([RecordedEvent(entry) for entry in dated])
 
@@ -338,18 +334,18 @@ class OutageLedger:
     async def _call_measured(
         self, is_short: bool, call: Callable[P, Awaitable[T]], *arguments: P.args, **keywords: P.kwargs
     ) -> T:
-        started_at_s, lag_ms = self._monotonic_s(), self._lag.total_ms
+        started_at_s, lag_ms = time.monotonic(), self._lag.total_ms
         try:
             result = await call(*arguments, **keywords)
         except CountersMissing:
             # The ledger works; only one project has to wait.
             raise
         except LedgerUnavailable as error:
-            self._breaker.record_failure(started_at_s, self._monotonic_s())
+            self._breaker.record_failure(started_at_s, time.monotonic())
             self._check_breaker(str(error))
             raise
         if is_short:
-            now_s = self._monotonic_s()
+            now_s = time.monotonic()
             duration_ms = (now_s - started_at_s) * 1000 - (self._lag.total_ms - lag_ms)
             self._breaker.record_answer(started_at_s, now_s, duration_ms)
             self._check_breaker("the ledger answers too slowly")
@@ -361,7 +357,7 @@ class OutageLedger:
 
     def _start_outage(self, reason: str) -> None:
         self._is_down, self._reason = True, reason
-        self._outage_began_s = self._monotonic_s()
+        self._outage_began_s = time.monotonic()
         self._allowance.start_outage(self._processes)
         self._limiter.reject_queued(reason)
         _log.error("ledger_out_of_reach", reason=reason)
@@ -391,13 +387,13 @@ class OutageLedger:
         """Probe, book the spool, and only then let calls through: the holds that it frees are not free before."""
         if not self._is_opened:
             await self._ledger.open()
-        started_s, lag_ms = self._monotonic_s(), self._lag.total_ms
+        started_s, lag_ms = time.monotonic(), self._lag.total_ms
         await self._ledger.processes()  # the number is not used: after an outage it counts those that came back first
-        if (self._monotonic_s() - started_s) * 1000 - (self._lag.total_ms - lag_ms) > self._breaker.slow_ms:
+        if (time.monotonic() - started_s) * 1000 - (self._lag.total_ms - lag_ms) > self._breaker.slow_ms:
             raise LedgerUnavailable("the ledger answers too slowly")
         await self._replay_spool()
         if self._breaker.is_open:
-            now_s = self._monotonic_s()
+            now_s = time.monotonic()
             if now_s - self._outage_began_s >= self._grace_min_outage_s:
                 self._sweep_after_s = now_s + self._sweep_grace_s
             _log.info("ledger_is_back")
@@ -410,7 +406,7 @@ class OutageLedger:
                 await gather_all(self._replay(record) for record in batch)
             await self._spool.forget(records)
         for key, since_s in list(self._unwanted.items()):
-            if self._monotonic_s() - since_s >= _VOID_UNWANTED_AFTER_S:
+            if time.monotonic() - since_s >= _VOID_UNWANTED_AFTER_S:
                 await self._ledger.void(*key)
                 self._unwanted.pop(key, None)
 
@@ -474,7 +470,7 @@ class OutageLedger:
             self._known.popitem(last=False)
 
     def _remember_unwanted(self, project: str, reservation_id: str) -> None:
-        self._unwanted[project, reservation_id] = self._monotonic_s()
+        self._unwanted[project, reservation_id] = time.monotonic()
         if len(self._unwanted) > _REMEMBERED_MAX:
             self._unwanted.popitem(last=False)
 

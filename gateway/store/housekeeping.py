@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,13 +41,11 @@ async def run_housekeeping(db: Database, now_ms: int, retention: Retention = _FO
     return [] if retention.usage_months is None else await usage.drop_old_months(db, now_ms, retention.usage_months)
 
 
-async def run_housekeeping_daily(
-    db: Database, retention: Retention = _FOR_EVER, clock_ms: Callable[[], int] = wall_clock_ms
-) -> None:
+async def run_housekeeping_daily(db: Database, retention: Retention) -> None:
     """Runs until it is cancelled."""
     while True:
         try:
-            dropped = await run_housekeeping(db, clock_ms(), retention)
+            dropped = await run_housekeeping(db, wall_clock_ms(), retention)
             pause_ms = EVERY_MS
             if dropped:
                 _log.info("usage_months_dropped", partitions=dropped)
