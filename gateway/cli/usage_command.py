@@ -61,7 +61,10 @@ def usage(
         typer.echo(session.request_text("/usage", query | {"format": "csv"}), nl=False)
         return
     response = session.request("GET", "/usage", query)
-    rows = [(row[by.value], *(row[name] for name in _FIGURE_COLUMNS)) for row in response["rows"]]
+    # A key is shown by its name, which people know; usage without a key has neither.
+    rows = [
+        (row.get("key_name") or row[by.value], *(row[name] for name in _FIGURE_COLUMNS)) for row in response["rows"]
+    ]
     total = ("total", *(response["total"][name] for name in _FIGURE_COLUMNS))
     session.print_rows(response, lambda: ((by.value, *_FIGURE_COLUMNS), [*rows, total] if rows else []))
 

@@ -26,6 +26,7 @@ from gateway.wire.choices import usage_in
 from policies.amounts import Amount
 from policies.pricing import Usage, cost_nano_usd, worst_case
 from policies.reservation import Demand, Granted
+from policies.routing import estimated_prompt_tokens
 
 _log = structlog.get_logger(__name__)
 _TIMEOUTS: Final = Timeouts(connect_ms=2_000, first_byte_ms=15_000, idle_ms=15_000, total_ms=20_000)
@@ -75,14 +76,19 @@ class ModelCalls:
         self._now_ms = now_ms
 
     async def ask(self, model: str, body: dict[str, Any], purpose: Purpose) -> bytes | None:
-        """The body of the answer, or None. There is only one attempt, because the answer is never essential."""
+        """The body of the answer, or None. There is only one attempt, because the answer is never essential.
+
+        `body` has a `max_tokens`: if the provider does not report what it used, the longest answer is booked.
+        """
         deployment = self._pool.choose(model)
         if deployment is None:
             return None
         call_id = self._new_id()
         heard = await self._send(deployment, model, call_id, body, purpose)
-        if heard.body is not None and heard.usage is not None:
-            self._book_overhead(call_id, model, deployment, heard.usage)
+        if heard.may_cost:
+            longest = Usage(estimated_prompt_tokens(body), body["max_tokens"])
+            source = "estimated" if heard.usage is None else "provider"
+            self._book_overhead(call_id, model, deployment, heard.usage or longest, source)
         return heard.body
 
     def demand(self, model: str, prompt_tokens: int, output_tokens_max: int) -> Demand | None:
@@ -194,7 +200,7 @@ class ModelCalls:
             else _ModelAnswer(answer.body, usage_in(answer.body))
         )
 
-    def _book_overhead(self, call_id: str, model: str, deployment: Deployment, usage: Usage) -> None:
+    def _book_overhead(self, call_id: str, model: str, deployment: Deployment, usage: Usage, source: str) -> None:
         amount = self._amount(deployment, usage)
         event = {
             "request_id": call_id,
@@ -203,7 +209,7 @@ class ModelCalls:
             "model_requested": model,
             "model": model,
             "status": "ok",
-            "usage_source": "provider",
+            "usage_source": source,
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
         }

@@ -105,6 +105,7 @@ def test_keys_create_and_rotate_take_effect_at_once_in_a_running_gateway(served:
     rotated = cli("keys", "rotate", "app").out.strip()
     assert gateway.chat("hi", bearer(key)).status == 401
     assert gateway.chat("hi", bearer(rotated)).status == 200
+    assert "app" in cli("usage", "--by", "key").out.split()  # its name, not its id
 
 
 def test_keys_commands_need_no_admin_key(served: tuple[Cli, FareboxProcess]) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.orchestration.assembly import ANSWER_TOKENS_MAX
 from tests.acceptance.serving import ProviderThread, Served, model, words
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess, running_farebox, tagged
@@ -188,6 +189,22 @@ def test_classified_intent_is_kept_across_restarts(tmp_path_factory: pytest.Temp
             again = gateway.chat("Please proceed.", headers, max_tokens=16)
             assert again.headers["x-workflow-intent"] == "enrich; confidence=0.90; source=cache"
         assert [received.model for received in provider.requests[requests_before:]] == ["gpt-4o-mini"]
+
+
+def test_question_without_reported_usage_is_booked_at_its_longest_answer(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with ProviderThread() as provider:
+        config = config_of(provider)
+        silent = f"openai/teller?usage=missing&text={quote(ANSWER)}"
+        config["model_list"][1] = model(provider.openai_url, "teller", silent)
+        config["classifier"] = {"model": "teller", "wait": True}
+        with running_farebox(tmp_path_factory.mktemp("silent"), config) as gateway:
+            reply = gateway.chat("Please proceed.", tagged("vague", "v-1", "work-on-it"), max_tokens=16)
+            assert "source=llm" in reply.headers["x-workflow-intent"]
+            by_key = {row["key"]: row for row in api(gateway, "GET", "/usage?group_by=key")["rows"]}
+    assert by_key["orchestration"]["output_tokens"] == ANSWER_TOKENS_MAX
+    assert by_key["orchestration"]["input_tokens"] > 50
 
 
 def test_failing_classifier_fails_no_call(tmp_path_factory: pytest.TempPathFactory) -> None:
