@@ -46,13 +46,21 @@ def _directives_of_clause(clause: Sequence[str], words: Lexicon) -> list[Directi
         or (clause[head] == "do" and clause[head + 1 : head + 2] == ["not"])
     ):
         return []
-    if len(clause) - head == 1 and clause[head] in words.grammar.noun_verbs:
-        return []  # "Answer:" and "Review:" are labels
+    if _is_noun(clause, head, words):
+        return []
     imperative = parse_directive(clause, head, "imperative", words)
     if imperative is not None:
         return [imperative, *_second_directive(clause, head, words)]
     aside = _aside_directive(clause, words) if clause[head] in words.grammar.preambles or "please" in clause else []
     return aside or _stated_directives(clause, words)
+
+
+def _is_noun(clause: Sequence[str], index: int, words: Lexicon) -> bool:
+    """Whether a word that could be a verb is a noun: the labels "Answer:" and "Reviews:", "answers should be short"."""
+    word = clause[index]
+    if word not in words.grammar.noun_verbs and word.removesuffix("s") not in words.grammar.noun_verbs:
+        return False
+    return index + 1 == len(clause) or clause[index + 1] in words.grammar.after_nouns
 
 
 def _second_directive(clause: Sequence[str], head: int, words: Lexicon) -> list[Directive]:
@@ -88,8 +96,8 @@ def _verb_after(clause: Sequence[str], index: int, word: str, words: Lexicon) ->
     following = clause[index + 1 : index + 6]
     if word in words.grammar.task_nouns and "to" in following:
         return index + 2 + following.index("to"), "task"
-    if word in words.grammar.task_nouns and following[:1] == ["is"]:
-        return index + 2, "task"
+    if word in words.grammar.task_nouns and following[:1] and following[0] in words.grammar.copulas:
+        return index + 2 + (following[1:2] in (["de"], ["en"], ["of"])), "task"
     if word in words.grammar.expertise:
         for step, link in enumerate(following[:3]):
             if link in words.grammar.expertise_links:

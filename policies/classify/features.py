@@ -74,11 +74,9 @@ def evidence_of(step: StepText) -> Evidence:
     if _states_task(system_directives):
         prompt = []  # then the user message is only the input of the task
     prompt_directives = find_directives(prompt, words)
-    _read_directives("s", system_directives, evidence)
-    _read_directives("u", prompt_directives, evidence)
     from_prompt = not system or _has_direct_request(prompt_directives)
     _read_directives(
-        "a", prompt_directives + system_directives if from_prompt else system_directives + prompt_directives, evidence
+        prompt_directives + system_directives if from_prompt else system_directives + prompt_directives, evidence
     )
     _read_role([*system[:4], *prompt[:4]], words, evidence)
     _read_products([*system, *prompt], words, evidence)
@@ -179,25 +177,24 @@ def _states_task(directives: Sequence[Directive]) -> bool:
     )
 
 
-def _read_directives(channel: str, directives: Sequence[Directive], evidence: _EvidenceCollector) -> None:
+def _read_directives(directives: Sequence[Directive], evidence: _EvidenceCollector) -> None:
     for rank, directive in enumerate(directives):
         weight = 1.0 / (1.0 + 0.4 * rank)
         if rank == 0:
-            evidence.raise_to(f"{channel}1v={directive.verb}", 1.0)
-        evidence.raise_to(f"{channel}v={directive.verb}", weight)
+            evidence.raise_to(f"a1v={directive.verb}", 1.0)
+        evidence.raise_to(f"av={directive.verb}", weight)
         if directive.produces:
-            evidence.add(f"{channel}o:{directive.produces}", weight, 1.5)
+            evidence.add(f"ao:{directive.produces}", weight, 1.5)
             if directive.verb in lexicon().light_verbs:
-                evidence.add(f"{channel}{'1' if rank == 0 else ''}lo:{directive.produces}", weight, 1.5)
+                evidence.add(f"a{'1' if rank == 0 else ''}lo:{directive.produces}", weight, 1.5)
         for intent, strong in directive.meanings:
             points = weight * (1.0 if strong else 0.5)
             if rank == 0:
-                evidence.raise_to(f"{channel}1:{intent}", points)
+                evidence.raise_to(f"a1:{intent}", points)
             if directive.via == "task":
-                evidence.raise_to(f"{channel}t:{intent}", points)
-            evidence.add(f"{channel}:{intent}", points)
-        if channel == "a":
-            _hint_directive(rank, directive, evidence)
+                evidence.raise_to(f"at:{intent}", points)
+            evidence.add(f"a:{intent}", points)
+        _hint_directive(rank, directive, evidence)
 
 
 def _hint_directive(rank: int, directive: Directive, evidence: _EvidenceCollector) -> None:

@@ -26,14 +26,15 @@ _DATA_NOUNS = (
     "subject|text|texts|document|documents|input|content|article|articles|transcript|context|email|emails|message|messages|review|reviews|conversation|"
     "chat history|history|data|passage|code|diff|log|logs|ticket|tickets|query|question|body|source|sources|paper|report|notes|post|"
     "resume|cv|job description|page|html|json|records?|examples?|example output|sample|comments?|tweet|story|essay|draft|answer|response|"
-    "dokument|artikel|texte|texto|testo|contenu|contenido"
+    "results?|statements?|passages?|submission|transcription|schema|findings|background|dokument|artikel|texte|texto|testo|contenu|contenido"
 )
 _OPEN_TAG = re.compile(r"<([A-Za-z_][\w.-]{0,40})(?:\s[^<>]{0,80})?>")
+_CHAT_TOKEN = re.compile(r"<\|[A-Za-z_0-9]{1,30}\|>|<</?SYS>>|\[/?INST\]")
 _FENCE = re.compile(r"```|~~~|\"\"\"|'''")
 _TEMPLATE = re.compile(r"\{\{[^{}\n]{0,200}\}\}|\{%[^{}\n]{0,200}%\}|\$?\{[A-Za-z_$][^{}\n]{0,60}\}")
 _QUOTE = re.compile(r"\"[^\"\n]{81,1500}\"|“[^”\n]{81,1500}”")
 _DATA_LABEL = re.compile(
-    rf"^[\W_]{{0,6}}(?:the |your |user |input |begin )?(?:{_DATA_NOUNS})\s?\d{{0,2}}[\]\s*]{{0,4}}:", re.IGNORECASE
+    rf"^[\W_]{{0,6}}(?:(?:the|your|user|input|begin|original|current|previous|existing|search|retrieved|research|reference|student|predicted|expected|source|online) ){{0,2}}(?:{_DATA_NOUNS})\s?\d{{0,2}}[\]\s*]{{0,4}}:", re.IGNORECASE
 )
 _DATA_COLON = re.compile(
     r"\b(?:following|below|here (?:is|are)|this|these|the|given|folgenden?|suivant\w?|siguiente\w?|seguente\w?)\b"
@@ -55,7 +56,8 @@ def instruction_part(text: str) -> str:
     If everything looks like data, the first lines are returned, as the best guess of what is asked.
     """
     bounded = clip(text)
-    without_data = _TEMPLATE.sub(" _ ", _QUOTE.sub(" ", _without_tagged(_without_fences(bounded))))
+    without_tokens = _CHAT_TOKEN.sub("\n", bounded)
+    without_data = _TEMPLATE.sub(" _ ", _QUOTE.sub(" ", _without_tagged(_without_fences(without_tokens))))
     instruction = _without_labelled(without_data)
     if not any(c.isalpha() and c != "_" for c in instruction):
         instruction = without_data if any(c.isalpha() for c in without_data) else bounded

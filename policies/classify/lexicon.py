@@ -33,6 +33,10 @@ class Grammar:
     """Empty verbs that point to the next one: "use … to", "take … and"."""
     noun_verbs: frozenset[str]
     """Verbs that are equally often nouns: "answer", "review"."""
+    after_nouns: frozenset[str]
+    """A word before one of these is a noun: "answers should", "score of"."""
+    copulas: frozenset[str]
+    """ "Your task is", "tu tarea es"."""
     vague_objects: frozenset[str]
     """Products that merely contain the real one: "a list of"."""
     negations: frozenset[str]
