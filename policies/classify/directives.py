@@ -149,7 +149,17 @@ def parse_directive(clause: Sequence[str], index: int, via: str, words: Lexicon)
     if verb is None:
         return _carried_directive(clause, index, via, words)
     produces, object_word = _object_after(clause, ends, words)
+    verb = _verb_with_object(verb, produces, clause[ends : ends + _OBJECT_REACH], words)
     return Directive(verb, words.verbs.get(verb, ()), produces, object_word, via)
+
+
+def _verb_with_object(verb: str, produces: str | None, following: Sequence[str], words: Lexicon) -> str:
+    """ "Assign a score" asks to score, and "determine whether the answer is right" to judge an output, not to choose a way."""
+    if verb == "assign":
+        return words.assigned.get(produces or "", verb)
+    if verb == "decide_if" and not words.grammar.judged_nouns.isdisjoint(following):
+        return "check_if"
+    return verb
 
 
 def _carried_directive(clause: Sequence[str], index: int, via: str, words: Lexicon) -> Directive | None:

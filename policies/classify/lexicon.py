@@ -37,6 +37,8 @@ class Grammar:
     """A word before one of these is a noun: "answers should", "score of"."""
     copulas: frozenset[str]
     """ "Your task is", "tu tarea es"."""
+    judged_nouns: frozenset[str]
+    """Outputs of other steps, about which "determine whether" asks for a judgement."""
     vague_objects: frozenset[str]
     """Products that merely contain the real one: "a list of"."""
     negations: frozenset[str]
@@ -71,6 +73,8 @@ class Lexicon:
     agents: dict[str, str]
     objects: dict[str, str]
     light_verbs: frozenset[str]
+    assigned: dict[str, str]
+    """What "assign" means for the intent of its object: "assign a score" is to score."""
     tools: dict[str, str]
     keys: dict[str, tuple[str, ...]]
     generic_names: frozenset[str]
@@ -93,6 +97,7 @@ def lexicon() -> Lexicon:
         agents=_by_word(data["agents"]),
         objects=_by_word(data["objects"]),
         light_verbs=frozenset(data["light"].split()),
+        assigned=data["assigned"],
         tools=_by_word(data["tools"]),
         keys=_keys(data["keys"]),
         generic_names=frozenset(data["generic_names"].split()),
