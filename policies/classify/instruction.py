@@ -34,7 +34,8 @@ _FENCE = re.compile(r"```|~~~|\"\"\"|'''")
 _TEMPLATE = re.compile(r"\{\{[^{}\n]{0,200}\}\}|\{%[^{}\n]{0,200}%\}|\$?\{[A-Za-z_$][^{}\n]{0,60}\}")
 _QUOTE = re.compile(r"\"[^\"\n]{81,1500}\"|“[^”\n]{81,1500}”")
 _DATA_LABEL = re.compile(
-    rf"^[\W_]{{0,6}}(?:(?:the|your|user|input|begin|original|current|previous|existing|search|retrieved|research|reference|student|predicted|expected|source|online) ){{0,2}}(?:{_DATA_NOUNS})\s?\d{{0,2}}[\]\s*]{{0,4}}:", re.IGNORECASE
+    rf"^[\W_]{{0,6}}(?:(?:the|your|user|input|begin|original|current|previous|existing|search|retrieved|research|reference|student|predicted|expected|source|online) ){{0,2}}(?:{_DATA_NOUNS})\s?\d{{0,2}}[\]\s*]{{0,4}}:",
+    re.IGNORECASE,
 )
 _DATA_COLON = re.compile(
     r"\b(?:following|below|here (?:is|are)|this|these|the|given|folgenden?|suivant\w?|siguiente\w?|seguente\w?)\b"

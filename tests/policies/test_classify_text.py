@@ -34,6 +34,8 @@ def test_long_text_is_clipped_to_head_and_tail() -> None:
         'Summarize it. He said "' + "DATA " * 30 + '"',
         "Summarize it.\n> DATA",
         "Summarize it. {{ DATA }} {DATA} {% for DATA in x %}",
+        "Summarize it.\n\nRetrieved documents: DATA DATA",
+        "<|DATA|>Summarize it.<|DATA_end|> <</SYS>>",
     ],
 )
 def test_instruction_part_leaves_out_data(prompt: str) -> None:
@@ -99,6 +101,10 @@ def test_intent_claims_are_removed_and_other_words_kept(sentence: str, remaining
         ("Take both drafts and merge them.", "merge", None),
         ("Write a list of errors.", "write", "validate"),
         ("Determine whether the mail is urgent.", "decide_if", None),
+        ("Determine whether the claim holds.", "check_if", None),
+        ("Assign a score to the essay.", "score", "validate"),
+        ("Assign the ticket to Kim.", "assign", "send"),
+        ("Tu función es traducir el texto.", "traducir", None),
         ("Fasse den Text zusammen.", "summarize", None),
     ],
 )
@@ -109,7 +115,17 @@ def test_first_directive_has_its_verb_and_produced_intent(text: str, verb: str, 
     assert asks[0].produces == produces
 
 
-@pytest.mark.parametrize("text", ["Do not summarize.", "Never send mails.", "Answer:", "Nice weather today"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Do not summarize.",
+        "Never send mails.",
+        "Answer:",
+        "Answers should be short.",
+        "Score of the essay",
+        "Nice weather today",
+    ],
+)
 def test_text_without_a_request_has_no_directive(text: str) -> None:
     assert find_directives(split_clauses(text), lexicon()) == []
 
