@@ -154,7 +154,7 @@ def parse_directive(clause: Sequence[str], index: int, via: str, words: Lexicon)
 
 
 def _verb_with_object(verb: str, produces: str | None, following: Sequence[str], words: Lexicon) -> str:
-    """ "Assign a score" asks to score, and "determine whether the answer is right" to judge an output, not to choose a way."""
+    """ "Assign a score" asks to score; "determine whether the answer is right" asks to check an output, not to choose a way."""
     if verb == "assign":
         return words.assigned.get(produces or "", verb)
     if verb == "decide_if" and not words.grammar.judged_nouns.isdisjoint(following):

@@ -28,13 +28,18 @@ _DATA_NOUNS = (
     "resume|cv|job description|page|html|json|records?|examples?|example output|sample|comments?|tweet|story|essay|draft|answer|response|"
     "results?|statements?|passages?|submission|transcription|schema|findings|background|dokument|artikel|texte|texto|testo|contenu|contenido"
 )
+# Words that may precede such a noun in a label: "Search results:", "The student answer:".
+_DATA_ADJECTIVES = (
+    "the|your|user|input|begin|original|current|previous|existing|search|retrieved|research|reference|student|predicted|"
+    "expected|source|online"
+)
 _OPEN_TAG = re.compile(r"<([A-Za-z_][\w.-]{0,40})(?:\s[^<>]{0,80})?>")
 _CHAT_TOKEN = re.compile(r"<\|[A-Za-z_0-9]{1,30}\|>|<</?SYS>>|\[/?INST\]")
 _FENCE = re.compile(r"```|~~~|\"\"\"|'''")
 _TEMPLATE = re.compile(r"\{\{[^{}\n]{0,200}\}\}|\{%[^{}\n]{0,200}%\}|\$?\{[A-Za-z_$][^{}\n]{0,60}\}")
 _QUOTE = re.compile(r"\"[^\"\n]{81,1500}\"|“[^”\n]{81,1500}”")
 _DATA_LABEL = re.compile(
-    rf"^[\W_]{{0,6}}(?:(?:the|your|user|input|begin|original|current|previous|existing|search|retrieved|research|reference|student|predicted|expected|source|online) ){{0,2}}(?:{_DATA_NOUNS})\s?\d{{0,2}}[\]\s*]{{0,4}}:",
+    rf"^[\W_]{{0,6}}(?:(?:{_DATA_ADJECTIVES}) ){{0,2}}(?:{_DATA_NOUNS})\s?\d{{0,2}}[\]\s*]{{0,4}}:",
     re.IGNORECASE,
 )
 _DATA_COLON = re.compile(
