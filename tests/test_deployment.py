@@ -25,6 +25,8 @@ from gateway.endpoints.access import ADMIN_KEY_CHARACTERS_MIN
 from gateway.endpoints.health import health_routes
 from gateway.ledger.redis import RedisLedger
 from gateway.observability.telemetry import Telemetry
+from tests.acceptance.scaled_out import settings_for
+from tests.farebox_process import running_farebox
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[1]
@@ -230,6 +232,21 @@ def test_dockerfile_copies_existing_files_and_runs_as_a_numeric_user() -> None:
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
     assert text.index("USER 10001") > text.rindex("FROM ")
     assert text.count("--require-hashes") == 2
+
+
+def test_image_health_check_follows_the_port_and_uses_no_proxy(tmp_path: Path) -> None:
+    (check,) = re.findall(r"^HEALTHCHECK .*\n +CMD (\[.+\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    python, *arguments = json.loads(check)
+    assert python == "python"
+    # Docker puts the proxy of its own configuration into every container's environment.
+    nowhere = "http://127.0.0.1:9"
+    with running_farebox(tmp_path, settings_for("sqlite:///ledger.db", "sqlite:///store.db")) as gateway:
+        port = gateway.url.rpartition(":")[2]
+        environment = {**os.environ, "HTTP_PROXY": nowhere, "http_proxy": nowhere, "FAREBOX_SERVER_PORT": port}
+        command = [sys.executable, *arguments]
+        assert subprocess.run(command, env=environment).returncode == 0
+        gateway.stop()
+        assert subprocess.run(command, env=environment, capture_output=True).returncode == 1
 
 
 def test_files_copied_into_the_image_build_the_package(tmp_path: Path) -> None:
