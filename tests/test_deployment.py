@@ -157,6 +157,11 @@ def test_compose_services_wait_for_healthy_or_completed_dependencies() -> None:
     assert "HEALTHCHECK" in (ROOT / "Dockerfile").read_text()
 
 
+def test_compose_asks_postgres_over_tcp() -> None:
+    # The image's server listens on the Unix socket alone while it makes the database, and then restarts.
+    assert "-h 127.0.0.1" in SERVICES["postgres"]["healthcheck"]["test"][1]
+
+
 def test_compose_volumes_are_declared_and_files_exist() -> None:
     for name, service in SERVICES.items():
         for volume in service.get("volumes", ()):
@@ -307,6 +312,17 @@ def test_systemd_and_compose_stop_timeouts_cover_the_drain_time() -> None:
     assert int(SERVICES["gateway-1"]["stop_grace_period"].removesuffix("s")) >= drain_s + 5
     assert "NoNewPrivileges=yes" in unit
     assert "ProtectSystem=strict" in unit
+
+
+def test_systemd_accepts_every_line_of_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze")
+    unit = (ROOT / "deploy/systemd/farebox.service").read_text()
+    (tmp_path / "farebox.service").write_text(unit.replace("/opt/farebox/bin/farebox", sys.executable))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", tmp_path / "farebox.service"], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
 
 
 def test_chart_requires_the_same_admin_key_length_as_the_gateway() -> None:

@@ -1,16 +1,14 @@
 """What `docker-compose.yml` describes, as processes: two gateways behind a load balancer, with Redis and Postgres.
 
-No container engine runs where these tests run. The gateways get the compose file's own variables, and nginx its own
-`deploy/nginx.conf`; without an nginx (`TEST_NGINX_BINARY`, or in the path) a stand-in shares connections out.
+No container engine runs where these tests run. The gateways get the compose file's own variables, nginx and Caddy their own
+configuration; without them (see tests/acceptance/load_balancers.py) a stand-in shares connections out.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,17 +16,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.acceptance.scaled_out import LoopThread, redis_or_skip
+from tests.acceptance.load_balancers import caddy, nginx, stand_in
+from tests.acceptance.scaled_out import redis_or_skip
 from tests.acceptance.serving import budget_comment, events_of
 from tests.farebox_process import FareboxProcess, Reply, tagged
-from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
@@ -56,78 +53,6 @@ def variables(gateway: str, redis: RedisServer, store: str) -> dict[str, str]:
         for name, value in {**variables_of_file, **own}.items()
         if value and "CONFIG" not in name and "SPOOL" not in name
     }
-
-
-class StandIn:
-    """Gives each connection to the next gateway that accepts it."""
-
-    def __init__(self, ports: list[int]) -> None:
-        self._ports = cycle(ports)
-        self._count = len(ports)
-        self._server: asyncio.Server | None = None
-        self.port = 0
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for _ in range(self._count):
-            with contextlib.suppress(OSError):
-                up_reader, up_writer = await asyncio.open_connection("127.0.0.1", next(self._ports))
-                await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
-                return
-        writer.close()
-
-
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await source.read(1 << 16):
-            sink.write(data)
-            await sink.drain()
-    sink.close()
-
-
-@contextlib.contextmanager
-def stand_in(folder: Path, ports: list[int]) -> Iterator[int]:
-    loop = LoopThread()
-    balancer = StandIn(ports)
-    loop.run(balancer.start())
-    try:
-        yield balancer.port
-    finally:
-        loop.run(balancer.stop())
-        loop.close()
-
-
-@contextlib.contextmanager
-def nginx(folder: Path, ports: list[int]) -> Iterator[int]:
-    """The shipped configuration without TLS, because the certificates are the operator's."""
-    program = os.environ.get("TEST_NGINX_BINARY") or shutil.which("nginx")
-    if program is None:
-        pytest.skip("no nginx: install it or set TEST_NGINX_BINARY")
-    port = free_port()
-    shipped = (ROOT / "deploy/nginx.conf").read_text()
-    for name, own in zip(GATEWAYS, ports, strict=True):
-        shipped = shipped.replace(f"{name}:4000", f"127.0.0.1:{own}")
-    shipped = re.sub(r"^ *(http2|ssl_\w+) .*;\n", "", shipped, flags=re.MULTILINE)
-    shipped = shipped.replace("listen 443 ssl;", f"listen 127.0.0.1:{port};")
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    whole = f"daemon off;\npid {folder}/nginx.pid;\nevents {{}}\nhttp {{\naccess_log off;\n{temporary}{shipped}\n}}\n"
-    (folder / "nginx.conf").write_text(("user root;\n" if os.geteuid() == 0 else "") + whole)
-    command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "nginx.log")]
-    process = subprocess.Popen(command)
-    try:
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture
@@ -174,7 +99,7 @@ def accepts_key(gateway: FareboxProcess, key: Mapping[str, str]) -> bool:
     return gateway.get("/v1/models", key).status == 200
 
 
-@pytest.mark.parametrize("balancer", [stand_in, nginx], ids=["stand-in", "nginx"])
+@pytest.mark.parametrize("balancer", [stand_in, nginx, caddy], ids=["stand-in", "nginx", "caddy"])
 def test_two_gateways_behind_a_load_balancer_keep_one_budget(
     gateways: list[FareboxProcess], tmp_path: Path, balancer: Any
 ) -> None:
