@@ -1,4 +1,4 @@
-"""The pictures in docs/images: every admin page in both themes, a few on a phone, of a gateway that is at work.
+"""The pictures in docs/images, of a gateway that is at work.
 
     .venv/bin/python -m tests.browser.screenshots [folder]        (make screenshots)
 
@@ -25,31 +25,24 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 SCREEN: Final = {"width": 1360, "height": 850}
-PHONE: Final = {"width": 390, "height": 844}
 # name: (address, how much of it is shown in pixels; 0 for all)
 PAGES: Final = {
     "overview": ("/admin", 0),
-    "runs": ("/admin/runs", 850),
     "run": (f"/admin/runs/{EVENTFUL_RUN}", 1080),
-    "workflows": ("/admin/workflows", 850),
     "workflow": ("/admin/workflows/support-triage", 850),
     "budgets": (f"/admin/budgets?workflow=support-triage&run={EVENTFUL_RUN}&step=draft", 850),
-    "agents": ("/admin/agents", 850),
-    "agent": ("/admin/agents/ledger-clerk", 850),
     "settings": ("/admin/settings", 850),
-    "keys": ("/admin/keys", 850),
     "usage": ("/admin/usage?group_by=workflow&metric=cost_usd", 850),
-    "audit": ("/admin/audit", 850),
-    "health": ("/admin/health?check=drift", 850),
 }
-ON_PHONES: Final = ("overview", "run")
+# The run first: one of its calls is still under way then. README shows it in the reader's theme.
+PICTURES: Final = (("run", "light"), ("run", "dark"), *((name, "light") for name in PAGES if name != "run"))
 _WARM_UP_S: Final = 12
 
 
 @contextmanager
-def visiting(browser: Browser, url: str, theme: str, size: dict[str, int]) -> Iterator[Page]:
+def visiting(browser: Browser, url: str, theme: str) -> Iterator[Page]:
     """A page of somebody who has logged in."""
-    context: BrowserContext = browser.new_context(base_url=url, viewport=size, color_scheme=theme, locale="en-GB")  # type: ignore[arg-type]
+    context: BrowserContext = browser.new_context(base_url=url, viewport=SCREEN, color_scheme=theme, locale="en-GB")  # type: ignore[arg-type]
     page = context.new_page()
     page.goto("/admin/login")
     page.get_by_label("Name").fill(PERSON["name"])
@@ -60,10 +53,10 @@ def visiting(browser: Browser, url: str, theme: str, size: dict[str, int]) -> It
     context.close()
 
 
-def shoot(page: Page, path: str, file: Path, height: int) -> None:
+def shoot(page: Page, path: str, height: int, file: Path) -> None:
     page.goto(path)
     page.evaluate("document.fonts.ready")
-    page.wait_for_timeout(1_500 if path == "/admin/runs" else 200)
+    page.wait_for_timeout(200)
     if height:
         page.set_viewport_size({"width": page.viewport_size["width"], "height": height})  # type: ignore[index]
     page.screenshot(path=file, full_page=not height)
@@ -85,18 +78,9 @@ def main() -> None:
         time.sleep(_WARM_UP_S)
         browser = tool.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--hide-scrollbars"])
         eventful_run(gateway, key)
-        # The run first, in both themes: one of its calls is still under way then.
-        for names in (["run"], [name for name in PAGES if name != "run"]):
-            for theme in ("light", "dark"):
-                with visiting(browser, gateway.url, theme, SCREEN) as page:
-                    for name in names:
-                        path, height = PAGES[name]
-                        shoot(page, path, folder / f"admin-{name}-{theme}.png", height)
-        with visiting(browser, gateway.url, "light", PHONE) as page:
-            for name in ON_PHONES:
-                shoot(page, PAGES[name][0], folder / f"admin-{name}-phone.png", PHONE["height"])
-        page = browser.new_page(base_url=gateway.url, viewport=SCREEN)  # type: ignore[arg-type]
-        shoot(page, "/admin/login", folder / "admin-login-light.png", SCREEN["height"])
+        for name, theme in PICTURES:
+            with visiting(browser, gateway.url, theme) as page:
+                shoot(page, *PAGES[name], folder / f"admin-{name}-{theme}.png")
         traffic.stop()
         browser.close()
 
