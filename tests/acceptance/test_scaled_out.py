@@ -282,6 +282,7 @@ async def have_ended(workers: Sequence[int]) -> bool:
 
 
 @needs_proc
+@pytest.mark.usefixtures("hangups_count")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=["stopped", "hangup", "killed"])
 async def test_new_connections_are_refused_while_workers_finish_their_calls(
     redis_server: RedisServer, store_url: str, tmp_path: Path, number: signal.Signals

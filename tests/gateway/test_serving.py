@@ -25,7 +25,7 @@ def serve_until_signalled(*_: object) -> None:
 
 
 @pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[serving._Workers]:
+def workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangups_count: None) -> Iterator[serving._Workers]:
     monkeypatch.setattr(serving, "_serve_here", serve_until_signalled)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
