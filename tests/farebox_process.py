@@ -139,7 +139,8 @@ class FareboxProcess:
                     answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
                 )
         except urllib.error.HTTPError as error:
-            return Reply(error.code, {name.lower(): value for name, value in error.headers.items()}, error.read())
+            with error:
+                return Reply(error.code, {name.lower(): value for name, value in error.headers.items()}, error.read())
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
         return self.request("GET", path, headers=headers)

@@ -96,8 +96,9 @@ def _set_through_gateway(operator: Operator, name: str, password: str, role: str
         )
         # Ignore proxies of the environment: the token must not leave this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
-        opener.open(request, timeout=_TIMEOUT_S)
+        opener.open(request, timeout=_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code != 303:
             _fail(f"the gateway refused it with status {error.code}.")
     except OSError as error:
