@@ -34,7 +34,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     (folder / "names").write_text(NAMES)
     new_key = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    openssl(*new_key, "-x509", "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=a private CA")
+    # Python 3.13 and later refuse a CA that does not say what it is for.
+    usage = ("-addext", "keyUsage=critical,keyCertSign")
+    openssl(*new_key, "-x509", "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=a private CA", *usage)
     for name in ("server", "client"):
         openssl(*new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
         signing = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
