@@ -19,3 +19,10 @@ def hangups_count() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(autouse=True)
+def _forget_requests(request: pytest.FixtureRequest) -> None:
+    """Tests that share a gateway share its provider. Each sees only its own requests there."""
+    if "served" in request.fixturenames:
+        request.getfixturevalue("served").provider.clear()

@@ -152,9 +152,9 @@ class FareboxProcess:
         return self.request("POST", "/v1/chat/completions", body, headers)
 
 
-def tagged(workflow: str = "wf", run: str = "r-1", step: str = "s", **more: str) -> dict[str, str]:
+def tagged(workflow: str = "wf", run: str = "r-1", step: str = "s", **other_tags: str) -> dict[str, str]:
     """Headers of a tagged call; `budget_tokens="100"` becomes `x-workflow-budget-tokens: 100`."""
-    extra = {f"x-workflow-{name.replace('_', '-')}": value for name, value in more.items()}
+    extra = {f"x-workflow-{name.replace('_', '-')}": value for name, value in other_tags.items()}
     return {"x-workflow-id": workflow, "x-workflow-run-id": run, "x-workflow-step": step, **extra}
 
 

@@ -164,6 +164,11 @@ async def until(holds: Callable[[], Awaitable[bool]], within_s: float, descripti
         await asyncio.sleep(0.1)
 
 
+def spooled_in(gateway: FareboxProcess) -> int:
+    """Settlements on this process's disk that wait for Redis."""
+    return int(gateway.get("/readyz?verbose").json()["ledger"]["spooled"])
+
+
 @contextlib.contextmanager
 def redis_or_skip(*options: str) -> Iterator[RedisServer]:
     server = RedisServer(*options)

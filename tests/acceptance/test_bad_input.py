@@ -27,8 +27,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(autouse=True)
-def _fresh(served: Served) -> Iterator[None]:
-    served.provider.clear()
+def _no_call_failed(served: Served) -> Iterator[None]:
     yield
     assert "call_failed" not in served.gateway.log, "no request may end in an internal error"
 
@@ -175,13 +174,13 @@ def test_unknown_fields_are_forwarded(served: Served) -> None:
 # ── size and encoding ──
 
 
-def _raw(served: Served, request: bytes, more: Iterator[bytes] | None = None) -> bytes:
+def _raw(served: Served, request: bytes, body_pieces: Iterator[bytes] | None = None) -> bytes:
     host, _, port = served.gateway.url.removeprefix("http://").partition(":")
     answer = b""
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         try:
             connection.sendall(request)
-            for piece in more or ():
+            for piece in body_pieces or ():
                 connection.sendall(piece)
             while piece := connection.recv(65536):
                 answer += piece

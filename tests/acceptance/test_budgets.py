@@ -49,11 +49,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    served.provider.clear()
-
-
 SPENT = 1000 - RESERVED_TOKENS + PROMPT_TOKENS  # of a budget of 1000, by one call that takes all the output it gets
 
 

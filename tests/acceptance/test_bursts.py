@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from tests.acceptance.scaled_out import redis_or_skip, settings_for
+from tests.acceptance.scaled_out import settings_for
 from tests.farebox_process import FareboxProcess, running_farebox, tagged
 from tests.redis_server import RedisServer
 
@@ -22,12 +21,6 @@ BUDGETS = [
 ]
 # On two cores that other tests use, Redis may get no CPU time within a deadline, which is not what is tested here.
 ATTEMPTS = 3
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    with redis_or_skip() as server:
-        yield server
 
 
 async def burst(gateway: FareboxProcess, run: str) -> Counter[str]:

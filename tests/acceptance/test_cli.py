@@ -5,14 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -21,79 +16,20 @@ from gateway.store.bulk import ignore_conflict, insert
 from gateway.store.database import Database
 from gateway.store.file_lock import FileLock
 from gateway.store.tables import workflows
+from tests.acceptance.command_line import Cli, settings_of
 from tests.acceptance.scaled_out import redis_or_skip
 from tests.farebox_process import FareboxProcess
 from tests.ports import free_port
-
-ROOT = Path(__file__).parents[2]
-MODEL = {
-    "model_name": "fake",
-    "litellm_params": {"model": "openai/fake", "mock_response": "one two three"},
-    "model_info": {"input_cost_per_token": 1e-6, "output_cost_per_token": 4e-6, "max_output_tokens": 100},
-}
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
-@dataclass
-class Cli:
-    """Runs commands in a folder of their own, without the environment of whoever runs the tests."""
-
-    folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def __call__(self, *arguments: str, stdin: str = "", config: str = "config.yaml") -> Result:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("FAREBOX_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway", "--config", config, *arguments],
-            cwd=self.folder,
-            env={**environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **self.environment},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=90,
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
-
-
-def settings_of(folder: Path, port: int) -> dict[str, Any]:
-    storage = {"ledger": f"sqlite:///{folder}/ledger.db", "store": f"sqlite:///{folder}/store.db"}
-    budgets = [{"scope": "run", "match": "*", "tokens": 20_000}]
-    return {"model_list": [MODEL], "budgets": budgets, "storage": storage, "server": {"port": port}}
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """With a configuration whose gateway does not run."""
-    (tmp_path / "config.yaml").write_text(json.dumps(settings_of(tmp_path, free_port())))
-    return Cli(tmp_path)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Cli, FareboxProcess]]:
-    """With a configuration whose gateway runs, on embedded engines."""
-    port = free_port()
-    gateway = FareboxProcess(tmp_path, settings_of(tmp_path, port), arguments=("--port", str(port)))
-    gateway.start()
-    yield Cli(tmp_path), gateway
-    gateway.stop()
 
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def test_keys_create_and_rotate_take_effect_at_once_in_a_running_gateway(served: tuple[Cli, FareboxProcess]) -> None:
-    cli, gateway = served
+def test_keys_create_and_rotate_take_effect_at_once_in_a_running_gateway(
+    cli_and_gateway: tuple[Cli, FareboxProcess],
+) -> None:
+    cli, gateway = cli_and_gateway
     created = cli("keys", "create", "app")
     key = created.out.strip()
     assert created.code == 0
@@ -108,9 +44,9 @@ def test_keys_create_and_rotate_take_effect_at_once_in_a_running_gateway(served:
     assert "app" in cli("usage", "--by", "key").out.split()  # its name, not its id
 
 
-def test_keys_commands_need_no_admin_key(served: tuple[Cli, FareboxProcess]) -> None:
+def test_keys_commands_need_no_admin_key(cli_and_gateway: tuple[Cli, FareboxProcess]) -> None:
     """The gateway asks for one, but whoever can read its files is its operator."""
-    cli, gateway = served
+    cli, gateway = cli_and_gateway
     admin = cli("keys", "create", "--admin").out.strip()
     key = cli("keys", "create", "app").out.strip()
     assert gateway.get("/api/keys").status == 401
@@ -143,16 +79,16 @@ def test_keys_set_changes_only_what_is_named(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("run", ["2026/11/28", "/home/me/project", "a//b"])
-def test_run_ids_with_slashes_are_found(served: tuple[Cli, FareboxProcess], run: str) -> None:
-    cli, gateway = served
+def test_run_ids_with_slashes_are_found(cli_and_gateway: tuple[Cli, FareboxProcess], run: str) -> None:
+    cli, gateway = cli_and_gateway
     tags = {"x-workflow-id": "nightly", "x-workflow-run-id": run, "x-workflow-step": "draft"}
     assert gateway.chat("hi", tags).status == 200
     assert cli("runs", "show", run, "--json").json()["run"] == run
     assert gateway.get(f"/api/runs/{quote(run, safe='')}").json()["run"] == run
 
 
-def test_commands_control_a_run_and_report_its_usage(served: tuple[Cli, FareboxProcess]) -> None:
-    cli, gateway = served
+def test_commands_control_a_run_and_report_its_usage(cli_and_gateway: tuple[Cli, FareboxProcess]) -> None:
+    cli, gateway = cli_and_gateway
     tags = {"x-workflow-id": "nightly", "x-workflow-run-id": "r1", "x-workflow-step": "draft"}
     assert gateway.chat("hi", tags).status == 200
     shown = cli("runs", "show", "r1", "--json").json()
@@ -328,8 +264,8 @@ def test_explain_describes_error_codes_log_events_and_doctor_checks(cli: Cli) ->
     assert "did you mean 'run_paused'?" in unknown.err
 
 
-def test_doctor_and_migrate_check_succeed_while_a_gateway_runs(served: tuple[Cli, FareboxProcess]) -> None:
-    cli, _ = served
+def test_doctor_and_migrate_check_succeed_while_a_gateway_runs(cli_and_gateway: tuple[Cli, FareboxProcess]) -> None:
+    cli, _ = cli_and_gateway
     assert cli("doctor").code == 0
     assert cli("migrate", "--check").code == 0
 
@@ -358,8 +294,10 @@ def test_commands_find_a_gateway_on_another_port_by_its_store(cli: Cli, tmp_path
     assert [key["name"] for key in cli("keys", "list", "--json").json()["keys"]] == ["app"]
 
 
-def test_commands_do_not_use_another_configurations_gateway(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
-    _, gateway = served
+def test_commands_do_not_use_another_configurations_gateway(
+    cli_and_gateway: tuple[Cli, FareboxProcess], tmp_path: Path
+) -> None:
+    _, gateway = cli_and_gateway
     (tmp_path / "other").mkdir()
     port = int(gateway.url.rpartition(":")[2])
     (tmp_path / "other" / "config.yaml").write_text(json.dumps(settings_of(tmp_path / "other", port)))
@@ -449,8 +387,8 @@ def test_command_succeeds_while_a_gateway_starts(cli: Cli, tmp_path: Path) -> No
     gateway.stop()
 
 
-def test_remote_gateway_requires_an_admin_key(served: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
-    cli, gateway = served
+def test_remote_gateway_requires_an_admin_key(cli_and_gateway: tuple[Cli, FareboxProcess], tmp_path: Path) -> None:
+    cli, gateway = cli_and_gateway
     admin = cli("keys", "create", "--admin").out.strip()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "config.yaml").write_text("{}")
@@ -480,8 +418,8 @@ def test_env_prints_snippets_with_the_configured_address(cli: Cli) -> None:
     assert set(expected) <= {client["client"] for client in cli("env", "--json").json()["clients"]}
 
 
-def test_env_prints_snippets_with_the_running_gateways_address(served: tuple[Cli, FareboxProcess]) -> None:
-    cli, gateway = served
+def test_env_prints_snippets_with_the_running_gateways_address(cli_and_gateway: tuple[Cli, FareboxProcess]) -> None:
+    cli, gateway = cli_and_gateway
     gateway.stop()
     gateway.arguments = ()  # on a free port, which the configuration does not know
     gateway.start()

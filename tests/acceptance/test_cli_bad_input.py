@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.test_cli import Cli, cli, served
+from tests.acceptance.command_line import Cli
 from tests.farebox_process import FareboxProcess, tagged
 
-__all__ = ["cli", "served"]  # fixtures
 FINITE = "farebox: A number must be finite, not inf or nan.\n"
 
 
-def test_values_that_json_cannot_carry_are_refused_and_change_nothing(served: tuple[Cli, FareboxProcess]) -> None:
+def test_values_that_json_cannot_carry_are_refused_and_change_nothing(
+    cli_and_gateway: tuple[Cli, FareboxProcess],
+) -> None:
     """An infinite limit was sent as null, which removed the run's own limit."""
-    farebox, gateway = served
+    farebox, gateway = cli_and_gateway
     assert gateway.chat("hi", tagged("w", "r-1", "s"), max_tokens=5).status == 200
     assert farebox("runs", "budget", "r-1", "--tokens", "500").code == 0
     assert farebox("runs", "budget", "r-1", "--usd", "inf").err == FINITE
@@ -38,16 +39,16 @@ def test_invalid_declaration_is_refused_with_its_fault(cli: Cli, declared: str, 
     assert (output.code, output.err) == (1, f"farebox: {fault}\n")
 
 
-def test_unusable_url_is_reported_with_its_reason(served: tuple[Cli, FareboxProcess]) -> None:
-    farebox, gateway = served
+def test_unusable_url_is_reported_with_its_reason(cli_and_gateway: tuple[Cli, FareboxProcess]) -> None:
+    farebox, gateway = cli_and_gateway
     assert farebox("runs", "list", "--url", "127.0.0.1:4000").err.endswith("must begin with http:// or https://.\n")
     output = farebox("runs", "list", "--url", gateway.url.replace("http:", "https:"))
     assert "SSL" in output.err
     assert "not permitted" not in output.err
 
 
-def test_piped_tables_end_and_note_truncation_on_stderr(served: tuple[Cli, FareboxProcess]) -> None:
-    farebox, gateway = served
+def test_piped_tables_end_and_note_truncation_on_stderr(cli_and_gateway: tuple[Cli, FareboxProcess]) -> None:
+    farebox, gateway = cli_and_gateway
     for number in (1, 2):
         assert gateway.chat("hi", tagged("w", f"r-{number}", "s"), max_tokens=5).status == 200
     assert "r-2" in farebox("top").out

@@ -31,11 +31,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    served.provider.clear()
-
-
 def body_of(name: str, **fields: Any) -> dict[str, Any]:
     return {"model": name, "messages": [{"role": "user", "content": "hi"}], **fields}
 

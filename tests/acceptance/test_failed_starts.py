@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,6 @@ MIGRATE = textwrap.dedent("""
 
     asyncio.run(main(sys.argv[1]))
 """)
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with redis_or_skip() as server:
-        yield server
 
 
 def run_until_exit(folder: Path, config: dict[str, Any], *arguments: str) -> tuple[int, list[str]]:

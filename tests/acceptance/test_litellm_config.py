@@ -48,11 +48,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    served.provider.clear()
-
-
 def test_ignored_litellm_settings_are_logged_at_start(served: Served) -> None:
     assert "general_settings: ignored (master_key)" in served.gateway.log
     assert "router_settings: ignored redis_host" in served.gateway.log

@@ -63,11 +63,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    served.provider.clear()
-
-
 @pytest.fixture
 def client(served: Served) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=served.gateway.url + "/v1", api_key="local", max_retries=0) as opened:

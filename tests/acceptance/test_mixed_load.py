@@ -77,7 +77,7 @@ async def test_usage_rows_and_accounts_agree_after_a_mixed_load(tmp_path: Path, 
         assert load.wrong == []
         assert load.answered, load.ends
         await asyncio.to_thread(
-            until, lambda: served.metric("farebox_calls_in_flight") == 0, timeout_s=30, what="calls that end"
+            until, lambda: served.metric("farebox_calls_in_flight") == 0, timeout_s=30, description="calls that end"
         )
         await asyncio.sleep(TTL_SECONDS + 2 if is_killed else 0)
         reconciled = await asyncio.to_thread(run_reconcile, served)

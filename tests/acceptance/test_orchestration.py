@@ -68,7 +68,7 @@ def test_allocate_dry_run_does_not_ask_the_classifier_model(served: Served) -> N
     assert api(served.gateway, "POST", "/allocate", {"workflow": "dry", "steps": [dry]})["allocations"]
     assert classifier_requests(served) == 0
     api(served.gateway, "POST", "/runs", {"workflow": "dry", "run": "dry-1", "steps": [real]})
-    until(lambda: classifier_requests(served) > 0, what="the announced step is asked about")
+    until(lambda: classifier_requests(served) > 0, description="the announced step is asked about")
     questions = json.dumps([received.body for received in served.provider.requests if received.model == "teller"])
     assert ("earnest" in questions, "guesswork" in questions) == (True, False)
 

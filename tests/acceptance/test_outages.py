@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.scaled_out import FAST_MS, LoopThread, redis_or_skip, rows_of, settings_for
+from tests.acceptance.scaled_out import FAST_MS, LoopThread, rows_of, settings_for
 from tests.farebox_process import FareboxProcess, Reply, running_farebox, tagged
 from tests.faults.chaos_proxy import ChaosProxy
 from tests.faults.postgres_proxies import PostgresProxy, postgres_proxy
@@ -27,12 +27,6 @@ BUDGETS = [
     {"scope": "run", "match": "lenient", "requests": 10, "on_pressure": ["refuse"], "on_outage": "allow"},
 ]
 OUTBOX_CAP = 1_000
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with redis_or_skip() as server:
-        yield server
 
 
 @pytest.fixture

@@ -68,11 +68,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    served.provider.clear()
-
-
 def models_asked(served: Served) -> list[str]:
     return [str(request.body["model"]) for request in served.provider.requests]
 

@@ -17,7 +17,7 @@ import pytest
 
 from gateway.ledger.redis import RedisLedger
 from policies.reservation import Balance
-from tests.acceptance.scaled_out import Crowd, Fleet, redis_or_skip, rows_of, settings_for, until
+from tests.acceptance.scaled_out import Crowd, Fleet, rows_of, settings_for, spooled_in, until
 from tests.acceptance.serving import ProviderThread
 from tests.farebox_process import FareboxProcess, Reply, fake_model, running_farebox, tagged
 from tests.postgres_server import execute, with_database
@@ -31,12 +31,6 @@ CLIENTS = 64
 # Three in every test run; the others with `make soak`.
 SEEDS = [pytest.param(range(3), id="3"), pytest.param(range(3, 20), id="17", marks=pytest.mark.soak)]
 BUDGET = {"scope": "run", "match": "crowd", "requests": CALLS, "on_pressure": ["refuse"]}
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with redis_or_skip("--appendfsync", "everysec") as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +76,6 @@ async def kill_and_restart(fleet: Fleet, seed: int, kills: int) -> None:
         gateway = chance.choice(fleet.gateways)
         await asyncio.to_thread(gateway.kill)
         await asyncio.to_thread(gateway.start)
-
-
-def spooled_in(gateway: FareboxProcess) -> int:
-    """Settlements on this process's disk that wait for Redis."""
-    return int(gateway.get("/readyz?verbose").json()["ledger"]["spooled"])
 
 
 async def until_resolved(redis: RedisServer, gateways: list[FareboxProcess], within_s: float = 80) -> None:

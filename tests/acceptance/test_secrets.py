@@ -117,9 +117,9 @@ def webhook() -> Iterator[tuple[str, list[str]]]:
 
 
 def config_of(provider: FakeProvider, ledger: str, store: str, hook: str, collector: str) -> dict[str, Any]:
-    def secret(name: str, key: str, url: str = provider.openai_url, **more: Any) -> dict[str, Any]:
+    def secret(name: str, key: str, url: str = provider.openai_url, **parameters: Any) -> dict[str, Any]:
         entry = model(url, name)
-        entry["litellm_params"] |= {"api_key": key, **more}
+        entry["litellm_params"] |= {"api_key": key, **parameters}
         return entry
 
     return {

@@ -36,11 +36,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    served.provider.clear()
-
-
 def settled(served: Served, workflow: str, run: str) -> int:
     """What the run has settled once nothing of it is reserved."""
     facts: dict[str, Any] = {}
@@ -250,8 +245,10 @@ def test_single_chunk_above_the_budget_is_cut_with_finish_reason_length(served: 
 
 
 def test_early_usage_does_not_hide_output_that_follows_it(served: Served) -> None:
-    def event(content: str, **more: Any) -> str:
-        return f"data: {json.dumps({'id': 'c', 'choices': [{'index': 0, 'delta': {'content': content}}], **more})}\n\n"
+    def event(content: str, **fields: Any) -> str:
+        return (
+            f"data: {json.dumps({'id': 'c', 'choices': [{'index': 0, 'delta': {'content': content}}], **fields})}\n\n"
+        )
 
     early = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 1, "total_tokens": PROMPT_TOKENS + 1}
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
@@ -264,8 +261,8 @@ def test_early_usage_does_not_hide_output_that_follows_it(served: Served) -> Non
 
 @pytest.mark.parametrize("early_tokens", [0, 1])
 def test_usage_reported_only_before_the_text_does_not_hide_the_text(served: Served, early_tokens: int) -> None:
-    def event(delta: dict[str, str], reason: str | None = None, **more: Any) -> str:
-        return f"data: {json.dumps({'id': 'c', 'choices': [{'index': 0, 'delta': delta, 'finish_reason': reason}], **more})}\n\n"
+    def event(delta: dict[str, str], reason: str | None = None, **fields: Any) -> str:
+        return f"data: {json.dumps({'id': 'c', 'choices': [{'index': 0, 'delta': delta, 'finish_reason': reason}], **fields})}\n\n"
 
     usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": early_tokens}
     head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"

@@ -27,11 +27,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    served.provider.clear()
-
-
 def identity(
     served: Served, headers: dict[str, str], path: str = "", metadata: Any = None
 ) -> tuple[str | None, str | None, str | None]:

@@ -50,11 +50,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    served.provider.clear()
-
-
 def check_nothing_spent(served: Served, headers: dict[str, str]) -> None:
     facts = served.balance(headers)
     assert (facts["settled"], facts["reserved"]) == (0, 0)

@@ -62,8 +62,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(autouse=True)
-def _fresh(served: Served) -> None:
-    until(lambda: served.metric("farebox_calls_in_flight") == 0, what="the calls of the test before")
+def _calls_of_the_test_before_are_over(served: Served) -> None:
+    until(lambda: served.metric("farebox_calls_in_flight") == 0)
     served.provider.clear()
 
 
@@ -275,7 +275,8 @@ def test_one_key_cannot_take_all_concurrent_calls(served: Served) -> None:
     with ThreadPoolExecutor(24) as pool:
         many = [pool.submit(ask, served, greedy, max_tokens=20) for _ in range(16)]
         until(
-            lambda: served.metric("farebox_calls_in_flight") == CONCURRENCY_MAX - 2, what="the greedy one has its share"
+            lambda: served.metric("farebox_calls_in_flight") == CONCURRENCY_MAX - 2,
+            description="the greedy one has its share",
         )
         modest_call = pool.submit(ask, served, modest, max_tokens=20)
         replies = [future.result() for future in many]
@@ -312,7 +313,8 @@ def test_flood_by_one_key_does_not_double_the_latency_of_another(served: Served)
         floods = [pool.submit(flood) for _ in range(16)]
         try:
             until(
-                lambda: served.metric("farebox_calls_in_flight") >= CONCURRENCY_MAX - 2, what="the flood has its share"
+                lambda: served.metric("farebox_calls_in_flight") >= CONCURRENCY_MAX - 2,
+                description="the flood has its share",
             )
             flooded_s = slowest_s(8)
         finally:

@@ -228,6 +228,6 @@ def test_call_followed_by_garbage_leaves_no_reservation(served: Served) -> None:
     headers = [b"x-workflow-id: small", b"x-workflow-run-id: r-garbage", b"x-workflow-step: s"]
     for _ in range(5):
         assert exchange(served.gateway.url, request(headers=headers) + b"\x00\x01\x02").is_closed
-    until(lambda: served.metric("farebox_calls_in_flight") == 0, what="calls are over")
+    until(lambda: served.metric("farebox_calls_in_flight") == 0, description="calls are over")
     facts = served.balance({"x-workflow-id": "small", "x-workflow-run-id": "r-garbage", "x-workflow-step": "s"})
     assert facts["reserved"] == 0

@@ -87,7 +87,7 @@ def test_300_idle_connections_do_not_displace_calls(served: Served) -> None:
     before = connections_ended(served, "too_many")
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as opened:
         working = pool.submit(served.chat, tagged("slow", "r-working"), max_tokens=20)
-        until(lambda: served.metric("farebox_calls_in_flight") == 1, what="the call is under way")
+        until(lambda: served.metric("farebox_calls_in_flight") == 1, description="the call is under way")
         for _ in range(300):
             opened.enter_context(connect(served.gateway.url))
         assert served.gateway.get("/livez").status == 200
@@ -126,7 +126,7 @@ def test_client_that_does_not_read_is_disconnected_and_charged(served: Served) -
         headers = [f"{name}: {value}".encode() for name, value in tagged("slow", "r-unread").items()]
         connection.sendall(request(headers=headers, body=json.dumps(body).encode()))
         until(lambda: connections_ended(served, "unread") > before, 60, "the client is disconnected")
-        until(lambda: served.metric("farebox_calls_in_flight") == 0, what="its call is over")
+        until(lambda: served.metric("farebox_calls_in_flight") == 0, description="its call is over")
     facts = served.balance(tagged("slow", "r-unread"))
     assert facts["reserved"] == 0
     assert facts["settled"] > 0

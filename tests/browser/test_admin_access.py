@@ -185,14 +185,14 @@ def test_every_page_has_a_strict_content_security_policy(gateway: FareboxProcess
 
 
 def command(
-    gateway: FareboxProcess, *arguments: str, said: str, **environment: str
+    gateway: FareboxProcess, *arguments: str, standard_input: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """The command line, beside the gateway's files."""
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
     config = str(gateway.folder / "config.yaml")
     return subprocess.run(
         [sys.executable, "-m", "gateway", "--config", config, *arguments],
-        input=said,
+        input=standard_input,
         text=True,
         capture_output=True,
         cwd=gateway.folder,
@@ -207,14 +207,16 @@ def test_admin_command_sets_a_password_with_and_without_a_running_gateway(tmp_pa
     with running_farebox(tmp_path, CONFIG, environment=environment) as gateway:
         port = str(urlsplit(gateway.url).port)
         elsewhere = "http://127.0.0.1:9"  # the operator's token is for no proxy
-        done = command(gateway, "admin", "ida", said=PASSWORD + "\n", FAREBOX_SERVER_PORT=port, http_proxy=elsewhere)
+        done = command(
+            gateway, "admin", "ida", standard_input=PASSWORD + "\n", FAREBOX_SERVER_PORT=port, http_proxy=elsewhere
+        )
 
         assert (done.returncode, done.stdout) == (0, "ida may log in at /admin as admin.\n"), done.stderr
         assert Client(gateway.url).post("/admin/login", {"name": "ida", "password": PASSWORD}).status == 303
-        short = command(gateway, "admin", "ida", said="short\n", FAREBOX_SERVER_PORT=port)
+        short = command(gateway, "admin", "ida", standard_input="short\n", FAREBOX_SERVER_PORT=port)
         assert (short.returncode, "12 characters" in short.stderr) == (1, True)
         assert gateway.stop() == 0
-        done = command(gateway, "admin", "vic", "--role", "viewer", said=PASSWORD + "\n")
+        done = command(gateway, "admin", "vic", "--role", "viewer", standard_input=PASSWORD + "\n")
         assert done.returncode == 0, done.stderr
         gateway.start()
         assert "First admin login" not in gateway.log.rpartition("Farebox listens")[0].rpartition("Farebox listens")[2]

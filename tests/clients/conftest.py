@@ -14,9 +14,3 @@ from tests.clients.serving_clients import serving_clients
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving_clients(tmp_path_factory.mktemp("clients")) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def _fresh(request: pytest.FixtureRequest) -> None:
-    if "served" in request.fixturenames:
-        request.getfixturevalue("served").provider.clear()

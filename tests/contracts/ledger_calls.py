@@ -10,10 +10,10 @@ MINUTE_MS = 60_000
 TOLERANCE_MS = 20_000  # how far a server's clock may have run on during a test
 
 
-def hold(account: str, tokens: int | None = None, **named: object) -> Hold:
+def hold(account: str, tokens: int | None = None, **options: object) -> Hold:
     """A hold limited in tokens only, unless `limit` says otherwise."""
-    limit = named.pop("limit", UNLIMITED if tokens is None else Limit(tokens=tokens))
-    return Hold(account, limit, **named)  # type: ignore[arg-type]
+    limit = options.pop("limit", UNLIMITED if tokens is None else Limit(tokens=tokens))
+    return Hold(account, limit, **options)  # type: ignore[arg-type]
 
 
 def demand(tokens: int, at_least: int | None = None) -> Demand:

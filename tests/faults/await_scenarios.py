@@ -38,8 +38,8 @@ def configuration(provider: FakeProvider, ledger: str, folder: Path) -> dict[str
             "model_info": {**prices, "max_output_tokens": 4096},
         }
 
-    def run(match: str, **more: Any) -> dict[str, Any]:
-        return {"scope": "run", "match": match, "tokens": LIMIT, "usd": 100, **more}
+    def run(match: str, **fields: Any) -> dict[str, Any]:
+        return {"scope": "run", "match": match, "tokens": LIMIT, "usd": 100, **fields}
 
     return {
         "model_list": [model("fake", 1e-7), model("other", 1e-6), model("unpriced", None)],

@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.acceptance.scaled_out import Fleet, LoopThread, rows_of, settings_for, until
+from tests.acceptance.scaled_out import Fleet, LoopThread, rows_of, settings_for, spooled_in, until
 from tests.acceptance.serving import PROMPT_TOKENS, RESERVED_TOKENS, ProviderThread, model
 from tests.fake_provider import FakeProvider
 from tests.farebox_process import FareboxProcess, tagged
@@ -204,7 +204,7 @@ class FaultyFleet:
         """Until nothing is held, in the outbox, or spooled on a disk."""
 
         async def nothing_left() -> bool:
-            spooled = [await asyncio.to_thread(_spooled_in, gateway) for gateway in self.fleet.gateways]
+            spooled = [await asyncio.to_thread(spooled_in, gateway) for gateway in self.fleet.gateways]
             async with ledger_at(self.redis.url, deadline_ms=10_000) as ledger:
                 return not any(spooled) and not await ledger.pending("default") and not await ledger.outbox_size()
 
@@ -258,7 +258,3 @@ async def _proxy(redis: RedisServer) -> ChaosProxy:
 
 def _close(loop: LoopThread, proxy: ChaosProxy) -> None:
     loop.run(proxy.close())
-
-
-def _spooled_in(gateway: FareboxProcess) -> int:
-    return int(gateway.get("/readyz?verbose").json()["ledger"]["spooled"])

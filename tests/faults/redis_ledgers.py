@@ -26,8 +26,8 @@ PROBE_S = 0.1
 
 
 @asynccontextmanager
-async def ledger_at(url: str, *, deadline_ms: int = LONG_DEADLINE_MS, **named: object) -> AsyncIterator[RedisLedger]:
-    ledger = RedisLedger(url, deadline_ms=deadline_ms, **named)  # type: ignore[arg-type]
+async def ledger_at(url: str, *, deadline_ms: int = LONG_DEADLINE_MS, **options: object) -> AsyncIterator[RedisLedger]:
+    ledger = RedisLedger(url, deadline_ms=deadline_ms, **options)  # type: ignore[arg-type]
     try:
         await ledger.open()
         yield ledger

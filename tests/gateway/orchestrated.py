@@ -58,9 +58,9 @@ class Orchestrated:
     async def steps(self, run: str) -> dict[str, Any]:
         return {step["step"]: step for step in (await self.run(run))["steps"]}
 
-    async def audit(self, action: str, **more: str) -> list[Any]:
+    async def audit(self, action: str, **filters: str) -> list[Any]:
         await self.orchestration.trail.flush()
-        query = "&".join(f"{name}={value}" for name, value in {"action": action, "limit": "100", **more}.items())
+        query = "&".join(f"{name}={value}" for name, value in {"action": action, "limit": "100", **filters}.items())
         return list(reversed((await self.ask("GET", f"/api/audit?{query}"))["events"]))
 
     def metric(self, name: str, **labels: str) -> float:
@@ -68,11 +68,11 @@ class Orchestrated:
 
 
 @asynccontextmanager
-async def orchestrated(folder: Path, more: str = "", **settings: Any) -> AsyncIterator[Orchestrated]:
+async def orchestrated(folder: Path, more_configuration: str = "", **settings: Any) -> AsyncIterator[Orchestrated]:
     """`settings` without their prefix; orchestration is on."""
     values = {"enabled": True, **settings}
     written = "{" + ", ".join(f"orchestration_{name}: {str(value).lower()}" for name, value in values.items()) + "}"
-    config = parse_config(CONFIG.format(folder=folder, settings=written) + more, environ={})
+    config = parse_config(CONFIG.format(folder=folder, settings=written) + more_configuration, environ={})
     application = Application(config, environment={})
     await application.start()
     transport = httpx.ASGITransport(app=application, client=("127.0.0.1", 40_000))

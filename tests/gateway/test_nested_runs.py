@@ -20,9 +20,9 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     await close_api(persistent_api)
 
 
-async def chat(api: Api, run: str, parent: str | None = None, **more: Any) -> httpx.Response:
+async def chat(api: Api, run: str, parent: str | None = None, **fields: Any) -> httpx.Response:
     inside = {} if parent is None else {PARENT_HEADER: parent}
-    return await api.chat(run, **inside, **more)
+    return await api.chat(run, **inside, **fields)
 
 
 def fault(reply: httpx.Response) -> tuple[int, str, str]:

@@ -224,9 +224,9 @@ async def test_store_outage_fails_no_call_and_delays_the_audit(tmp_path: Path, m
         assert len(await farebox.audit("budget.allocated")) == 1  # written after the outage
 
 
-async def runs_of(farebox: Orchestrated, agent: str, count: int, **more: Any) -> None:
+async def runs_of(farebox: Orchestrated, agent: str, count: int, **options: Any) -> None:
     for number in range(count):
-        reply = await farebox.call("wf", f"{agent}-{number}", "post", words(50), headers={"agent": agent}, **more)
+        reply = await farebox.call("wf", f"{agent}-{number}", "post", words(50), headers={"agent": agent}, **options)
         assert reply.status_code == 200
 
 

@@ -10,16 +10,16 @@ from rich.console import Console, ConsoleDimensions
 from gateway.cli.top_command import screen
 
 
-def run(name: str, settled: int, reserved: int, limit: int | None, **more: Any) -> dict[str, Any]:
+def run(name: str, settled: int, reserved: int, limit: int | None, **other_fields: Any) -> dict[str, Any]:
     tokens = {"settled": settled, "reserved": reserved, "limit": limit}
     fields = {"workflow": "triage", "agent": "ada", "state": "active", "calls": 3, "refused": 0}
     last = "1970-01-01T00:01:30+00:00"
-    return {"run": name, "tokens": tokens, "cost_usd": {"settled": 0.25}, "last_at": last, **fields, **more}
+    return {"run": name, "tokens": tokens, "cost_usd": {"settled": 0.25}, "last_at": last, **fields, **other_fields}
 
 
-def rendered(runs: list[dict[str, Any]], height: int = 40, width: int = 150, **more: Any) -> str:
+def rendered(runs: list[dict[str, Any]], height: int = 40, width: int = 150, **options: Any) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(screen(runs, "here", 100.0, ConsoleDimensions(width, height), **more))
+    console.print(screen(runs, "here", 100.0, ConsoleDimensions(width, height), **options))
     return console.export_text()
 
 

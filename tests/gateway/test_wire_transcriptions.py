@@ -21,9 +21,9 @@ TRANSCRIPTIONS = TranscriptionsProtocol()
 BOUNDARY = b"----b0undary"
 
 
-def field(name: str, value: bytes | str, more: str = "", head: str = "") -> bytes:
+def field(name: str, value: bytes | str, parameters: str = "", headers: str = "") -> bytes:
     content = value.encode() if isinstance(value, str) else value
-    return f'Content-Disposition: form-data; name="{name}"{more}\r\n{head}\r\n'.encode() + content
+    return f'Content-Disposition: form-data; name="{name}"{parameters}\r\n{headers}\r\n'.encode() + content
 
 
 def sound_part(content: bytes, name: str = "a.wav") -> bytes:

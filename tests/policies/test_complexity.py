@@ -47,8 +47,8 @@ CHECK = (
 )
 
 
-def chat(*turns: tuple[str, Any], **more: Any) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content} for role, content in turns], **more}
+def chat(*turns: tuple[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns], **fields}
 
 
 def score(body: dict[str, Any], intent: str) -> float:

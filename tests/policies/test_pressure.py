@@ -19,8 +19,8 @@ from policies.reservation import Balance, Demand, Hold, Refusal, Refused
 RUN = Hold("run/r", Limit(tokens=1000))
 
 
-def balance(account: str, tokens: int, limit: Limit = UNLIMITED, **more: int) -> Balance:
-    return Balance(account, limit, Amount(tokens, more.get("nano_usd", 0)), Amount(more.get("reserved", 0)))
+def balance(account: str, tokens: int, limit: Limit = UNLIMITED, **amounts: int) -> Balance:
+    return Balance(account, limit, Amount(tokens, amounts.get("nano_usd", 0)), Amount(amounts.get("reserved", 0)))
 
 
 @pytest.mark.parametrize(

@@ -275,8 +275,8 @@ def test_account_may_reach_the_largest_amount_in_each_unit(unit: int) -> None:
     def of_unit(value: int) -> Amount:
         return Amount(*(value if at == unit else 0 for at in range(3)))
 
-    def asked(value: int) -> Reserve:
-        more = of_unit(value)
+    def asked(count: int) -> Reserve:
+        more = of_unit(count)
         return replace(request(Hold("run")), demand=Demand(more.tokens, 0, 0, more.nano_usd, requests=more.requests))
 
     standing = Account(settled=of_unit(FULL), reserved=of_unit(2))
