@@ -3,7 +3,7 @@
 import json
 
 from policies.compression import Aggressiveness, Strategy, semantic_key, semantic_request, semantic_requests
-from tests.policies.test_compression_chat import REPORT, call, chat, compressed, count, policy, result
+from tests.policies.compression_chats import REPORT, call, chat, compressed, count, policy, result
 
 
 def test_condensed_text_is_accepted_only_if_short_and_of_enough_quality() -> None:
