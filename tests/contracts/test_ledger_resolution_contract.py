@@ -16,6 +16,7 @@ from tests.contracts.ledger_calls import (
     TOLERANCE_MS,
     assert_account_tokens,
     assert_refused,
+    balance,
     hold,
     request,
     tokens,
@@ -407,6 +408,30 @@ class TestMaintenance:
         assert await ledger.current_run("q", "nightly", "r5", quarter_ms) == "r5"
         await tested.advance(quarter_ms)
         assert await ledger.current_run("p", "nightly", "r6", quarter_ms) == "r6"
+
+    async def test_purge_forgets_an_implicit_run_only_after_its_idle_time(self, tested: LedgerUnderTest) -> None:
+        ledger = tested.ledger
+        quarter_ms = 15 * MINUTE_MS
+        await ledger.current_run("p", "nightly", "r1", quarter_ms)
+        await tested.advance(10 * MINUTE_MS)
+        await ledger.current_run("p", "nightly", "r2", quarter_ms)
+        await tested.advance(10 * MINUTE_MS)
+        assert await ledger.purge() == 0
+        assert await ledger.current_run("p", "nightly", "r3", quarter_ms) == "r1"
+        await tested.advance(quarter_ms)
+        assert await ledger.purge() == 1
+
+    async def test_purge_keeps_what_was_set_on_an_account_before_its_first_call(self, tested: LedgerUnderTest) -> None:
+        ledger = tested.ledger
+        await ledger.set_gate("p", "paused", Gate.PAUSED)
+        await ledger.set_override("p", "raised", Limit(tokens=9))
+        tightened = hold("tightened", 100, tighten=Limit(tokens=50))
+        assert_refused(await ledger.reserve("p", request("c1", [tightened], 60)))
+        await tested.advance(60 * MINUTE_MS)
+        assert await ledger.purge() == 0
+        assert (await balance(ledger, "paused")).gate is Gate.PAUSED
+        assert (await balance(ledger, "raised")).limit == Limit(tokens=9)
+        assert_refused(await ledger.reserve("p", request("c2", [hold("tightened", 100)], 60)))
 
     async def test_epoch_does_not_change(self, ledger: Ledger) -> None:
         first = await ledger.epoch()

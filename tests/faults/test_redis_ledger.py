@@ -132,6 +132,20 @@ class TestRestarts:
             await ledger.settle("p", "c1", tokens(3), b"{}")
 
 
+async def test_acknowledged_events_leave_nothing_in_redis(server: RedisServer, ledger: RedisLedger) -> None:
+    await ledger.reserve("p", reserve_request("c1"))
+    await ledger.settle("p", "c1", tokens(1), b"{}")
+    await ledger.outbox_acknowledge(await ledger.outbox_read("flusher"))
+    assert server.command("XLEN", f"{TAG}outbox") == ":0\r\n"
+    assert server.command("EXISTS", f"{TAG}leases") == ":0\r\n"
+
+
+async def eventually_expired(ledger: RedisLedger, name: str) -> None:
+    async with asyncio.timeout(20):
+        while [expired.id for expired in await ledger.expire_due()] != [name]:
+            await asyncio.sleep(0.01)
+
+
 async def test_ledgers_resolve_each_others_reservations(server: RedisServer, ledger: RedisLedger) -> None:
     await ledger.reserve("p", reserve_request("c1"))
     await ledger.reserve("p", reserve_request("c2"))
@@ -213,6 +227,30 @@ class TestDamage:
         assert await ledger.expire_due() == []
         assert [row[0] for row in await ledger.pending("p")] == ["c1"]
         assert await settled_and_reserved(ledger) == (0, 10)
+        assert "ghost" not in server.command("ZRANGE", f"{TAG}due", 0, -1)
+        deadline_ms = server.command("HGET", f"{TAG}hold:c1", "deadline_ms")
+        assert server.command("ZSCORE", f"{TAG}due", "c1") == deadline_ms, "the index has the reservation's time again"
+
+    async def test_account_deleted_after_an_expiry_never_gets_a_negative_sum(
+        self, server: RedisServer, ledger: RedisLedger
+    ) -> None:
+        await ledger.reserve("p", reserve_request("c1", 60, ttl_ms=1))
+        await eventually_expired(ledger, "c1")
+        server.command("DEL", f"{TAG}account:run:r")
+        assert (await ledger.settle("p", "c1", tokens(20), b"{}")).state is State.LATE
+        assert await settled_and_reserved(ledger) == (0, 0)
+
+    async def test_key_of_another_type_fails_acknowledge_before_any_write(
+        self, server: RedisServer, ledger: RedisLedger
+    ) -> None:
+        await ledger.reserve("p", reserve_request("c1"))
+        await ledger.settle("p", "c1", tokens(1), b"{}")
+        entries = await ledger.outbox_read("flusher")
+        server.command("SET", f"{TAG}leases", "mine")
+        before = dump_all_keys(server)
+        with pytest.raises(LedgerError, match="another type"):
+            await ledger.outbox_acknowledge(entries)
+        assert dump_all_keys(server) == before
 
 
 class TestUnsuitableRedis:
