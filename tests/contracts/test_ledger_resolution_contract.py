@@ -168,6 +168,7 @@ class TestDeadlines:
         await assert_account_tokens(ledger, "run", 0, 0)
         *_, entry = await ledger.outbox_read("flusher")
         assert (entry.id, entry.kind, entry.amount) == ("c1:late", EntryKind.LATE, tokens(-booked))
+        assert entry.overrun == tokens(-max(0, booked - 60)), "the overrun of the expiry is taken back"
 
     @pytest.mark.parametrize("used", [70, 25, 10, 0])
     async def test_settle_after_expiry_books_the_difference_once(self, tested: LedgerUnderTest, used: int) -> None:

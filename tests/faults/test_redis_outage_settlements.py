@@ -88,14 +88,21 @@ async def test_spooled_settlements_survive_kill_9_of_the_gateway(
     assert not (tmp_path / "dying.spool").exists()
 
 
-async def test_settlement_after_a_flush_of_redis_is_booked(
-    server: RedisServer, gateway: OutageLedger, direct_ledger: RedisLedger
+@pytest.mark.parametrize("used", [6, 13])
+async def test_settlement_after_a_flush_of_redis_is_booked_and_kept(
+    server: RedisServer, gateway: OutageLedger, direct_ledger: RedisLedger, used: int
 ) -> None:
-    await gateway.reserve("p", reserve_request("c1"))
+    await gateway.reserve("p", reserve_request("c1", 10))
     server.command("FLUSHALL")
-    done = await gateway.settle("p", "c1", tokens(6), b"{}")
-    assert (done.state, done.first, done.booked) == (State.SETTLED, True, tokens(6))
-    assert await settled_and_reserved(direct_ledger) == (6, 0)
+    done = await gateway.settle("p", "c1", tokens(used), b"{}")
+    assert (done.state, done.first, done.booked, done.overrun) == (
+        State.SETTLED,
+        True,
+        tokens(used),
+        tokens(max(0, used - 10)),
+    )
+    assert await direct_ledger.purge() == 0
+    assert await settled_and_reserved(direct_ledger) == (used, 0)
 
 
 async def test_settlement_of_another_processes_reservation_is_spooled(

@@ -115,14 +115,23 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
         confirmation = left.before_send()
         assert confirmation is not None
         await confirmation
-        never.on_waiting()  # another attempt
-        left.on_waiting()  # waiting again does not make it unsent
-        await asyncio.sleep(0.12)
         assert {sign.id: sign.on_lost for sign in ledger.renewed} == {"never": OnLost.RELEASE, "left": OnLost.CHARGE}
         now_ms, sweeps_before = 70_000, ledger.sweeps
         await eventually(lambda: ledger.sweeps >= sweeps_before + 3)
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (2 * 62, 0)
+
+
+async def test_call_that_waits_again_after_it_was_sent_is_not_reported_as_unsent() -> None:
+    ledger = RecordingLedger(lambda: 0)
+    async with beating(ledger) as heartbeat:
+        send_observer = heartbeat.sent(await held(ledger, "a"))
+        assert send_observer is not None
+        send_observer.on_waiting()
+        assert send_observer.before_send() is None
+        send_observer.on_waiting()  # another attempt, after the first one failed
+        await eventually(lambda: bool(ledger.renewed))
+        assert ledger.renewed == [Progress("a", Amount(12, 0, 1))]
 
 
 @pytest.mark.parametrize("trouble", ["away", "gone"])
