@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -19,14 +20,17 @@ from gateway.pipeline.call import Call, Principal
 from gateway.upstream.port import SendObserver
 from gateway.wire.protocol import Request
 from gateway.wire.protocols import PROTOCOLS
-from policies.amounts import Amount, Limit
+from policies.amounts import ZERO, Amount, Limit
 from policies.budgets import Chain, Link, Scope, Window
+from policies.pricing import price_from_map
 from policies.reservation import Demand, Granted, Hold, OnLost
 from policies.tokens import PromptCount
 from tests.waiting import eventually
 
 
 class RecordingLedger(MemoryLedger):
+    """Its first sweeps fail."""
+
     def __init__(self, clock_ms: Callable[[], int]) -> None:
         super().__init__(clock_ms=clock_ms)
         self.renewed: list[Progress] = []
@@ -47,8 +51,10 @@ class RecordingLedger(MemoryLedger):
 
 
 @asynccontextmanager
-async def beating(ledger: RecordingLedger, ttl_ms: int = 400) -> AsyncIterator[Heartbeat]:
-    heartbeat = Heartbeat(ledger, Telemetry(), ttl_ms=ttl_ms, sweep_ms=30)
+async def beating(
+    ledger: RecordingLedger, ttl_ms: int = 400, telemetry: Telemetry | None = None
+) -> AsyncIterator[Heartbeat]:
+    heartbeat = Heartbeat(ledger, telemetry or Telemetry(), ttl_ms=ttl_ms, sweep_ms=30)
     heartbeat.start()
     try:
         yield heartbeat
@@ -89,11 +95,31 @@ async def test_long_call_is_renewed_with_its_prompt_and_output_until_it_ends() -
         assert len(ledger.renewed) == renewals
 
 
-async def test_call_without_a_hold_is_not_renewed() -> None:
+async def test_call_is_renewed_once_in_a_quarter_of_its_ttl() -> None:
+    ledger = RecordingLedger(lambda: 0)
+    async with beating(ledger, ttl_ms=800) as heartbeat:
+        heartbeat.sent(await held(ledger, "a"))
+        await eventually(lambda: heartbeat._tick >= 12)
+        assert len(ledger.renewed) == heartbeat._tick // 4
+
+
+async def test_progress_has_the_money_for_prompt_and_output() -> None:
     ledger = RecordingLedger(lambda: 0)
     async with beating(ledger) as heartbeat:
         call = await held(ledger, "a")
-        call.grant = None
+        call.price = price_from_map({"input_cost_per_token": 1e-6, "output_cost_per_token": 4e-6})
+        heartbeat.sent(call)
+        heartbeat.progressed(call, 30)
+        await eventually(lambda: bool(ledger.renewed))
+        assert ledger.renewed[0] == Progress("a", Amount(42, 12 * 1_000 + 30 * 4_000, 1))
+
+
+@pytest.mark.parametrize("holds", ["no grant", "a grant that holds nothing"])
+async def test_call_without_a_hold_is_not_renewed(holds: str) -> None:
+    ledger = RecordingLedger(lambda: 0)
+    async with beating(ledger) as heartbeat:
+        call = await held(ledger, "a")
+        call.grant = None if holds == "no grant" else replace(cast(Granted, call.grant), held=ZERO)
         heartbeat.sent(call)
         heartbeat.progressed(call, 5)
         heartbeat.finished(call)
@@ -109,7 +135,7 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
         for send_observer in send_observers:
             assert send_observer is not None
             send_observer.on_waiting()
-        never, left, quick = cast(list[SendObserver], send_observers)
+        _, left, quick = cast(list[SendObserver], send_observers)
         assert quick.before_send() is None, "a call that waited less than a tick is not reported"
         await eventually(lambda: len(ledger.renewed) == 2)
         confirmation = left.before_send()
@@ -171,9 +197,9 @@ async def test_errors_stop_neither_renewal_nor_sweep() -> None:
 
 
 async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
-    now_ms = 0
+    now_ms, telemetry = 0, Telemetry()
     ledger = RecordingLedger(lambda: now_ms)
-    async with beating(ledger) as heartbeat:
+    async with beating(ledger, telemetry=telemetry) as heartbeat:
         call = await held(ledger, "a")
         heartbeat.sent(call)
         heartbeat.progressed(call, 7)
@@ -183,6 +209,7 @@ async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
         await eventually(lambda: ledger.sweeps >= sweeps + 3)
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (62, 0)
+    assert telemetry.expired._value.get() == 1
 
 
 async def test_outage_is_logged_once_and_not_at_each_tick() -> None:
