@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.bookkeeping.flusher import BACKOFF_MS_MAX, Flusher
 from gateway.ledger.memory import MemoryLedger
@@ -44,6 +45,7 @@ class Sink:
 
     async def __call__(self, _db: Database, entries: Sequence[OutboxEntry], _now_ms: int) -> InsertCounts:
         self.calls += 1
+        await asyncio.sleep(0)
         if self.faults:
             raise self.faults.pop(0)
         fresh = {entry.id: entry for entry in entries if entry.id not in self.stored}
@@ -103,24 +105,45 @@ async def test_large_backlog_is_parsed_in_chunks_of_at_most_200(db: Database, mo
 async def test_uncommitted_entries_stay_in_the_outbox(ledger: MemoryLedger, db: Database) -> None:
     sink = Sink()
     sink.faults = [StoreUnavailable("away")]
-    await ledger.record("default", [entry("a", at_ms=NOW_MS - 5_000)])
+    await ledger.record("default", [entry("a", at_ms=NOW_MS - 5_000), entry("b", at_ms=NOW_MS - 1_000)])
     flusher = flusher_of(ledger, db, sink, clock_ms=lambda: NOW_MS)
     with pytest.raises(StoreUnavailable):
         await flusher.flush_once()
-    assert await ledger.outbox_size() == 1
-    assert flusher.lag_ms > 0
-    assert await flusher.flush_once() == 1
-    assert (list(sink.stored), flusher.lag_ms) == (["a"], 0)
+    assert await ledger.outbox_size() == 2
+    assert flusher.lag_ms == 5_000
+    assert await flusher.flush_once() == 2
+    assert (list(sink.stored), flusher.lag_ms) == (["a", "b"], 0)
 
 
-@pytest.mark.parametrize("fault", [StoreUnavailable("away"), LedgerUnavailable("slow"), ValueError("a bug of ours")])
-async def test_loop_retries_after_every_kind_of_error(ledger: MemoryLedger, db: Database, fault: Exception) -> None:
+async def test_backlog_is_moved_without_pauses(ledger: MemoryLedger, db: Database) -> None:
+    sink = Sink()
+    await ledger.record("default", [entry(f"e{number}") for number in range(5)])
+    flusher = Flusher(ledger, db, consumer="one", batch=2, idle_ms=60_000, insert=sink)
+    task = asyncio.create_task(flusher.run())
+    await eventually(lambda: len(sink.stored) == 5)
+    await flusher.stop()
+    await task
+
+
+@pytest.mark.parametrize(
+    ("fault", "level"),
+    [
+        pytest.param(StoreUnavailable("away"), "warning", id="store-unavailable"),
+        pytest.param(LedgerUnavailable("slow"), "warning", id="ledger-unavailable"),
+        pytest.param(ValueError("a bug of ours"), "error", id="bug"),
+    ],
+)
+async def test_loop_logs_every_kind_of_error_and_retries(
+    ledger: MemoryLedger, db: Database, fault: Exception, level: str
+) -> None:
     sink = Sink()
     sink.faults = [fault]
     flusher = flusher_of(ledger, db, sink)
     await ledger.record("default", [entry("a")])
-    task = asyncio.create_task(flusher.run())
-    await eventually(lambda: flusher.inserted_total)
+    with capture_logs() as logs:
+        task = asyncio.create_task(flusher.run())
+        await eventually(lambda: flusher.inserted_total)
+    assert [log["log_level"] for log in logs if log["event"] == "flush_failed"] == [level]
     assert (sink.faults, flusher.failures_in_a_row, flusher.is_store_available) == ([], 0, True)
     assert await flusher.stop()
     await task
@@ -146,15 +169,61 @@ async def test_outbox_reports_nearly_full_and_full(ledger: MemoryLedger, db: Dat
     assert sizes == [(False, False)] * 7 + [(True, False)] * 2 + [(True, True)]
 
 
+async def test_outbox_is_measured_at_most_once_a_second(ledger: MemoryLedger, db: Database) -> None:
+    now_ms = 5_000
+    flusher = flusher_of(ledger, db, clock_ms=lambda: now_ms)
+    sizes = []
+    for now_ms in (5_000, 5_999, 6_000):
+        await ledger.record("default", [entry(f"e{now_ms}")])
+        await flusher.measure()
+        sizes.append(flusher.outbox_size)
+    assert sizes == [1, 1, 3]
+
+
+async def test_outbox_is_measured_during_a_long_pause(
+    ledger: MemoryLedger, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.bookkeeping.flusher.SIZE_EVERY_MS", 20)
+    sink = Sink()
+    flusher = Flusher(ledger, db, consumer="one", idle_ms=60_000, insert=sink)
+    task = asyncio.create_task(flusher.run())
+    await ledger.record("default", [entry("a")])
+    await eventually(lambda: sink.calls)
+    await ledger.record("default", [entry("b")])
+    await eventually(lambda: flusher.outbox_size == 1)
+    await flusher.stop()
+    await task
+
+
+async def test_unreachable_ledger_keeps_the_last_size(db: Database) -> None:
+    class Away(MemoryLedger):
+        async def outbox_size(self) -> int:
+            raise LedgerUnavailable("away")
+
+    flusher = flusher_of(Away(), db)
+    flusher.outbox_size = 7
+    await flusher.measure()
+    assert (flusher.outbox_size, flusher.last_error) == (7, "away")
+
+
+async def test_concurrent_flushes_move_each_entry_once(ledger: MemoryLedger, db: Database) -> None:
+    sink = Sink()
+    await ledger.record("default", [entry("a"), entry("b")])
+    flusher = flusher_of(ledger, db, sink)
+    assert sorted(await asyncio.gather(flusher.flush_once(), flusher.flush_once())) == [0, 2]
+    assert sink.calls == 1
+
+
 async def test_stop_does_not_wait_for_the_idle_pause(ledger: MemoryLedger, db: Database) -> None:
     sink = Sink()
     flusher = Flusher(ledger, db, consumer="one", idle_ms=60_000, insert=sink)
     task = asyncio.create_task(flusher.run())
-    await asyncio.sleep(0.02)
     await ledger.record("default", [entry("a")])
+    await eventually(lambda: sink.calls)  # from here on it pauses
+    await ledger.record("default", [entry("b")])
     assert await flusher.stop()
-    await asyncio.wait_for(task, 1)
-    assert list(sink.stored) == ["a"]
+    await asyncio.wait_for(task, 5)
+    assert list(sink.stored) == ["a", "b"]
 
 
 async def test_stop_flushes_the_remaining_entries(ledger: MemoryLedger, db: Database) -> None:
