@@ -45,8 +45,8 @@ class RecordingLedger(MemoryLedger):
 
     async def expire_due(self, limit: int = 1000) -> Sequence[ExpiredReservation]:
         self.sweeps += 1
-        if self.sweeps <= 2:
-            raise LedgerError("damaged for a moment") if self.sweeps == 1 else ValueError("a fault of ours")
+        if self.sweeps <= 3:
+            raise LedgerError("damaged for a moment") if self.sweeps <= 2 else ValueError("a fault of ours")
         return await super().expire_due()
 
 
@@ -143,7 +143,7 @@ async def test_lost_call_is_released_if_still_waiting_to_connect_and_charged_if_
         await confirmation
         assert {sign.id: sign.on_lost for sign in ledger.renewed} == {"never": OnLost.RELEASE, "left": OnLost.CHARGE}
         now_ms, sweeps_before = 70_000, ledger.sweeps
-        await eventually(lambda: ledger.sweeps >= sweeps_before + 3)
+        await eventually(lambda: ledger.sweeps >= sweeps_before + 5)
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (2 * 62, 0)
 
@@ -173,7 +173,7 @@ async def test_request_is_not_sent_if_its_hold_cannot_be_confirmed(trouble: str)
             ledger.errors = [LedgerUnavailable("away")]
         else:
             now_ms, sweeps_before = 70_000, ledger.sweeps
-            await eventually(lambda: ledger.sweeps >= sweeps_before + 3)
+            await eventually(lambda: ledger.sweeps >= sweeps_before + 5)
         confirmation = send_observer.before_send()
         assert confirmation is not None
         with pytest.raises(LedgerOutage):
@@ -193,7 +193,7 @@ async def test_errors_stop_neither_renewal_nor_sweep() -> None:
         heartbeat.sent(await held(ledger, "a"))
         await eventually(lambda: bool(ledger.renewed))
         assert not ledger.errors
-        await eventually(lambda: ledger.sweeps >= 4)
+        await eventually(lambda: ledger.sweeps >= 5)
 
 
 async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
@@ -206,7 +206,7 @@ async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
         heartbeat.finished(call)  # as if its process had died
         now_ms = 10_000
         sweeps = ledger.sweeps
-        await eventually(lambda: ledger.sweeps >= sweeps + 3)
+        await eventually(lambda: ledger.sweeps >= sweeps + 5)
     (balance,) = await ledger.balances("default", ["run/r"])
     assert (balance.settled.tokens, balance.reserved.tokens) == (62, 0)
     assert telemetry.expired._value.get() == 1
@@ -218,5 +218,9 @@ async def test_outage_is_logged_once_and_not_at_each_tick() -> None:
     with structlog.testing.capture_logs() as log:
         async with beating(ledger) as heartbeat:
             heartbeat.sent(await held(ledger, "a"))
-            await eventually(lambda: bool(ledger.renewed), 10)
+            await eventually(lambda: bool(ledger.renewed) and ledger.sweeps >= 4, 10)
     assert [line["error"] for line in log if line["event"] == "heartbeat_missed"] == ["away"]
+    assert [line["error"] for line in log if line["event"] == "sweep_missed"] == [
+        "damaged for a moment",
+        "a fault of ours",
+    ]
