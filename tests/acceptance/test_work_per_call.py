@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
-from statistics import median
 from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -186,8 +185,8 @@ async def count_calls(work: Work, application: Application, headers: dict[str, s
     finally:
         sys.setprofile(None)
     work.is_counting = False
-    # How much of the flusher's work falls between these calls depends on the machine; most of them have none of it.
-    work.counts["functions"] = round(median(functions[5:]) * CALLS)
+    # How much of the background's work falls between these calls depends on the machine. On a busy one, up to three in four have some.
+    work.counts["functions"] = sorted(functions[5:])[CALLS // 4] * CALLS
     print({unit_of_work: amount / CALLS for unit_of_work, amount in sorted(work.counts.items())})
     return work
 
@@ -212,7 +211,7 @@ async def test_tagged_call_uses_two_ledger_operations(tmp_path: Path, provider: 
     assert work.per_call("threads") <= 0.5
     assert work.per_call("tasks") <= 2
     assert work.per_call("loop turns") <= 14
-    assert work.per_call("functions") <= 620
+    assert work.per_call("functions") <= 605
 
 
 async def test_buffered_answer_is_one_write_to_the_client(
@@ -258,7 +257,7 @@ async def test_untagged_call_uses_no_ledger_operation(tmp_path: Path, provider: 
     assert work.per_call("threads") <= 0.5
     assert work.per_call("tasks") <= 2
     assert work.per_call("loop turns") <= 9
-    assert work.per_call("functions") <= 240
+    assert work.per_call("functions") <= 235
 
 
 async def test_orchestration_adds_no_ledger_operation_to_a_warm_step(
@@ -306,7 +305,7 @@ async def test_redis_runs_one_script_to_reserve_and_one_to_settle(
     assert work.per_call("threads") <= 0.5
     assert work.per_call("tasks") <= 3
     assert work.per_call("loop turns") <= 16
-    assert work.per_call("functions") <= 550
+    assert work.per_call("functions") <= 535
 
 
 def _scripts_run(server: RedisServer) -> int:
