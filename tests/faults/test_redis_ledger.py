@@ -420,6 +420,16 @@ class TestRedisClock:
             clock.now_ms += 11_000
             assert [expired.id for expired in await ledger.expire_due()] == ["during"]
 
+    async def test_ledger_time_survives_a_lost_epoch(self, server: RedisServer, clock: Clock) -> None:
+        async with ledger_at(server.url, clock_ms=clock) as ledger:
+            first = await ledger.reserve("p", reserve_request("before"))
+            server.command("HDEL", "farebox:{p}:meta", "epoch")
+            clock.now_ms -= 5 * MINUTE_MS
+            second = await ledger.reserve("p", reserve_request("after"))
+            assert isinstance(first, Granted)
+            assert isinstance(second, Granted)
+            assert second.deadline_ms == first.deadline_ms
+
     async def test_clock_that_stays_behind_still_expires_holds(self, server: RedisServer, clock: Clock) -> None:
         async with ledger_at(server.url, clock_ms=clock) as ledger:
             await ledger.reserve("p", reserve_request("c1"))

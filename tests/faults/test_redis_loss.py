@@ -16,6 +16,7 @@ from gateway.bookkeeping.flusher import Flusher
 from gateway.bookkeeping.reconcile import RunRows, reconcile
 from gateway.ledger.port import CountersMissing, EntryKind, LedgerUnavailable, OutboxEntry, Restore, UnsavedEntries
 from gateway.ledger.redis import RedisLedger
+from gateway.ledger.redis_scripts import FENCE
 from gateway.store.database import Database
 from policies.reservation import KEEP_MS, Granted, Refusal, Refused
 from tests.faults.redis_ledgers import (
@@ -100,11 +101,14 @@ async def test_unsaved_outbox_events_are_given_to_the_rebuild(
     assert set(store.unsaved) == {"c1", "c2"}
 
 
-async def test_new_project_is_rebuilt_from_the_store_once(ledger: RedisLedger, store: Store) -> None:
+async def test_new_project_is_rebuilt_from_the_store_once(
+    server: RedisServer, ledger: RedisLedger, store: Store
+) -> None:
     store.settled["run:r"] = 95
     await asyncio.gather(*(ledger.reserve("p", reserve_request(f"c{number}", 1)) for number in range(20)))
     assert await settled_and_reserved(ledger) == (95, 5)
     assert store.rebuilds == ["p"]
+    assert server.command("EXISTS", "farebox:{p}:rebuild") == ":0\r\n", "the lock was not released"
 
 
 async def test_new_project_does_not_change_the_epoch(ledger: RedisLedger) -> None:
@@ -225,6 +229,17 @@ async def test_older_data_is_detected_and_rebuilt(server: RedisServer, ledger: R
     assert isinstance(refusal, Refused)
     assert refusal.balance.settled == tokens(90)
     assert await ledger.epoch() != epoch
+
+
+async def test_late_fence_does_not_close_a_project_that_was_restored_since(
+    server: RedisServer, ledger: RedisLedger, store: Store
+) -> None:
+    """A process that met the older data, but was suspended until another had restored the project."""
+    await settle_and_store(ledger, store, {"c1": 60})
+    reply = server.command("EVAL", FENCE.text, 1, "farebox:{p}:meta", "the epoch before")
+    assert not reply.startswith("-"), reply
+    await settle_and_store(ledger, store, {"c2": 30})
+    assert store.rebuilds == ["p"]
 
 
 async def test_flush_without_a_store_starts_empty_with_a_new_epoch(server: RedisServer) -> None:
