@@ -164,8 +164,9 @@ def test_idempotency_key_above_255_characters_is_refused(served: Served) -> None
 
 def test_idempotency_key_of_another_protocol_is_a_409(served: Served) -> None:
     headers = {"idempotency-key": "protocols"}
-    assert served.gateway.request("POST", "/v1/responses", {"model": "fake", "input": "hi"}, headers).status == 200
-    assert served.chat(headers).status == 409
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}
+    assert served.gateway.request("POST", "/v1/completions", body, headers).status == 200
+    assert served.gateway.request("POST", "/v1/chat/completions", body, headers).status == 409
 
 
 # ── the cache ──
@@ -189,7 +190,14 @@ def test_cache_hit_costs_nothing_and_is_marked(served: Served) -> None:
 
 @pytest.mark.parametrize(
     ("second", "headers"),
-    [({"temperature": 0.5}, {}), ({"content": "x"}, {}), ({}, {"x-farebox-cache": "off"}), ({"stream": True}, {})],
+    [
+        ({"temperature": 0.5}, {}),
+        ({"content": "x"}, {}),
+        ({"stream": True}, {}),
+        ({}, {"anthropic-version": "2023-06-01"}),
+        ({}, {"openai-beta": "assistants=v2"}),
+        ({}, {"x-farebox-cache": "off"}),
+    ],
 )
 def test_different_request_or_cache_off_is_a_cache_miss(
     served: Served, second: dict[str, Any], headers: dict[str, str]
@@ -198,6 +206,13 @@ def test_different_request_or_cache_off_is_a_cache_miss(
     ask(served, "c-miss", **asked)
     assert "x-farebox-cache" not in ask(served, "c-miss", headers, **{**asked, **second}).headers
     assert served.seen() == 2
+
+
+def test_calls_of_different_traces_share_an_answer(served: Served) -> None:
+    for span in ("1", "2"):
+        trace = {"traceparent": f"00-{span * 32}-{span * 16}-01", "tracestate": f"vendor={span}"}
+        reply = ask(served, "c-traced", trace, content="traced")
+    assert reply.headers["x-farebox-cache"] == "hit"
 
 
 def test_stream_is_cached(served: Served) -> None:

@@ -422,6 +422,15 @@ class TestMaintenance:
         await tested.advance(quarter_ms)
         assert await ledger.purge() == 1
 
+    async def test_shorter_silence_ends_an_implicit_run_earlier(self, tested: LedgerUnderTest) -> None:
+        ledger = tested.ledger
+        await ledger.current_run("p", "nightly", "r1", 60 * MINUTE_MS)
+        assert await ledger.current_run("p", "nightly", "r2", 5 * MINUTE_MS) == "r1"
+        await tested.advance(6 * MINUTE_MS)
+        assert await ledger.current_run("p", "nightly", "r3", 5 * MINUTE_MS) == "r3"
+        await tested.advance(6 * MINUTE_MS)
+        assert await ledger.purge() == 1
+
     async def test_purge_keeps_what_was_set_on_an_account_before_its_first_call(self, tested: LedgerUnderTest) -> None:
         ledger = tested.ledger
         await ledger.set_gate("p", "paused", Gate.PAUSED)
