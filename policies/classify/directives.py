@@ -97,7 +97,8 @@ def _verb_after(clause: Sequence[str], index: int, word: str, words: Lexicon) ->
     if word in words.grammar.task_nouns and "to" in following:
         return index + 2 + following.index("to"), "task"
     if word in words.grammar.task_nouns and following[:1] and following[0] in words.grammar.copulas:
-        return index + 2 + (following[1:2] in (["de"], ["en"], ["of"])), "task"
+        has_link = following[1:2] in (["de"], ["en"], ["of"])  # "votre tâche est de résumer"
+        return index + (3 if has_link else 2), "task"
     if word in words.grammar.expertise:
         for step, link in enumerate(following[:3]):
             if link in words.grammar.expertise_links:
