@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from gateway.app import Application
 from gateway.config.loading import parse_config
@@ -22,7 +23,21 @@ model_list:
     model_info: {{input_cost_per_token: 1.0e-6, output_cost_per_token: 4.0e-6}}
   - model_name: unpriced
     litellm_params: {{model: openai/unpriced, mock_response: "one two three"}}
-router_settings: {{num_retries: 1, fallbacks: [{{broken: [unpriced]}}]}}
+  - model_name: failing
+    litellm_params: {{model: openai/failing, mock_response: "litellm.InternalServerError"}}
+    model_info: {{input_cost_per_token: 1.0e-6, output_cost_per_token: 1.0e-6}}
+  - model_name: dear
+    litellm_params: {{model: openai/dear, mock_response: "litellm.InternalServerError"}}
+    model_info: {{input_cost_per_token: 1.0e-4, output_cost_per_token: 1.0e-4}}
+  - model_name: threefold
+    litellm_params: {{model: openai/threefold, mock_response: "one two three", n: 3}}
+    model_info: {{input_cost_per_token: 1.0e-6, output_cost_per_token: 1.0e-6}}
+budgets:
+  - {{scope: run, match: paid, usd: 0.0001}}
+  - {{scope: run, match: counted, tokens: 100}}
+router_settings:
+  num_retries: 1
+  fallbacks: [{{broken: [unpriced]}}, {{failing: [threefold]}}, {{dear: [threefold]}}]
 storage: {{ledger: "memory://", store: "sqlite:///{folder}/store.db"}}
 """
 
@@ -61,3 +76,15 @@ async def test_model_without_a_price_is_no_fallback_for_a_run_whose_own_budget_l
             tags = {"x-workflow-id": "w", "x-workflow-run-id": run}
             answer = await client.post("/v1/chat/completions", json=request("broken"), headers=tags)
             assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize(("model", "workflow"), [("failing", "paid"), ("dear", "counted")])
+@pytest.mark.parametrize(("output_tokens", "status"), [(25, 200), (40, 500)])
+async def test_fallback_that_adds_choices_is_used_only_if_all_of_them_fit(
+    tmp_path: Path, model: str, workflow: str, output_tokens: int, status: int
+) -> None:
+    """The budget covers 100 tokens: the prompt and one choice in either case, but three choices only if they are short."""
+    async with running(tmp_path) as (_, client):
+        body = request(model) | {"max_tokens": output_tokens}
+        answer = await client.post("/v1/chat/completions", json=body, headers={"x-workflow-id": workflow})
+        assert answer.status_code == status, answer.text

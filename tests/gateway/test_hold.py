@@ -186,3 +186,14 @@ async def test_hold_covers_the_tokens_of_all_choices() -> None:
     call.request.choices = 3
     keeper = HoldKeeper(call, reserving(ledger), slice_tokens=64)
     assert keeper.allowed_tokens == 300
+
+
+async def test_extension_is_divided_among_the_choices_and_is_no_further_request() -> None:
+    ledger = MemoryLedger()
+    call = await held(ledger, 10_000, 100)
+    call.request.choices = 3
+    keeper = HoldKeeper(call, reserving(ledger), slice_tokens=64)
+    assert await keeper.covers(301)
+    assert keeper.allowed_tokens == 300 + 3 * 22, "64 tokens, rounded up to the same number for each choice"
+    (balance,) = await ledger.balances("default", ["run/r"])
+    assert (balance.reserved.tokens, balance.reserved.requests) == (10 + 100 + 3 * 22, 1)
