@@ -44,6 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         models=lambda provider: [
             model(provider.openai_url),
             model(provider.openai_url, "free", upstream="openai/no-such-model-known", priced=False),
+            model(provider.openai_url, "unknown", upstream="openai/no-such-model-known", max_output_tokens=None),
         ],
     ) as running:
         yield running
@@ -74,6 +75,11 @@ def test_call_without_max_tokens_is_clamped_to_what_fits(served: Served) -> None
     used = 1000 - RESERVED_TOKENS + PROMPT_TOKENS
     assert reply.json()["usage"]["total_tokens"] == used
     assert reply.headers["x-budget-run-remaining"] == str(1000 - used)
+
+
+def test_model_of_unknown_maximum_is_asked_for_no_more_than_is_reserved(served: Served) -> None:
+    assert served.chat(tagged("tokens", "r-unknown"), model="unknown").status == 200
+    assert 900 < served.last.body["max_tokens"] < 1000
 
 
 def test_max_tokens_that_fits_is_unchanged(served: Served) -> None:

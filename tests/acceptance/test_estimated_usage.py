@@ -91,8 +91,13 @@ def test_answer_without_usage_within_its_cap_is_booked_within_its_hold(served: S
 
 def test_answer_without_usage_far_above_its_cap_is_booked_as_counted(served: Served) -> None:
     served.provider.script(tokens=200, usage="missing", ignore_max=True)
-    served.gateway.request("POST", "/v1/chat/completions", body_of("own", max_tokens=100), tagged("own", "r-ignores"))
-    assert call_of(served, "r-ignores")["output_tokens"] >= 200
+    body = body_of("own", max_tokens=100)
+    reply = served.gateway.request("POST", "/v1/chat/completions", body, tagged("own", "r-ignores"))
+    call = call_of(served, "r-ignores")
+    assert call["output_tokens"] >= 200
+    assert reply.headers["x-budget-actions"] == f"overrun={call['overrun_tokens']}"
+    (alert,) = [line for line in served.gateway.log.splitlines() if "overrun" in line and "warning" in line]
+    assert reply.headers["x-request-id"] in alert
 
 
 def test_disconnect_from_a_message_books_the_prompt_as_its_start_reported_it(served: Served) -> None:

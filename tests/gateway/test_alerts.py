@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from gateway.wire.protocols import PROTOCOLS
 from policies.amounts import Amount, Limit
 from policies.budgets import Budget, RunLimits, Scope, Subject, Window, chain_for
 from policies.reservation import Balance
+from tests.api_client import close_api, make_api
 from tests.ports import free_port
 from tests.waiting import eventually
 
@@ -252,3 +254,13 @@ def test_breaker_alerts_at_each_change_of_state_and_only_then() -> None:
     for is_available in (True, False, False, True, True, False):
         gauges._show_breaker("store", is_available, "refused")
     assert [occasion[0] for occasion in alerts._reported] == ["breaker_opened", "breaker_closed", "breaker_opened"]
+
+
+async def test_call_whose_settlement_takes_a_budget_past_a_mark_is_reported(tmp_path: Path) -> None:
+    api = await make_api(tmp_path, more="alerts: {budget_percent: [20]}\n")
+    await api.post("/api/budgets", {"scope": "workflow", "match": "w", "tokens": 40, "window": "day"})
+    with structlog.testing.capture_logs() as log:
+        assert (await api.chat(workflow="w", body={"max_tokens": 5})).status_code == 200
+    await close_api(api)
+    (alert,) = [line for line in log if line["event"] == "budget_reached"]
+    assert (alert["project"], alert["scope"]) == ("default", "workflow")

@@ -34,6 +34,24 @@ async def test_budgets_of_file_and_store_are_listed_with_their_accounts(api: Api
     assert budgets["file:0"]["accounts"] == []
 
 
+async def test_budgets_of_another_project_are_not_listed(api: Api) -> None:
+    for project in (None, "default", "other"):
+        await api.post("/api/budgets", {"scope": "run", "match": "w", "tokens": 5, "project": project})
+    for asked, projects in (("default", {None, "default"}), ("other", {None, "other"})):
+        budgets = (await api.get(f"/api/budgets?project={asked}"))["budgets"]
+        assert {budget["project"] for budget in budgets if budget["origin"] == "store"} == projects
+
+
+async def test_account_of_a_key_is_shown_by_its_name(api: Api) -> None:
+    api.headers["authorization"] = f"Bearer {(await api.post('/api/keys', {'name': 'ops', 'admin': True}))['key']}"
+    budget = await api.post("/api/budgets", {"scope": "key", "match": "*", "tokens": 10_000, "window": "day"})
+    key = await api.post("/api/keys", {"name": "ci"})
+    assert (await api.chat("r1", authorization=f"Bearer {key['key']}")).status_code == 200
+    await api.application.parts.flusher.drain(5_000)
+    (account,) = (await api.get(f"/api/budgets/{budget['id']}"))["accounts"]
+    assert account["scope_id"] == "ci"
+
+
 async def test_budgets_sharing_an_account_are_shown_with_their_own_limits(api: Api) -> None:
     used = (await api.chat("r1", workflow="two")).json()["usage"]["total_tokens"]
     for match, tokens in (("two", 100_000), ("t*", 100)):
@@ -58,9 +76,22 @@ async def test_budget_changes_take_effect_at_the_next_call(api: Api) -> None:
     await api.delete(f"/api/budgets/{created['id']}")
     assert (await api.chat("r1")).headers["x-budget-run-limit"] == "20000"
     assert (await api.refused("DELETE", f"/api/budgets/{created['id']}"))[0] == 404
-    assert (await api.refused("PUT", "/api/budgets/file:0", {"scope": "run", "tokens": 1}))[1][
-        "code"
-    ] == "budget_of_file"
+    for method, body in (("PUT", {"scope": "run", "tokens": 1}), ("DELETE", None)):
+        status, error = await api.refused(method, "/api/budgets/file:0", body)
+        assert (status, error["code"]) == (409, "budget_of_file")
+
+
+async def test_sliced_hold_is_no_larger_than_the_requested_answer(api: Api) -> None:
+    """The first slice of a long answer, of 512 tokens, would not fit."""
+    body = {"scope": "run", "match": "nightly", "tokens": 60, "hold": "slices", "on_pressure": ["refuse"]}
+    await api.post("/api/budgets", body)
+    assert (await api.chat("r1", body={"max_tokens": 20})).status_code == 200
+
+
+async def test_created_budget_shows_its_wait_in_seconds_and_who_created_it(api: Api) -> None:
+    body = {"scope": "run", "match": "w", "tokens": 5, "on_pressure": ["wait", "refuse"], "wait_seconds": 1.5}
+    created = await api.post("/api/budgets", body)
+    assert (created["wait_seconds"], created["updated_by"]) == (1.5, "local")
 
 
 async def test_invalid_budget_is_refused(api: Api) -> None:
@@ -86,7 +117,9 @@ async def test_audit_of_a_budget_shows_old_and_new_values(api: Api) -> None:
     where = f"/api/budgets/{budget['id']}"
     await api.put(where, {"scope": "workflow", "match": "w", "tokens": 5000, "window": "month", "mode": "observe"})
     await api.delete(where)
-    deleted, changed, created = (event["detail"] for event in (await api.get("/api/audit?action=budget."))["events"])
+    events = (await api.get("/api/audit?action=budget."))["events"]
+    assert [event["action"] for event in events] == ["budget.deleted", "budget.changed", "budget.created"]
+    deleted, changed, created = (event["detail"] for event in events)
     assert (created["tokens"], created["window"], created["mode"]) == (5000, "day", "enforce")
     assert (changed["tokens"], changed["window"], changed["mode"]) == (5000, "month", "observe")
     assert changed["old"] == {"window": "day", "mode": "enforce"}
