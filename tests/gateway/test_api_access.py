@@ -267,6 +267,11 @@ def test_admin_key_shorter_than_8_characters_is_refused_at_start() -> None:
     check_binding("0.0.0.0", loaded(), admin_key="k" * 8, allow_anonymous=False)
 
 
+def test_gateway_starts_on_any_address_while_its_keys_are_unknown() -> None:
+    """Until its store can be reached, it admits nobody."""
+    check_binding("0.0.0.0", first_snapshot(), admin_key="", allow_anonymous=False)
+
+
 def test_operator_file_is_overwritten_with_a_new_token_and_mode_0600(tmp_path: Path) -> None:
     operator_file(tmp_path / "store.db").write_text("old")
     operator_file(tmp_path / "store.db").chmod(0o644)

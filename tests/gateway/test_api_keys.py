@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ async def test_first_admin_key_is_created_without_a_key(api: Api) -> None:
 
 
 async def test_created_key_has_the_given_fields_and_may_call(admin: Api) -> None:
-    limits = {"tokens": 500, "window": "day", "concurrency": 2}
+    limits = {"tokens": 500, "usd": 0.25, "window": "day", "concurrency": 2}
     key = await admin.post("/api/keys", {"name": "ci", "project": "team", "agent": "ada", "limits": limits})
     assert (key["project"], key["agent"], key["limits"]) == ("team", "ada", limits)
     assert await statuses(admin, key) == [200]
@@ -49,6 +50,38 @@ async def test_created_key_has_the_given_fields_and_may_call(admin: Api) -> None
 async def test_expiry_in_days_is_after_the_creation(admin: Api) -> None:
     key = await admin.post("/api/keys", {"name": "short", "expires_in_days": 1})
     assert key["expires_at"] > key["created_at"]
+
+
+async def test_expiry_may_be_a_fraction_of_a_day(admin: Api) -> None:
+    key = await admin.post("/api/keys", {"name": "short", "expires_in_days": 0.5})
+    created, expires = (datetime.fromisoformat(key[name]) for name in ("created_at", "expires_at"))
+    assert (expires - created, key["state"]) == (timedelta(hours=12), "active")
+    changed = await admin.patch(f"/api/keys/{key['id']}", {"expires_in_days": 3})
+    assert datetime.fromisoformat(changed["expires_at"]) - created > timedelta(days=2)
+
+
+@pytest.mark.parametrize(("project_of_body", "project"), [({}, "asked"), ({"project": "own"}, "own")])
+async def test_key_without_a_project_belongs_to_that_of_the_query(
+    admin: Api, project_of_body: dict[str, str], project: str
+) -> None:
+    key = await admin.post("/api/keys?project=asked", {"name": "ci", **project_of_body})
+    assert key["project"] == project
+
+
+async def test_name_finds_the_key_that_is_in_use_and_only_if_no_other_has_it(admin: Api) -> None:
+    first = await admin.post("/api/keys", {"name": "ci"})
+    await admin.delete("/api/keys/ci")
+    second = await admin.post("/api/keys", {"name": "ci"})
+    assert second["id"] != first["id"]
+    assert (await admin.get("/api/keys/ci"))["id"] == second["id"]
+    await admin.post("/api/keys", {"name": "ci", "project": "team"})
+    status, error = await admin.refused("DELETE", "/api/keys/ci")
+    assert (status, error["code"]) == (409, "ambiguous_name")
+
+
+async def test_warning_names_the_allowed_models_that_match_none(admin: Api) -> None:
+    key = await admin.post("/api/keys", {"name": "ci", "allowed_models": ["mock", "mo*", "gone"]})
+    assert key["warning"] == "No model has the name 'gone' now."
 
 
 @pytest.mark.parametrize(
@@ -153,7 +186,8 @@ async def test_revoked_key_may_neither_call_nor_be_rotated_or_changed(admin: Api
 async def test_creation_rotation_and_revocation_are_audited_without_the_key(admin: Api) -> None:
     key = await admin.post("/api/keys", {"name": "ci"})
     await admin.post(f"/api/keys/{key['id']}/rotate")
-    await admin.delete(f"/api/keys/{key['id']}")
+    for _ in range(2):
+        await admin.delete(f"/api/keys/{key['id']}")
     events = (await admin.get("/api/audit?action=key."))["events"]
     actions = [event["action"] for event in reversed(events)]
     assert actions == ["key.created", "key.created", "key.rotated", "key.revoked"]

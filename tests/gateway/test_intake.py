@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.control import Snapshot, first_snapshot
-from gateway.errors import AuthenticationFailed, PermissionDenied
+from gateway.errors import AuthenticationFailed, KeysUnknown, PermissionDenied
 from gateway.pipeline import intake
 from gateway.pipeline.call import Principal
 from gateway.pipeline.intake import Intake, OpenTo
@@ -84,6 +85,29 @@ def test_anonymous_call_through_a_proxy_is_refused_unless_open_to_anyone(header:
     with pytest.raises(AuthenticationFailed, match="--allow-anonymous"):
         KeyedIntake("this machine").authenticate_without_key(**passed_on)
     assert KeyedIntake("anyone").authenticate_without_key(**passed_on).is_anonymous
+
+
+def test_key_is_not_called_unknown_before_the_keys_are_known() -> None:
+    """Where everybody needs a key, only a call without one can be refused for good already."""
+    intake_without_keys = KeyedIntake("nobody")
+    intake_without_keys.snapshot = first_snapshot()
+    with pytest.raises(KeysUnknown):
+        intake_without_keys.authenticate(keys.make_plain_key())
+    with pytest.raises(AuthenticationFailed):
+        intake_without_keys.authenticate_without_key()
+
+
+@pytest.mark.parametrize("rights", [{"admin": True}, {"role": "viewer"}])
+def test_key_that_administers_calls_no_models(rights: dict[str, Any]) -> None:
+    intake_with_keys, plain = KeyedIntake(), keys.make_plain_key()
+    intake_with_keys.set_keys(replace(stored_key(plain), **rights))
+    with pytest.raises(PermissionDenied):
+        intake_with_keys.authenticate(plain)
+
+
+def test_empty_key_is_no_key() -> None:
+    with pytest.raises(AuthenticationFailed, match="Send an API key"):
+        KeyedIntake().authenticate("")
 
 
 async def test_unreachable_store_at_start_is_503_with_and_without_a_key(tmp_path: Path) -> None:
