@@ -443,6 +443,19 @@ class TestMaintenance:
         assert (await balance(ledger, "raised")).limit == Limit(tokens=9)
         assert_refused(await ledger.reserve("p", request("c2", [hold("tightened", 100)], 60)))
 
+    async def test_account_that_a_late_settlement_makes_again_is_kept(self, tested: LedgerUnderTest) -> None:
+        ledger = tested.ledger
+        await ledger.reserve("p", request("c1", [hold("minute", 100, keep_ms=MINUTE_MS)], 10, ttl_ms=MINUTE_MS // 2))
+        await tested.advance(MINUTE_MS)
+        await ledger.expire_due()  # charged 10
+        await tested.advance(2 * MINUTE_MS)
+        await ledger.purge()
+        await assert_account_tokens(ledger, "minute", 0, 0)
+        await ledger.settle("p", "c1", Amount(25, 0, 1), b"{}")
+        await tested.advance(2 * MINUTE_MS)
+        await ledger.purge()
+        await assert_account_tokens(ledger, "minute", 15, 0)
+
     async def test_epoch_does_not_change(self, ledger: Ledger) -> None:
         first = await ledger.epoch()
         await ledger.reserve("p", request("c1", [hold("run", 100)], 10))

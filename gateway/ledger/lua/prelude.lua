@@ -12,6 +12,8 @@
 local LAYOUT = 1
 local AMOUNT_MAX = 9007199254740991
 local NO_LIMIT, NO_LIMIT_TEXT = {false, false, false}, '- - -'
+-- KEEP_MS of policies/reservation.py: how long an account is kept that a late settlement makes again after it was forgotten.
+local ACCOUNT_KEEP_MS = 7 * 86400000
 
 -- Printing an integer with %d takes a third of the time of %.0f, but would truncate it if a C long has 32 bits.
 local WHOLE = string.format('%d', AMOUNT_MAX) == '9007199254740991' and '%d' or '%.0f'
@@ -118,7 +120,7 @@ local function read_account(key)
     tightened_before = tightened,
     override = limit_of(fields[4], key),
     gate = fields[5] or 'open',
-    keep_ms = keep_ms or 0,
+    keep_ms = keep_ms or ACCOUNT_KEEP_MS,
     kept_ms = keep_ms,
   }
 end
