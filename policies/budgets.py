@@ -14,7 +14,7 @@ from typing import Final
 
 from policies.amounts import UNITS, UNLIMITED, Limit
 from policies.pressure import DEFAULT_LADDER, Ladder
-from policies.reservation import Hold, Refused
+from policies.reservation import Granted, Hold, Refused
 from policies.values import value_class
 from policies.windows import window_bounds
 
@@ -200,6 +200,15 @@ class Chain:
         """Whether a step's share of its run is what refused the tokens of a call, and the step has used and holds none."""
         used = refused.balance.settled.tokens + refused.balance.reserved.tokens
         return refused.unit == "tokens" and used == 0 and self.link(refused.account).is_share
+
+    def binds(self, granted: Granted) -> bool:
+        """Whether an enforced budget holds for the granted call, of this chain or of the run's own, which only the ledger knows."""
+        if not granted.held.requests:
+            return False
+        return self.is_enforced or any(
+            hold.enforce and not balance.limit.is_unlimited
+            for hold, balance in zip(self.holds, granted.balances, strict=True)
+        )
 
     def enforced_link(self, scope: Scope) -> Link | None:
         """The enforced account of a scope, innermost first."""

@@ -69,7 +69,7 @@ class Heartbeat:
         self._calls: dict[str, _InFlightCall] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._tick = 0
-        self._missed = ""  # why the last renewal failed: an outage is logged once, and not at each of its ticks
+        self._missed: dict[str, str] = {}  # why a project's last renewal failed: logged once, and not at each tick
 
     def sent(self, call: Call) -> SendObserver | None:
         """The request is on its way to the provider, unless its lane says otherwise: from now on it may cost money."""
@@ -120,12 +120,11 @@ class Heartbeat:
             try:
                 await self._ledger.renew(project, progress, self._ttl_ms)
             except Exception as error:  # noqa: BLE001 - whatever it is, the holds of all later calls have to be renewed
-                if str(error) != self._missed:
-                    self._missed = str(error)
-                    kind = type(error).__name__
-                    _log.warning("heartbeat_missed", calls=len(flights), error=self._missed, kind=kind)
+                if self._missed.get(project) != str(error):
+                    self._missed[project] = str(error)
+                    _log.warning("heartbeat_missed", calls=len(flights), error=str(error), kind=type(error).__name__)
                 continue
-            self._missed = ""
+            self._missed.pop(project, None)
             for in_flight in flights:
                 in_flight.renewed_tick = self._tick
 

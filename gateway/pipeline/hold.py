@@ -30,7 +30,7 @@ class HoldKeeper:
         self._reserving = reserving
         self._slice_tokens = slice_tokens if call.holds_slices else 0
         self._extension_tokens = slice_tokens
-        self._is_bound = _is_bound(call)
+        self._is_bound = call.grant is not None and call.chain.binds(call.grant)
         self._margin_tokens = self._slice_tokens // 4
         self._is_exhausted = False
         self.allowed_tokens = self._allowed_output_tokens()
@@ -92,17 +92,6 @@ class HoldKeeper:
     def _allowed_output_tokens(self) -> int:
         held_tokens = _held_output_tokens(self._call)
         return _UNLIMITED if held_tokens is None else _counting_of(self._call).highest_count(held_tokens)
-
-
-def _is_bound(call: Call) -> bool:
-    """Whether an enforced budget holds for the call, of its chain or of the run's own, which only the ledger knows."""
-    grant = call.grant
-    if grant is None or not grant.held.requests:
-        return False
-    return call.chain.is_enforced or any(
-        hold.enforce and not balance.limit.is_unlimited
-        for hold, balance in zip(call.chain.holds, grant.balances, strict=True)
-    )
 
 
 def booked_output(call: Call, counted_tokens: int) -> int:

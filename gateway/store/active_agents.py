@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, and_, func, literal_column, select
+from sqlalchemy import ColumnElement, and_, func, select
 
 from gateway.store.database import Database
-from gateway.store.tables import runs, token_usage
+from gateway.store.tables import is_given, runs, token_usage
 from gateway.store.usage_sums import CALL_STATUSES
 
 # Scores are based on the latest runs, because an agent that was rewritten last week has changed.
@@ -56,9 +56,8 @@ async def active_since(db: Database, since_ms: int) -> list[ActiveAgent]:
 
 
 def runs_of_agent(project: str, agent: str, since_ms: int) -> ColumnElement[bool]:
-    """Runs of an agent whose last event is not older. That there is one is stated, so that the partial index on agents can be used."""
-    has_agent = runs.c.agent != literal_column("''")
-    return and_(runs.c.project == project, has_agent, runs.c.agent == agent, runs.c.last_at >= since_ms)
+    """Runs of an agent whose last event is not older."""
+    return and_(runs.c.project == project, is_given(runs.c.agent), runs.c.agent == agent, runs.c.last_at >= since_ms)
 
 
 async def latest_runs_since(db: Database, project: str, agent: str, since_ms: int) -> int:

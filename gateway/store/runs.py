@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, select
 
 from gateway.store.bulk import (
     add_on_conflict,
@@ -25,7 +25,7 @@ from gateway.store.bulk import (
 )
 from gateway.store.database import Database, StoreConnection
 from gateway.store.paging import after_cursor, cursor_of, newest_first
-from gateway.store.tables import SUMS, run_steps, runs, token_usage
+from gateway.store.tables import SUMS, is_given, run_steps, runs, token_usage
 from policies.amounts import Limit
 
 STATES: Final = ("active", "paused", "exhausted", "completed", "cancelled")
@@ -298,8 +298,7 @@ async def set_plan(db: Database, project: str, run: str, plan: Mapping[str, Any]
 async def family(connection: StoreConnection, project: str, run: str) -> list[str]:
     """The run and all runs inside it, at any depth: they all spend from its account."""
     tree = select(runs.c.run).where(runs.c.project == project, runs.c.run == run).cte("family", recursive=True)
-    # Stated explicitly, so that the partial index on parents can be used.
-    has_parent = runs.c.parent_run != literal_column("''")
+    has_parent = is_given(runs.c.parent_run)
     children = select(runs.c.run).where(
         runs.c.project == project, has_parent, runs.c.parent_run == tree.c.run, runs.c.run != runs.c.parent_run
     )
@@ -313,7 +312,7 @@ async def runs_inside(connection: StoreConnection, project: str, names: Sequence
     parent_by_run: dict[str, str] = {}
     ancestors = list(names)
     while ancestors:
-        has_parent = runs.c.parent_run != literal_column("''"), runs.c.run != runs.c.parent_run
+        has_parent = is_given(runs.c.parent_run), runs.c.run != runs.c.parent_run
         query = select(runs.c.run, runs.c.parent_run).where(
             runs.c.project == project, *has_parent, is_in(connection, runs.c.parent_run, ancestors)
         )
@@ -330,9 +329,7 @@ def _conditions(run_filter: RunFilter) -> list[ColumnElement[bool]]:
         column == value for column, value in columns_and_values if value is not None
     ]
     if run_filter.agent:
-        conditions.append(
-            runs.c.agent != literal_column("''")
-        )  # stated, as in `family`, for the partial index on agents
+        conditions.append(is_given(runs.c.agent))
     if run_filter.from_ms is not None:
         conditions.append(runs.c.last_at >= run_filter.from_ms)
     if run_filter.to_ms is not None:

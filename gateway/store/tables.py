@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    literal_column,
+)
 
 # The newest revision in `migrations/versions`. Repeated here so that a start need not load Alembic to check it.
 SCHEMA_REVISION: Final = "0005"
@@ -33,6 +45,11 @@ def _time(name: str, **options: Any) -> Column[Any]:
 
 def _flag(name: str) -> Column[Any]:
     return Column(name, Boolean, nullable=False)
+
+
+def is_given(name: Column[Any]) -> ColumnElement[bool]:
+    """That a name is not empty, in the words of the partial indexes on it: they are only used by queries that state it."""
+    return name != literal_column("''")
 
 
 # What is summed wherever calls are summed. `calls` counts admitted ones; refused ones are counted separately.

@@ -39,7 +39,7 @@ from gateway.store.bulk import is_in
 from gateway.store.database import Database, StoreConnection
 from gateway.store.paging import after_cursor, cursor_of, newest_first
 from gateway.store.runs import Sums
-from gateway.store.tables import SUMS, runs, token_usage, usage_daily, usage_hourly
+from gateway.store.tables import SUMS, is_given, runs, token_usage, usage_daily, usage_hourly
 from gateway.store.unindexed import unindexed
 from gateway.store.usage_sums import CALL_STATUSES, DAY_MS, ERROR_STATUSES, HOUR_MS, SUMMED
 from policies.amounts import Amount
@@ -233,7 +233,7 @@ async def amounts_of_runs(
 ) -> list[tuple[str, str, bool, Amount]]:
     """(run, step, whether its rows name a parent, sum) from the rows themselves, for checks of the other sums."""
     rows = token_usage.c
-    is_child = rows.parent_run != literal_column("''")
+    is_child = is_given(rows.parent_run)
     groups = rows.run, rows.step, is_child
     sums = [func.sum(rows[name]) for name in ("total_tokens", "cost_nano_usd", "requests")]
     query = select(*groups, *sums).where(rows.project == project, is_in(connection, rows.run, names)).group_by(*groups)

@@ -211,6 +211,27 @@ async def test_expired_hold_of_a_dead_process_is_charged_in_full() -> None:
     assert telemetry.expired._value.get() == 1
 
 
+async def test_outage_of_one_project_is_logged_once_while_another_is_renewed() -> None:
+    class HalfDown(RecordingLedger):
+        failures = 0
+
+        async def renew(self, project: str, progress: Sequence[Progress], ttl_ms: int) -> tuple[str, ...]:
+            if project == "far":
+                self.failures += 1
+                raise LedgerUnavailable("away")
+            return await super().renew(project, progress, ttl_ms)
+
+    ledger = HalfDown(clock_ms=lambda: 1)
+    with structlog.testing.capture_logs() as log:
+        async with beating(ledger) as heartbeat:
+            near, far = await held(ledger, "near"), await held(ledger, "far")
+            far.principal = replace(far.principal, project="far")
+            heartbeat.sent(near)
+            heartbeat.sent(far)
+            await eventually(lambda: ledger.failures >= 5 and len(ledger.renewed) >= 2, 10)
+    assert [line["error"] for line in log if line["event"] == "heartbeat_missed"] == ["away"]
+
+
 async def test_outage_is_logged_once_and_not_at_each_tick() -> None:
     ledger = RecordingLedger(clock_ms=lambda: 1)
     ledger.errors = [LedgerUnavailable("away")] * 4

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from policies.amounts import UNLIMITED, Limit
+from policies.amounts import UNLIMITED, ZERO, Amount, Limit
 from policies.budgets import (
     ANY_RUN,
     DAY_MS,
@@ -25,6 +25,7 @@ from policies.budgets import (
     chain_for,
 )
 from policies.pressure import DEFAULT_LADDER, parse_ladder
+from policies.reservation import Balance, Granted
 
 NOW = 1_795_000_000_000  # 2026-11-18 06:26:40 UTC
 MINUTE = NOW - NOW % 60_000
@@ -261,6 +262,27 @@ def test_observing_workflow_only_observes_the_workflow_budget() -> None:
     call_chain = chain(Budget(Scope.WORKFLOW, TOKENS, window=Window.TOTAL), limits=RunLimits(observe=True))
     assert accounts(call_chain)[-1] == "workflow/nightly-report@total~observe"
     assert not call_chain.is_enforced
+
+
+@pytest.mark.parametrize(
+    ("run_limit", "observe", "own_limit", "held", "is_bound"),
+    [
+        pytest.param(TOKENS, False, UNLIMITED, Amount(requests=1), True, id="by its chain"),
+        pytest.param(TOKENS, True, UNLIMITED, Amount(requests=1), False, id="only observed"),
+        pytest.param(UNLIMITED, False, TOKENS, Amount(requests=1), True, id="by the run's own budget"),
+        pytest.param(UNLIMITED, False, UNLIMITED, Amount(requests=1), False, id="by nothing"),
+        pytest.param(TOKENS, False, TOKENS, ZERO, False, id="without a hold"),
+    ],
+)
+def test_chain_binds_a_call_that_an_enforced_budget_limits(
+    run_limit: Limit, observe: bool, own_limit: Limit, held: Amount, is_bound: bool
+) -> None:
+    call_chain = chain(Budget(Scope.RUN, run_limit, mode=Mode.OBSERVE if observe else Mode.ENFORCE))
+    balances = tuple(
+        Balance(hold.account, hold.limit.replaced_by(own_limit if hold.account == "run/r-1" else UNLIMITED), ZERO, ZERO)
+        for hold in call_chain.holds
+    )
+    assert call_chain.binds(Granted("c", 16, held, 0, 0, balances)) is is_bound
 
 
 @pytest.mark.parametrize(
